@@ -1,0 +1,35 @@
+"""One function per operation; each picks the backend that fits the device. The only importer of kernels/."""
+
+from __future__ import annotations
+
+from owl_fast.kernels.cross_attention import cross_attention_reference as cross_attention
+from owl_fast.kernels.dense_attention import dense_attention_reference as dense_attention
+from owl_fast.kernels.kv_append import kv_append_reference as kv_append
+from owl_fast.kernels.layer_norm import layer_norm_reference as layer_norm
+from owl_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference as linear_cross_entropy
+from owl_fast.kernels.lora_linear import LoraUpdate
+from owl_fast.kernels.lora_linear import lora_linear_reference as lora_linear
+from owl_fast.kernels.paged_attention import paged_attention_reference as paged_attention
+from owl_fast.kernels.quick_gelu import quick_gelu_reference as quick_gelu
+from owl_fast.kernels.rms_norm import rms_norm_reference as rms_norm
+from owl_fast.kernels.rotary import rotary_reference as rotary
+from owl_fast.kernels.rotary import rotary_tables
+from owl_fast.kernels.swiglu import swiglu_reference as swiglu
+from owl_fast.kernels.varlen_attention import varlen_attention_reference as varlen_attention
+
+__all__ = [
+    "LoraUpdate",
+    "cross_attention",
+    "dense_attention",
+    "kv_append",
+    "layer_norm",
+    "linear_cross_entropy",
+    "lora_linear",
+    "paged_attention",
+    "quick_gelu",
+    "rms_norm",
+    "rotary",
+    "rotary_tables",
+    "swiglu",
+    "varlen_attention",
+]
