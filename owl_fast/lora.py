@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -106,14 +106,36 @@ class LoraConfig:
         }
 
 
-def lora_slots(model: nn.Module) -> dict[str, tuple[Linear, int, int]]:
-    """Checkpoint module name -> (linear layer, first row, end row) for every place an update can go."""
+class Slot(NamedTuple):
+    """A place an update can go: output rows [start, end) of a linear layer, by the checkpoint's part name."""
+
+    linear: Linear
+    part: str
+    start: int
+    end: int
+
+    @property
+    def pair(self) -> LoraPair | None:
+        pair = self.linear.lora[self.part] if self.part in self.linear.lora else None  # noqa: SIM401
+        return pair if isinstance(pair, LoraPair) else None
+
+    def put(self, a: Tensor, b: Tensor, config: LoraConfig) -> None:
+        if self.pair is not None:
+            raise UnsupportedError(f"{self.part} already carries a LoRA update; merge or detach it first")
+        # Updates stay in float32 whatever the model's dtype: they are small, and training needs the precision.
+        a, b = (x.to(self.linear.weight.device, torch.float32) for x in (a, b))
+        self.linear.lora[self.part] = LoraPair(a, b, config.scale, config.dropout)
+        self.linear.lora_rows[self.part] = (self.start, self.end)
+
+
+def lora_slots(model: nn.Module) -> dict[str, Slot]:
+    """Every slot of the model by the checkpoint's module name."""
     slots = {}
     for name, module in model.named_modules():
         if isinstance(module, Linear):
             start = 0
             for source, rows in zip(module_sources(name), module.rows, strict=True):
-                slots[source] = (module, start, start + rows)
+                slots[source] = Slot(module, source.rpartition(".")[2], start, start + rows)
                 start += rows
     return slots
 
@@ -129,42 +151,22 @@ def attach(model: nn.Module, config: LoraConfig, seed: int = 0) -> list[str]:
             f"target_modules {config.target_modules!r} matches no linear layer of the model"
         )
     generator = torch.Generator().manual_seed(seed)
-    for name, (linear, start, end) in slots.items():
-        width = linear.weight.shape[1]
+    for slot in slots.values():
+        width = slot.linear.weight.shape[1]
         bound = 1 / math.sqrt(width)  # Kaiming-uniform with a = sqrt(5)
         a = torch.empty(config.r, width).uniform_(-bound, bound, generator=generator)
-        _put(linear, name, (start, end), a, torch.zeros(end - start, config.r), config)
+        slot.put(a, torch.zeros(slot.end - slot.start, config.r), config)
     return list(slots)
-
-
-def _put(linear: Linear, name: str, rows: tuple[int, int], a: Tensor, b: Tensor, config: LoraConfig) -> None:
-    part = name.rpartition(".")[2]
-    if part in linear.lora:
-        raise UnsupportedError(f"{name} already carries a LoRA update; merge or detach it first")
-    # Updates stay in float32 whatever the model's dtype: they are small, and training needs the precision.
-    a, b = (x.to(linear.weight.device, torch.float32) for x in (a, b))
-    linear.lora[part] = LoraPair(a, b, config.scale, config.dropout)
-    linear.lora_rows[part] = rows
-
-
-def lora_pairs(model: nn.Module) -> dict[str, LoraPair]:
-    """Checkpoint module name -> its update, for every module that has one."""
-    pairs = {}
-    for name, (linear, _, _) in lora_slots(model).items():
-        pair = linear.lora[name.rpartition(".")[2]] if name.rpartition(".")[2] in linear.lora else None
-        if isinstance(pair, LoraPair):
-            pairs[name] = pair
-    return pairs
 
 
 @torch.no_grad()
 def merge_(model: nn.Module) -> None:
     """Add every update to its weight (W += scale * B A, summed in float32) and remove the updates."""
-    for name, pair in lora_pairs(model).items():
-        linear, start, end = lora_slots(model)[name]
-        rows = linear.weight[start:end]
-        delta = pair.lora_B.float() @ pair.lora_A.float() * pair.scale
-        rows.copy_((rows.float() + delta).to(rows.dtype))
+    for slot in lora_slots(model).values():
+        if slot.pair is not None:
+            rows = slot.linear.weight[slot.start : slot.end]
+            delta = slot.pair.lora_B.float() @ slot.pair.lora_A.float() * slot.pair.scale
+            rows.copy_((rows.float() + delta).to(rows.dtype))
     detach_(model)
 
 
@@ -179,11 +181,11 @@ def detach_(model: nn.Module) -> None:
 def save_adapter(
     model: nn.Module, folder: str | Path, config: LoraConfig, *, base: str, extra: Iterable[str] = ()
 ) -> None:
-    """Write the model's updates as PEFT does; extra: checkpoint tensor names that were trained beside them."""
-    pairs = lora_pairs(model)
+    """Write the model's updates as PEFT does; extra: names of checkpoint tensors trained beside them."""
     tensors = {
-        f"{PREFIX}{name}.{half}.weight": getattr(pair, half).detach().cpu().contiguous()
-        for name, pair in pairs.items()
+        f"{PREFIX}{name}.{half}.weight": getattr(slot.pair, half).detach().cpu().contiguous()
+        for name, slot in lora_slots(model).items()
+        if slot.pair is not None
         for half in ("lora_A", "lora_B")
     }
     wanted = set(extra)
@@ -213,11 +215,10 @@ def load_adapter(model: nn.Module, folder: str | Path) -> LoraConfig:
         path = folder / "adapter_model.bin"
     tensors = read_tensors(path)
     slots = {name: slot for name, slot in lora_slots(model).items() if config.targets(name)}
-    for name, (linear, start, end) in slots.items():
-        width = linear.weight.shape[1]
-        a = _take(tensors, path, name, "lora_A", (config.r, width))
-        b = _take(tensors, path, name, "lora_B", (end - start, config.r))
-        _put(linear, name, (start, end), a, b, config)
+    for name, slot in slots.items():
+        a = _take(tensors, path, name, "lora_A", (config.r, slot.linear.weight.shape[1]))
+        b = _take(tensors, path, name, "lora_B", (slot.end - slot.start, config.r))
+        slot.put(a, b, config)
     if tensors or not slots:
         what = f"tensor {sorted(tensors)[0]} fits no" if tensors else "there is no"
         raise CheckpointError(f"{path}: {what} module matching {config.target_modules!r}")
