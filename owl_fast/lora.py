@@ -122,7 +122,7 @@ class Slot(NamedTuple):
     def put(self, a: Tensor, b: Tensor, config: LoraConfig) -> None:
         if self.pair is not None:
             raise UnsupportedError(f"{self.part} already carries a LoRA update; merge or detach it first")
-        # Updates stay in float32 whatever the model's dtype: they are small, and training needs the precision.
+        # Updates stay in float32 whatever the model's dtype: small, and training needs the precision.
         a, b = (x.to(self.linear.weight.device, torch.float32) for x in (a, b))
         self.linear.lora[self.part] = LoraPair(a, b, config.scale, config.dropout)
         self.linear.lora_rows[self.part] = (self.start, self.end)
