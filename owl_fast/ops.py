@@ -40,7 +40,7 @@ __all__ = [
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x (..., D), weight (D,) -> (..., D): libowl_cpu where it applies and no gradient is needed, else torch."""
+    """x (..., D), weight (D,) -> (..., D): in libowl_cpu where it applies and no gradient is needed."""
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if not needs_grad and rms_norm_cpu_takes(x, weight):
         library = native.library()
