@@ -6,6 +6,7 @@ T tokens, H query heads, K key heads (H a multiple of K: grouped queries), D hea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ def varlen_attention_reference(query: Tensor, key: Tensor, value: Tensor, bounds
     sequence up to itself and nothing else.
     """
     outputs = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(bounds):
         q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))  # (1, heads, L, D)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         outputs.append(out[0].transpose(0, 1))

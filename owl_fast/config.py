@@ -192,7 +192,7 @@ def _read(part: type[Part], raw: dict[str, Any], section: str) -> Part:
     return part(**known)
 
 
-def _bounds(section: str, part: Part) -> None:
+def _bounds(section: str, part: VisionConfig | AbstractorConfig | LlamaConfig) -> None:
     limits = {
         "num_hidden_layers": MAX_LAYERS,
         "vocab_size": MAX_VOCAB,
