@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from owl_fast.checkpoints.tensorfile import TensorInfo, open_tensors
+from owl_fast.checkpoints.files import TensorInfo, open_tensors, read_json
 from owl_fast.errors import CheckpointError
 
 INDEX_SUFFIX = ".index.json"
-MAX_INDEX_BYTES = 64 << 20
 # Format -> the single file's stem and ending; shards are STEM-00001-of-0000N.ENDING.
 FORMATS = {"safetensors": ("model", ".safetensors"), "bin": ("pytorch_model", ".bin")}
 
@@ -99,16 +96,7 @@ def _main_file(path: Path) -> tuple[str, set[str]]:
 
 def _read_index(path: Path) -> dict[str, str]:
     """weight_map of an index: tensor name -> basename of a file of the same format."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_INDEX_BYTES:
-            raise CheckpointError(f"{path}: {size} bytes; an index has at most {MAX_INDEX_BYTES}")
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda p: _unique(path, p))
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
-    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: wanted an object with a filled weight_map (tensor name -> file)")
     ending = path.name.removesuffix(INDEX_SUFFIX).rpartition(".")[2]
@@ -119,16 +107,6 @@ def _read_index(path: Path) -> dict[str, str]:
                 f"wanted the name of a .{ending} file of the same folder, without a path"
             )
     return weight_map
-
-
-def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of the index; plain JSON readers keep the last of two equal keys in silence."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise CheckpointError(f"{path}: {key:.120} is listed twice ({found[key]!r:.80}, {value!r:.80})")
-        found[key] = value
-    return found
 
 
 def _entries(path: Path, file: str) -> dict[str, Entry]:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 from torch import Tensor
 
+from owl_fast.checkpoints.files import write_folder, write_json, write_tensors
 from owl_fast.checkpoints.folder import FORMATS, INDEX_SUFFIX
 from owl_fast.checkpoints.hf import empty_model
-from owl_fast.checkpoints.names import slots
-from owl_fast.checkpoints.tensorfile import write_tensors
 from owl_fast.errors import CheckpointError, UnsupportedError
+from owl_fast.models.fusion import source_views
 from owl_fast.models.owl import Owl
 
 SIDE_FILES = (
@@ -46,23 +41,19 @@ def save_model(
     """
     if format not in FORMATS:
         raise UnsupportedError(f"format {format!r}: wanted one of {', '.join(FORMATS)}")
-    places = slots(empty_model(model.config))
-    parameters = dict(model.named_parameters())
-    if extra := sorted(parameters.keys() ^ {slot.parameter for slot in places.values()}):
+    plain = {name for name, _ in empty_model(model.config).named_parameters()}
+    if extra := sorted(plain ^ {name for name, _ in model.named_parameters()}):
         raise CheckpointError(
             f"{len(extra)} parameters are not those of the plain model ({extra[0]}, ...); "
             "merge the adapter before saving the model"
         )
-    tensors = {
-        name: parameters[slot.parameter].detach().narrow(0, slot.start, slot.shape[0])
-        for name, slot in places.items()
-    }
-    with whole_folder(Path(folder)) as target:
+    tensors = dict(source_views(model))
+    with write_folder(folder) as target:
         write_weights(target, tensors, format, shard_bytes)
         raw = model.config.to_dict()
         if len(dtypes := {tensor.dtype for tensor in tensors.values()}) == 1:
             raw["torch_dtype"] = str(dtypes.pop()).removeprefix("torch.")
-        _write_json(target / "config.json", raw)
+        write_json(target / "config.json", raw)
         if side_files is not None:
             copy_side_files(side_files, target)
 
@@ -95,40 +86,7 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], format: str, shard_b
         write_tensors(folder / file, shard)
         weight_map |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
-    _write_json(
+    write_json(
         folder / (stem + ending + INDEX_SUFFIX),
         {"metadata": {"total_size": total}, "weight_map": weight_map},
     )
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its place, on disk for good, when the block ends well."""
-    folder = folder.resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists and is not an empty folder; choose a new one")
-    partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.partial")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        for file in partial.iterdir():
-            _sync(file)
-        _sync(partial)
-        partial.rename(folder)
-        _sync(folder.parent)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from owl_fast.checkpoints.files import write_tensors
 from owl_fast.checkpoints.folder import WeightFolder
-from owl_fast.checkpoints.tensorfile import write_tensors
 from owl_fast.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -31,9 +31,17 @@ def write_index(folder: Path, weight_map: Any) -> None:
 
 def test_shards_are_one_set_of_tensors(sharded: Path) -> None:
     folder = WeightFolder.open(sharded)
-    assert {name: entry.file for name, entry in folder.entries.items()} == {"a": FIRST, "b": FIRST, "c": SECOND}
+    assert {name: entry.file for name, entry in folder.entries.items()} == {
+        "a": FIRST,
+        "b": FIRST,
+        "c": SECOND,
+    }
     assert folder.nbytes == 36
-    assert {name: tensor.tolist() for name, tensor in folder.tensors()} == {"a": [0] * 2, "b": [1] * 3, "c": [2] * 4}
+    assert {name: tensor.tolist() for name, tensor in folder.tensors()} == {
+        "a": [0] * 2,
+        "b": [1] * 3,
+        "c": [2] * 4,
+    }
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
