@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from owl_fast.checkpoints.files import write_folder, write_json, write_tensors
+from owl_fast.checkpoints.files import TensorInfo, write_folder, write_json, write_tensors
 from owl_fast.checkpoints.folder import FORMATS, INDEX_SUFFIX
 from owl_fast.checkpoints.hf import empty_model
 from owl_fast.errors import CheckpointError, UnsupportedError
@@ -49,9 +50,10 @@ def save_model(
         )
     tensors = dict(source_views(model))
     with write_folder(folder) as target:
-        write_weights(target, tensors, format, shard_bytes)
+        infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+        write_weights(target, infos, tensors.__getitem__, format=format, shard_bytes=shard_bytes)
         raw = model.config.to_dict()
-        if len(dtypes := {tensor.dtype for tensor in tensors.values()}) == 1:
+        if len(dtypes := {dtype for _, dtype in infos.values()}) == 1:
             raw["torch_dtype"] = str(dtypes.pop()).removeprefix("torch.")
         write_json(target / "config.json", raw)
         if side_files is not None:
@@ -66,27 +68,40 @@ def copy_side_files(source: str | Path, target: str | Path) -> tuple[str, ...]:
     return found
 
 
-def write_weights(folder: Path, tensors: dict[str, Tensor], format: str, shard_bytes: int) -> None:
-    """Weight files of one format; an index beside them when there are several."""
+def write_weights(
+    folder: Path,
+    infos: Mapping[str, TensorInfo],
+    read: Callable[[str], Tensor],
+    *,
+    format: str = "safetensors",
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Weight files of one format, and an index when there are several; read(name) is asked shard by shard."""
     stem, ending = FORMATS[format]
-    shards: list[dict[str, Tensor]] = [{}]
-    room = shard_bytes
-    for name, tensor in tensors.items():
-        if shards[-1] and tensor.nbytes > room:
-            shards.append({})
-            room = shard_bytes
-        shards[-1][name] = tensor
-        room -= tensor.nbytes
+    shards = _plan(infos, shard_bytes)
     if len(shards) == 1:
-        write_tensors(folder / (stem + ending), shards[0])
+        write_tensors(folder / (stem + ending), {name: read(name) for name in shards[0]})
         return
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
+    for number, names in enumerate(shards, start=1):
         file = f"{stem}-{number:05d}-of-{len(shards):05d}{ending}"
-        write_tensors(folder / file, shard)
-        weight_map |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for tensor in tensors.values())
+        write_tensors(folder / file, {name: read(name) for name in names})
+        weight_map |= dict.fromkeys(names, file)
+    total = sum(info.nbytes for info in infos.values())
     write_json(
         folder / (stem + ending + INDEX_SUFFIX),
         {"metadata": {"total_size": total}, "weight_map": weight_map},
     )
+
+
+def _plan(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
+    """Names per shard, in order; a tensor larger than shard_bytes gets a shard of its own."""
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name, info in infos.items():
+        if shards[-1] and info.nbytes > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= info.nbytes
+    return shards
