@@ -60,4 +60,4 @@ def _function(library: ctypes.CDLL, name: str) -> Callable[..., None]:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = (pointer, pointer, pointer, count, count, ctypes.c_float)
     function.restype = None
-    return function  # type: ignore[no-any-return]
+    return function
