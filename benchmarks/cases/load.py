@@ -1,8 +1,8 @@
 """load: a model folder of full size, from disk to its first token, within the memory limit.
 
 The folder (random bfloat16 weights, .safetensors shards) is made on the spot. A fresh process loads it while
-a thread samples its anonymous and shared memory; the limit is the model + two of its largest tensors + 0.5 GB.
-The peer is a plain sequential read of the same bytes in the same run; both start with a cold file cache.
+a thread samples its anonymous and shared memory; the limit is the model, two of its largest tensors and
+0.5 GB. The peer is a plain sequential read of the same bytes in the same run; both start with a cold cache.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from benchmarks.harness import (
     row,
 )
 from owl_fast.checkpoints import copy_side_files, load_model
-from owl_fast.checkpoints.files import TensorInfo, write_json
 from owl_fast.checkpoints.hf import empty_model
-from owl_fast.checkpoints.writer import write_weights
+from owl_fast.checkpoints.names import views
+from owl_fast.checkpoints.tensorfile import TensorInfo
+from owl_fast.checkpoints.writer import write_json, write_weights
 from owl_fast.config import OwlConfig
 from owl_fast.models.batch import PackedBatch
-from owl_fast.models.fusion import source_views
 from owl_fast.prompts import IMAGE_ID, encode, raw_pieces
 from owl_fast.tokenizer import Tokenizer
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     config = config_of(args.size)
     infos = {
         name: TensorInfo(tuple(view.shape), torch.bfloat16)
-        for name, view in source_views(empty_model(config))
+        for name, view in views(empty_model(config)).items()
     }
     size = sum(info.nbytes for info in infos.values())
     _check_room(args.work_dir, size)
@@ -124,7 +124,7 @@ def load_and_answer(folder: Path) -> dict[str, Any]:
         "peak": load_peak.value,
         "token_peak": token_peak.value,
         "model": sum(parameter.nbytes for parameter in model.parameters()),
-        "largest": max(view.nbytes for _, view in source_views(model)),
+        "largest": max(view.nbytes for view in views(model).values()),
         "rows": len(ids),
         "pictures": ids.count(IMAGE_ID) // model.config.image_rows,
         "token": token,

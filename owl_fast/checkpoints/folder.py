@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from owl_fast.checkpoints.files import TensorInfo, open_tensors, read_json
+from owl_fast.checkpoints.tensorfile import TensorInfo, open_tensors
 from owl_fast.errors import CheckpointError
 
 INDEX_SUFFIX = ".index.json"
+MAX_INDEX_BYTES = 64 << 20
 # Format -> the single file's stem and ending; shards are STEM-00001-of-0000N.ENDING.
 FORMATS = {"safetensors": ("model", ".safetensors"), "bin": ("pytorch_model", ".bin")}
 
@@ -96,7 +99,13 @@ def _main_file(path: Path) -> tuple[str, set[str]]:
 
 def _read_index(path: Path) -> dict[str, str]:
     """weight_map of an index: tensor name -> basename of a file of the same format."""
-    weight_map = read_json(path).get("weight_map")
+    if (size := path.stat().st_size) > MAX_INDEX_BYTES:
+        raise CheckpointError(f"{path}: {size} bytes; an index has at most {MAX_INDEX_BYTES}")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as an index ({error})") from None
+    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: wanted an object with a filled weight_map (tensor name -> file)")
     ending = path.name.removesuffix(INDEX_SUFFIX).rpartition(".")[2]
@@ -107,6 +116,16 @@ def _read_index(path: Path) -> dict[str, str]:
                 f"wanted the name of a .{ending} file of the same folder, without a path"
             )
     return weight_map
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the index; JSON readers otherwise keep the last of two equal keys in silence."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key:.120} is listed twice")
+        found[key] = value
+    return found
 
 
 def _entries(path: Path, file: str) -> dict[str, Entry]:

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 
 from owl_fast.checkpoints.folder import WeightFolder
-from owl_fast.checkpoints.names import HF_NAMES, map_name
+from owl_fast.checkpoints.names import HF_NAMES, map_name, views
 from owl_fast.config import OwlConfig
 from owl_fast.errors import CheckpointError, UnsupportedError
-from owl_fast.models.fusion import source_views
 from owl_fast.models.owl import Owl
 
 MODEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -37,7 +36,7 @@ def load_model(
     config = OwlConfig.from_file(path / "config.json")
     folder = WeightFolder.open(path)
     model = empty_model(config)
-    _check(folder, {name: tuple(view.shape) for name, view in source_views(model)})
+    _check(folder, {name: tuple(view.shape) for name, view in views(model).items()})
     # Memory that is reserved is not resident: pages appear as the copies below fill them.
     model = model.to(dtype or _common_dtype(folder)).to_empty(device=device).requires_grad_(False).eval()
     _fill(model, folder, progress)
@@ -89,11 +88,11 @@ def _common_dtype(folder: WeightFolder) -> torch.dtype:
 
 
 def _fill(model: Owl, folder: WeightFolder, progress: Callable[[int, int], None] | None) -> None:
-    views = dict(source_views(model))
+    targets = views(model)
     done, total = 0, folder.nbytes
     for name, tensor in folder.tensors():
         if (target := map_name(HF_NAMES, name)) is not None:
-            views[target].copy_(tensor)
+            targets[target].copy_(tensor)
         done += folder.entries[name].info.nbytes
         if progress is not None:
             progress(done, total)

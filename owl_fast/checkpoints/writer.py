@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from torch import Tensor
 
-from owl_fast.checkpoints.files import TensorInfo, write_folder, write_json, write_tensors
 from owl_fast.checkpoints.folder import FORMATS, INDEX_SUFFIX
 from owl_fast.checkpoints.hf import empty_model
+from owl_fast.checkpoints.names import views
+from owl_fast.checkpoints.tensorfile import TensorInfo, write_tensors
 from owl_fast.errors import CheckpointError, UnsupportedError
-from owl_fast.models.fusion import source_views
 from owl_fast.models.owl import Owl
 
 SIDE_FILES = (
@@ -48,8 +52,8 @@ def save_model(
             f"{len(extra)} parameters are not those of the plain model ({extra[0]}, ...); "
             "merge the adapter before saving the model"
         )
-    tensors = dict(source_views(model))
-    with write_folder(folder) as target:
+    tensors = views(model)
+    with whole_folder(folder) as target:
         infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in tensors.items()}
         write_weights(target, infos, tensors.__getitem__, format=format, shard_bytes=shard_bytes)
         raw = model.config.to_dict()
@@ -105,3 +109,39 @@ def _plan(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
         shards[-1].append(name)
         room -= info.nbytes
     return shards
+
+
+def write_json(path: str | Path, value: object) -> None:
+    Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place, on disk for good, when the block ends well.
+
+    `folder` must be new or empty; its parents are made. OSErrors in the block become CheckpointErrors.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists and is not an empty folder; choose a new one")
+    partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.iterdir():
+            _sync(file)
+        _sync(partial)
+        partial.rename(folder)
+        _sync(folder.parent)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

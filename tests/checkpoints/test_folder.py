@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from owl_fast.checkpoints.files import write_tensors
 from owl_fast.checkpoints.folder import WeightFolder
+from owl_fast.checkpoints.tensorfile import write_tensors
 from owl_fast.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"

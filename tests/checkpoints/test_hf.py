@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from owl_fast.checkpoints import copy_side_files, load_model, save_model, writer
-from owl_fast.checkpoints.files import read_tensors, write_tensors
 from owl_fast.checkpoints.hf import empty_model
-from owl_fast.checkpoints.names import HF_NAMES, map_name
+from owl_fast.checkpoints.names import HF_NAMES, map_name, views
+from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
+from owl_fast.checkpoints.writer import whole_folder
 from owl_fast.config import OwlConfig
 from owl_fast.errors import CheckpointError, UnsupportedError
-from owl_fast.models.fusion import source_views
 from owl_fast.models.owl import Owl
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -145,6 +145,23 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def write(fail: bool) -> None:
+        with whole_folder(tmp_path / "a/out") as staging:
+            (staging / "x").touch()
+            assert not (tmp_path / "a/out").exists()
+            if fail:
+                raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        write(fail=True)
+    assert list((tmp_path / "a").iterdir()) == []
+    write(fail=False)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]
+    with pytest.raises(CheckpointError, match="not an empty folder"):
+        write(fail=False)
+
+
 def test_a_filled_folder_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     with pytest.raises(CheckpointError, match="not an empty folder"):
@@ -253,7 +270,7 @@ def test_loading_costs_the_model_in_its_dtype_and_little_more(tmp_path: Path) ->
     }
     (tmp_path / "config.json").write_text(json.dumps(raw))
     model = empty_model(OwlConfig.from_file(tmp_path / "config.json"))
-    tensors = {name: torch.zeros(view.shape) for name, view in source_views(model)}
+    tensors = {name: torch.zeros(view.shape) for name, view in views(model).items()}
     write_tensors(tmp_path / "pytorch_model.bin", tensors)
     script = MEASURE.format(warm=str(MICRO), folder=str(tmp_path))
     done = subprocess.run(

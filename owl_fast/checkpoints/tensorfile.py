@@ -1,4 +1,4 @@
-"""The files of a checkpoint: the only place that reads tensors from disk or writes them there.
+"""Weight files: the only place that reads tensors from disk or writes them there.
 
 Both formats are memory-mapped: a tensor costs no anonymous memory until someone copies it. Pickles are read
 with weights_only and nothing else; a file that needs more is refused.
@@ -6,15 +6,11 @@ with weights_only and nothing else; a file that needs more is refused.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +21,6 @@ from owl_fast.errors import CheckpointError
 
 # What a weight file may hold, by the names safetensors uses. Integers are for buffers that a name map drops.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
-MAX_JSON_BYTES = 64 << 20
 PICKLED = (".bin", ".pt", ".pth")
 ENDINGS = f".safetensors, {', '.join(PICKLED)}"
 
@@ -94,63 +89,6 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"{path}: cannot be written ({_brief(error)})") from error
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object; CheckpointError when the file is missing, too large, no object, or names a key twice."""
-    path = Path(path)
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise CheckpointError(
-                    f"{path}: {key:.120} is listed twice ({found[key]!r:.80}, {value!r:.80})"
-                )
-            found[key] = value
-        return found
-
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        if (size := path.stat().st_size) > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: {size} bytes; wanted at most {MAX_JSON_BYTES}")
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({_brief(error)})") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
-    return raw
-
-
-def write_json(path: str | Path, value: object) -> None:
-    Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def write_folder(folder: str | Path) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its place, on disk for good, when the block ends well.
-
-    `folder` must be new or empty; its parents are made. OSErrors in the block become CheckpointErrors.
-    """
-    folder = Path(folder).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists and is not an empty folder; choose a new one")
-    partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.partial")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        for file in partial.iterdir():
-            _sync(file)
-        _sync(partial)
-        partial.rename(folder)
-        _sync(folder.parent)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 class _SafetensorsFile:
     def __init__(self, path: Path, opened: Any) -> None:
         self._file = opened
@@ -212,11 +150,3 @@ def _alone(tensor: Tensor) -> Tensor:
 
 def _brief(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

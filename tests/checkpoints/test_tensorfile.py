@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from owl_fast.checkpoints.files import open_tensors, read_json, read_tensors, write_folder, write_tensors
+from owl_fast.checkpoints.tensorfile import open_tensors, read_tensors, write_tensors
 from owl_fast.errors import CheckpointError
 
 ENDINGS = [".safetensors", ".bin"]
@@ -139,36 +139,3 @@ def test_unknown_ending(tmp_path: Path) -> None:
         read_tensors(tmp_path / "x.npz")
     with pytest.raises(CheckpointError, match="unknown weight format"):
         write_tensors(tmp_path / "y.npz", {})
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    def write(fail: bool) -> None:
-        with write_folder(tmp_path / "a/out") as staging:
-            (staging / "x").touch()
-            assert not (tmp_path / "a/out").exists()
-            if fail:
-                raise RuntimeError("midway")
-
-    with pytest.raises(RuntimeError, match="midway"):
-        write(fail=True)
-    assert list((tmp_path / "a").iterdir()) == []
-    write(fail=False)
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]
-    with pytest.raises(CheckpointError, match="not an empty folder"):
-        write(fail=False)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[]", "expected a JSON object, got list"),
-        ("{", "not readable as JSON"),
-        ('{"a": 1, "a": 2}', "a is listed twice"),
-        ("[" * 100_000, "not readable as JSON"),
-    ],
-    ids=["list", "cut", "twice", "deep"],
-)
-def test_json_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "x.json").write_text(text)
-    with pytest.raises(CheckpointError, match=message):
-        read_json(tmp_path / "x.json")
