@@ -96,10 +96,14 @@ class ImageProcessor:
             raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
         size = _side(raw.get("size"), default_size, f"{path}: size")
         if _side(raw.get("crop_size"), size, f"{path}: crop_size") != size:
-            raise UnsupportedError(f"{path}: crop_size differs from size; pictures are resized, never cropped")
+            raise UnsupportedError(
+                f"{path}: crop_size differs from size; pictures are resized, never cropped"
+            )
         for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
             if raw.get(step, True) is not True:
-                raise UnsupportedError(f"{path}: {step} is {raw[step]!r:.40}; this engine always does that step")
+                raise UnsupportedError(
+                    f"{path}: {step} is {raw[step]!r:.40}; this engine always does that step"
+                )
         factor = raw.get("rescale_factor", RESCALE)
         if not isinstance(factor, float) or abs(factor - RESCALE) > 1e-9:
             raise UnsupportedError(f"{path}: rescale_factor {factor!r:.40}; this engine divides by 255")
@@ -185,6 +189,8 @@ def _decode(data: bytes, label: str) -> Image.Image:
         raise ImageError(f"{label}: more than {MAX_BYTES >> 20} MiB; make the picture smaller")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ImageError(f"{label}: more than {MAX_PIXELS} pixels; scale it down") from None
     # Pillow's decoders raise a dozen unrelated types, with memory addresses in the text: one message for all.
     except Exception:
         raise ImageError(f"{label}: no readable PNG, JPEG, WEBP, GIF or BMP picture") from None

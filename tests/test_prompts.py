@@ -140,7 +140,22 @@ TYPED = st.one_of(
     st.text(max_size=30),
     st.lists(
         st.sampled_from(
-            ["Human:", "AI:", "AI: ", "\n", "\r", " ", "<image>", "</s>", "<s>", "<unk>", "\x00", "\u2028", "x", "▁"]
+            [
+                "Human:",
+                "AI:",
+                "AI: ",
+                "\n",
+                "\r",
+                " ",
+                "<image>",
+                "</s>",
+                "<s>",
+                "<unk>",
+                "\x00",
+                "\u2028",
+                "x",
+                "▁",
+            ]
         ),
         max_size=10,
     ).map("".join),
@@ -222,8 +237,11 @@ def _record(model: str, name: str) -> tuple[str, int, dict, dict]:
     manifest = json.loads((GOLDEN / model / "golden/manifest.json").read_text(encoding="utf-8"))
     meta = manifest["files"]["train_data"]["meta"]
     record = meta["records"][name]
-    return record["text"], len(record.get("image", [])), meta, load_file(
-        GOLDEN / model / "golden/train_data.safetensors"
+    return (
+        record["text"],
+        len(record.get("image", [])),
+        meta,
+        load_file(GOLDEN / model / "golden/train_data.safetensors"),
     )
 
 
@@ -264,7 +282,13 @@ def _pieces_ids(*texts: str | int) -> list[int]:
 def test_a_picture_at_the_start_of_a_record_is_inserted() -> None:
     ids, supervised, rows = _encode_record("tiny", "image_first_token")
     assert ids == _pieces_ids(
-        "Human: ", *[IMAGE_ID] * rows, "\nHuman: ", "Why is this image funny?\n", "AI: ", "The cats.", TINY.eos_id
+        "Human: ",
+        *[IMAGE_ID] * rows,
+        "\nHuman: ",
+        "Why is this image funny?\n",
+        "AI: ",
+        "The cats.",
+        TINY.eos_id,
     )
     answer = len(TINY.encode("The cats.", literal=True)) + 1
     assert supervised == [False] * (len(ids) - answer) + [True] * answer
@@ -290,9 +314,7 @@ def test_an_empty_answer_supervises_eos_alone() -> None:
 def test_a_marker_inside_a_line_is_text() -> None:
     ids, supervised, _ = _encode_record("tiny", "marker_inside_text")
     answer = "It is a name. AI: again."
-    assert ids == _pieces_ids(
-        HEADER, "\nHuman: ", "What does OpenAI: mean?\n", "AI: ", answer, TINY.eos_id
-    )
+    assert ids == _pieces_ids(HEADER, "\nHuman: ", "What does OpenAI: mean?\n", "AI: ", answer, TINY.eos_id)
     assert sum(supervised) == len(TINY.encode(answer, literal=True)) + 1
     assert supervised[-sum(supervised) :] == [True] * sum(supervised)
 
