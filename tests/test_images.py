@@ -112,6 +112,7 @@ def test_odd_but_legal_pictures(mode: str, size: tuple[int, int]) -> None:
         assert pixels.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:Palette images")
 def test_formats_frames_and_orientation() -> None:
     first, second = _noise(), Image.new("RGB", (50, 40), "red")
     for form in ("PNG", "WEBP", "BMP"):
@@ -170,7 +171,7 @@ def _broken() -> dict[str, object]:
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_files_give_a_picture_or_an_image_error(form: str) -> None:
     rng, good = random.Random(form), _saved(_noise().quantize(16) if form == "GIF" else _noise(), form)
-    refused = 0
+    messages: list[str] = []
     for _ in range(150):
         data = bytearray(good)
         for _ in range(rng.choice([1, 3, 20])):
@@ -178,11 +179,11 @@ def test_mutated_files_give_a_picture_or_an_image_error(form: str) -> None:
         try:
             pixels = ImageProcessor(size=8)(bytes(data[: rng.choice([len(data), rng.randrange(len(data))])]))
         except ImageError as error:
-            refused += 1
-            assert "0x" not in str(error)
+            messages.append(str(error))
         else:
             assert pixels.isfinite().all()
-    assert 10 < refused
+    assert len(messages) > 10
+    assert "0x" not in " ".join(messages)
 
 
 @pytest.mark.parametrize("kind", _broken())
@@ -256,7 +257,7 @@ def test_oversized_pictures_are_refused_before_decoding(
     for plugin in (ImageFile.ImageFile, WebPImagePlugin.WebPImageFile):
         monkeypatch.setattr(plugin, "load", lambda self: decoded.append(self.size))
     monkeypatch.setattr(images.Image, "frombytes", lambda *a: decoded.append(a))
-    with pytest.raises(ImageError, match="at most 8192 a side|more than"):
+    with pytest.raises(ImageError, match=r"at most 8192 a side|more than"):
         load_image(source)
     assert decoded == []
     load_image(WIDE)
@@ -339,5 +340,5 @@ def test_settings_are_read_and_written(tmp_path: Path) -> None:
 )
 def test_nonsense_settings(content: str, error: type[Exception], tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(content)
-    with pytest.raises(error, match="preprocessor_config.json"):
+    with pytest.raises(error, match=r"preprocessor_config\.json"):
         ImageProcessor.from_folder(tmp_path)
