@@ -62,7 +62,10 @@ def load_image(source: object) -> Image.Image:
     if hasattr(source, "__array_interface__"):
         return _from_array(source)
     if hasattr(source, "read"):
-        data = source.read(MAX_BYTES + 1)
+        try:
+            data = source.read(MAX_BYTES + 1)
+        except (OSError, ValueError):
+            raise ImageError("the file object cannot be read; open it for reading in binary mode") from None
         if not isinstance(data, bytes):
             raise ImageError("the file object gives text; open it in binary mode")
         return _decode(data, "file object")

@@ -287,7 +287,8 @@ def parse_record_text(text: str, n_images: int, name: str = "record") -> list[di
     """Messages of a record in the original's written-out form ("<header>\\nHuman: ...\\nAI: ...").
 
     A role marker counts only at the start of a line. What stands before the first one is the system message,
-    "" when there is nothing. With n_images > 0 each "<image>" is a part {"type": "image", "image": i}, i counting through the record, and must occur n_images times; without pictures it is a word.
+    "" when there is nothing. With n_images > 0 each "<image>" is a part {"type": "image", "image": i},
+    i counting through the record, and must occur n_images times; without pictures it is a word.
     DataError names the record: wrong number of pictures, a picture in an answer, or no answer at all.
     """
     places = text.count(IMAGE_TEXT)

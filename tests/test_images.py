@@ -128,6 +128,12 @@ def test_formats_frames_and_orientation() -> None:
     assert ImageProcessor(size=8)(transparent).isfinite().all()
 
 
+def _closed() -> io.BytesIO:
+    file = io.BytesIO(b"x")
+    file.close()
+    return file
+
+
 def _broken() -> dict[str, object]:
     png, jpeg = _png(_noise()), _saved(_noise(), "JPEG")
     text = base64.b64encode(png).decode()
@@ -152,6 +158,7 @@ def _broken() -> dict[str, object]:
         "uri without comma": "data:image/png;base64",
         "uri with text": "data:image/png;base64," + text[:40] + "\ud800" + text[40:],
         "text file object": io.StringIO("x"),
+        "closed file object": _closed(),
         "none": None,
         "number": 3,
         "list": [[1, 2], [3, 4]],
