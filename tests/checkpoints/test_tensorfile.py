@@ -41,6 +41,13 @@ def test_a_slice_is_written_without_the_weight_it_belongs_to(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
+def test_files_have_the_rights_of_any_new_file(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "plain").touch()
+    write_tensors(tmp_path / f"x{ending}", {"a": torch.zeros(2)})
+    assert (tmp_path / f"x{ending}").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_infos_come_before_the_values(tmp_path: Path, ending: str) -> None:
     write_tensors(tmp_path / f"x{ending}", {"a": torch.zeros(3, 4, dtype=torch.bfloat16)})
     with open_tensors(tmp_path / f"x{ending}") as file:
