@@ -130,7 +130,10 @@ class OwlConfig:
             "tie_word_embeddings": False,
             "use_decoder_only_language_model": True,
             "vision_config": {"model_type": "mplug_owl_vision_model", **asdict(self.vision)},
-            "visual_abstractor_config": {"model_type": "mplug_owl_visual_abstract", **asdict(self.abstractor)},
+            "visual_abstractor_config": {
+                "model_type": "mplug_owl_visual_abstract",
+                **asdict(self.abstractor),
+            },
             "text_config": {"model_type": "llama", "hidden_act": "silu", **asdict(self.llama)},
         }
 
@@ -189,7 +192,7 @@ def _read(part: type[Part], raw: dict[str, Any], section: str) -> Part:
     return part(**known)
 
 
-def _bounds(section: str, part: Part) -> None:
+def _bounds(section: str, part: VisionConfig | AbstractorConfig | LlamaConfig) -> None:
     limits = {
         "num_hidden_layers": MAX_LAYERS,
         "vocab_size": MAX_VOCAB,

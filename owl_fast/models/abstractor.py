@@ -1,0 +1,108 @@
+"""The visual abstractor: learned queries gather a picture into a few rows of the language model's width
+(mPLUG-Owl, arXiv 2304.14178, section 3.1).
+
+N pictures, Q queries, P image rows (class row included), E width, H heads, D = E / H, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from owl_fast import ops
+from owl_fast.config import AbstractorConfig
+from owl_fast.models.layers import LayerNorm, Linear
+
+NORM_EPS = 1e-5  # norm1, normk and norm2; only ffn_ln follows the config
+
+
+class AbstractorAttention(nn.Module):
+    def __init__(self, config: AbstractorConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.query = Linear(width, width)
+        self.key_value = Linear(width, (width, width))
+
+    def forward(self, queries: Tensor, image: Tensor) -> Tensor:
+        """queries (N, Q, E) and image (N, P, E), both normed -> (N, Q, E)."""
+        q = self.query(queries).unflatten(-1, (self.num_heads, -1))  # (N, Q, H, D)
+        query_kv, image_kv = (
+            self.key_value(x).unflatten(-1, (2, self.num_heads, -1)) for x in (queries, image)
+        )  # (N, Q | P, 2, H, D)
+        dropout = self.dropout if self.training else 0.0
+        return ops.cross_attention(q, query_kv, image_kv, dropout).flatten(2)
+
+
+class AbstractorMlp(nn.Module):
+    def __init__(self, config: AbstractorConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        self.w13 = Linear(width, (inner, inner))
+        self.ffn_ln = LayerNorm(inner, config.layer_norm_eps)
+        self.w2 = Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(self.ffn_ln(ops.swiglu(self.w13(x))))
+
+
+class AbstractorOutput(nn.Module):
+    def __init__(self, config: AbstractorConfig) -> None:
+        super().__init__()
+        self.out_proj = Linear(config.hidden_size, config.hidden_size)
+        self.norm2 = LayerNorm(config.hidden_size, NORM_EPS)
+        self.mlp = AbstractorMlp(config)
+
+    def forward(self, attended: Tensor, residual: Tensor) -> Tensor:
+        x = residual + self.out_proj(attended)
+        return x + self.mlp(self.norm2(x))
+
+
+class AbstractorCrossAttention(nn.Module):
+    def __init__(self, config: AbstractorConfig) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(config.hidden_size, NORM_EPS)
+        self.normk = LayerNorm(config.hidden_size, NORM_EPS)
+        self.attention = AbstractorAttention(config)
+        self.output = AbstractorOutput(config)
+
+    def forward(self, queries: Tensor, image: Tensor) -> Tensor:
+        normed = self.norm1(queries)
+        attended = self.attention(normed, self.normk(image))
+        return self.output(attended, residual=normed)  # the residual is the normed query, as released
+
+
+class AbstractorLayer(nn.Module):
+    def __init__(self, config: AbstractorConfig) -> None:
+        super().__init__()
+        self.crossattention = AbstractorCrossAttention(config)
+
+    def forward(self, queries: Tensor, image: Tensor) -> Tensor:
+        return self.crossattention(queries, image)
+
+
+class AbstractorEncoder(nn.Module):
+    def __init__(self, config: AbstractorConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(AbstractorLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, queries: Tensor, image: Tensor) -> Tensor:
+        for layer in self.layers:
+            queries = layer(queries, image)
+        return queries
+
+
+class Abstractor(nn.Module):
+    """Queries (1, Q, E) and image features (N, P, E) -> rows (N, Q + 1, H_llm); the last is vit_eos."""
+
+    def __init__(self, config: AbstractorConfig, output_width: int) -> None:
+        super().__init__()
+        self.encoder = AbstractorEncoder(config)
+        self.visual_fc = Linear(config.hidden_size, output_width)
+        self.vit_eos = nn.Parameter(torch.empty(1, 1, output_width))
+
+    def forward(self, queries: Tensor, image: Tensor) -> Tensor:
+        count = len(image)
+        rows = self.visual_fc(self.encoder(queries.expand(count, -1, -1), image))
+        return torch.cat((rows, self.vit_eos.expand(count, -1, -1)), dim=1)

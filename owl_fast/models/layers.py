@@ -1,0 +1,85 @@
+"""The few layers the three models share. Forward passes call ops, which choose the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from owl_fast import ops
+
+
+class LoraPair(nn.Module):
+    """One low-rank update of one part of a linear layer: A (r, in), B (rows, r)."""
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.lora_A, self.lora_B = nn.Parameter(a), nn.Parameter(b)
+        self.scale, self.dropout = scale, dropout
+
+
+class Linear(nn.Module):
+    """The linear slot: a weight of one or several stacked parts, with LoRA on any of them.
+
+    rows: output rows, or one number per stacked part (see models/fusion.py).
+    lora: low-rank updates by the checkpoint's name of the part; empty without an adapter.
+    """
+
+    def __init__(self, in_features: int, rows: int | tuple[int, ...], bias: bool = True) -> None:
+        super().__init__()
+        self.rows = (rows,) if isinstance(rows, int) else rows
+        self.weight = nn.Parameter(torch.empty(sum(self.rows), in_features))
+        self.bias = nn.Parameter(torch.empty(sum(self.rows))) if bias else None
+        self.lora = nn.ModuleDict()
+        self.lora_rows: dict[str, tuple[int, int]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.lora_linear(x, self.weight, self.bias, tuple(self._updates()) if self.lora else ())
+
+    def _updates(self) -> Iterator[ops.LoraUpdate]:
+        for name, pair in self.lora.items():
+            assert isinstance(pair, LoraPair)
+            start, end = self.lora_rows[name]
+            dropout = pair.dropout if self.training else 0.0
+            yield ops.LoraUpdate(start, end, pair.lora_A, pair.lora_B, pair.scale, dropout)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm computed in float32, whatever the model's dtype."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = (
+            nn.Parameter(torch.empty(width)),
+            nn.Parameter(torch.empty(width)),
+            eps,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm of LLaMA: float32 statistics, result in the model's dtype."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.empty(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+def init_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
+    """Fill a model that is to be trained from nothing: N(0, std) weights, unit norms, zero biases."""
+    generator = torch.Generator().manual_seed(seed)
+    norms = {id(p) for m in model.modules() if isinstance(m, (LayerNorm, RMSNorm)) for p in (m.weight,)}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if id(parameter) in norms:
+                parameter.fill_(1.0)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            else:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

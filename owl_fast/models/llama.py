@@ -1,0 +1,103 @@
+"""LLaMA (arXiv 2302.13971) over packed rows: one forward for prompts, chunks, decode steps and training.
+
+N rows of all sequences, C hidden width, H query heads, K key heads, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from owl_fast import ops
+from owl_fast.config import LlamaConfig
+from owl_fast.models.batch import PackedBatch
+from owl_fast.models.layers import Linear, RMSNorm
+
+
+class LlamaAttention(nn.Module):
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        width, head = config.hidden_size, config.head_dim
+        self.head_dim = head
+        kv_width = config.num_key_value_heads * head
+        self.qkv_proj = Linear(width, (width, kv_width, kv_width), bias=False)
+        self.o_proj = Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch, layer: int) -> Tensor:
+        query, key, value = (
+            part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x).split(self.qkv_proj.rows, -1)
+        )  # (N, H | K | K, D)
+        query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
+        if batch.cache is None:
+            attended = ops.varlen_attention(query, key, value, batch.bounds)
+        else:
+            cache = batch.cache
+            key_cache, value_cache = cache.layers[layer]
+            ops.kv_append(key, value, key_cache, value_cache, cache.slot_mapping)
+            attended = ops.paged_attention(
+                query, key_cache, value_cache, cache.block_tables, batch.bounds, cache.lengths
+            )
+        return self.o_proj(attended.flatten(1))
+
+
+class LlamaMlp(nn.Module):
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        self.gate_up_proj = Linear(width, (inner, inner), bias=False)
+        self.down_proj = Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(ops.swiglu(self.gate_up_proj(x)))
+
+
+class LlamaLayer(nn.Module):
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = LlamaAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = LlamaMlp(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, batch, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class TokenEmbedding(nn.Module):
+    """Token vectors; the padding row gets no gradient, as in the original."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.padding_idx = config.pad_token_id
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return F.embedding(token_ids, self.weight, padding_idx=self.padding_idx)
+
+
+class LlamaModel(nn.Module):
+    """Embedded rows (N, C) -> hidden rows (N, C) after the final norm."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = TokenEmbedding(config)
+        self.layers = nn.ModuleList(LlamaLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
+        cos, sin = ops.rotary_tables(batch.positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, batch, index)
+        return self.norm(x)
+
+
+class Llama(nn.Module):
+    """The language model and its head."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.model = LlamaModel(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)

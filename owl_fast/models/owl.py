@@ -1,0 +1,63 @@
+"""mPLUG-Owl: vision tower -> visual abstractor -> LLaMA (arXiv 2304.14178), the three joined.
+
+n pictures, Q queries, N packed rows, C hidden width of the language model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from owl_fast.config import OwlConfig
+from owl_fast.models.abstractor import Abstractor
+from owl_fast.models.batch import PackedBatch
+from owl_fast.models.llama import Llama
+from owl_fast.models.vision import VisionTower
+
+
+class Owl(nn.Module):
+    """Parameter names are the checkpoint's, apart from the fused ones of models/fusion.py.
+
+    The constructor allocates and does not initialise: fill it from a checkpoint, or with init_weights.
+    """
+
+    def __init__(self, config: OwlConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.query_tokens = nn.Parameter(
+            torch.empty(1, config.num_query_tokens, config.abstractor.hidden_size)
+        )
+        self.vision_model = VisionTower(config.vision)
+        self.abstractor = Abstractor(config.abstractor, config.llama.hidden_size)
+        self.language_model = Llama(config.llama)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.query_tokens.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.query_tokens.device
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """pixels (n, 3, S, S), normalised -> (n, Q + 1, C): the rows that stand for each picture."""
+        return self.abstract(self.vision_model(pixels.to(self.device, self.dtype)))
+
+    def abstract(self, features: Tensor) -> Tensor:
+        """Vision features (n, 1 + P, E) -> (n, Q + 1, C)."""
+        return self.abstractor(self.query_tokens, features)
+
+    def embed(self, batch: PackedBatch) -> Tensor:
+        """Token vectors with the picture rows put in their places: (N, C)."""
+        x = self.language_model.model.embed_tokens(batch.token_ids)
+        if batch.visual_index is None or batch.visual_embeds is None:
+            return x
+        return x.index_copy(0, batch.visual_index, batch.visual_embeds.to(x.dtype))
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Hidden rows (N, C) after the final norm; keys and values go to batch.cache if there is one."""
+        return self.language_model.model(self.embed(batch), batch)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (M, C) -> (M, V) in the model's dtype."""
+        return self.language_model.lm_head(hidden)

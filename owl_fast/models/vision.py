@@ -1,0 +1,96 @@
+"""The vision tower: a pre-norm ViT (mPLUG-Owl, arXiv 2304.14178, section 3.1; weights from CLIP ViT-L/14).
+
+N pictures, S side in pixels, P patches, L = 1 + P rows (the class row first), E width, H heads, D = E / H.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from owl_fast import ops
+from owl_fast.config import VisionConfig
+from owl_fast.models.layers import LayerNorm, Linear
+
+
+class VisionEmbeddings(nn.Module):
+    """Patches, class row and learned positions."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        width, patch = config.hidden_size, config.patch_size
+        self.patch_size = patch
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.position_embedding = nn.Parameter(torch.empty(1, 1 + config.num_patches, width))
+        self.patch_embed = nn.Module()  # holds the weight under the checkpoint's name
+        self.patch_embed.weight = nn.Parameter(torch.empty(width, 3, patch, patch))
+        self.pre_layernorm = LayerNorm(width, config.layer_norm_eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        weight = self.patch_embed.get_parameter("weight")
+        patches = F.conv2d(pixels, weight, stride=self.patch_size)  # (N, E, S/p, S/p)
+        rows = patches.flatten(2).transpose(1, 2)  # (N, P, E)
+        cls = self.cls_token.expand(len(rows), -1, -1)
+        return self.pre_layernorm(torch.cat((cls, rows), dim=1) + self.position_embedding)
+
+
+class VisionAttention(nn.Module):
+    """Self-attention; the fused weight's rows are laid out [head][q | k | v][D]."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.query_key_value = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.query_key_value(x).unflatten(-1, (self.num_heads, 3, -1))  # (N, L, H, 3, D)
+        return self.dense(ops.dense_attention(*qkv.unbind(3)).flatten(2))
+
+
+class VisionMlp(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(ops.quick_gelu(self.fc1(x)))
+
+
+class VisionLayer(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.input_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = VisionAttention(config)
+        self.post_attention_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = VisionMlp(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class VisionEncoder(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class VisionTower(nn.Module):
+    """Pixels (N, 3, S, S), normalised -> features (N, 1 + P, E), the class row included."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.embeddings = VisionEmbeddings(config)
+        self.encoder = VisionEncoder(config)
+        self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.post_layernorm(self.encoder(self.embeddings(pixels)))
