@@ -244,11 +244,13 @@ def _from_tensor(tensor: Tensor) -> Image.Image:
     shape = tuple(tensor.shape)
     if tensor.dtype != torch.uint8 or tensor.dim() not in (2, 3):
         raise ImageError(f"tensor {tensor.dtype} {shape}: wanted uint8 (C, H, W) or (H, W, C)")
-    if tensor.dim() == 2:
-        tensor = tensor[..., None]
-    elif shape[0] in (1, 3, 4):
+    if tensor.dim() == 3 and shape[0] in (1, 3, 4):
         tensor = tensor.permute(1, 2, 0)
-    return _from_bytes_like(tensor, f"tensor {shape}")
+    height, width = tensor.shape[:2]
+    mode = _array_mode(tuple(tensor.shape), f"tensor {shape}")
+    tensor = tensor.detach().cpu().contiguous()
+    # Reading the memory directly: tensor.numpy() would need numpy, which inference does not.
+    return Image.frombytes(mode, (width, height), ctypes.string_at(tensor.data_ptr(), tensor.numel()))
 
 
 def _from_array(array: Any) -> Image.Image:
@@ -257,20 +259,18 @@ def _from_array(array: Any) -> Image.Image:
     shape = tuple(interface["shape"])
     if interface["typestr"] != "|u1" or len(shape) not in (2, 3):
         raise ImageError(f"array {interface['typestr']} {shape}: wanted uint8 of shape (H, W, 3)")
-    _check_size(shape[1], shape[0], f"array {shape}")
-    tensor = torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8).view(shape)
-    return _from_bytes_like(tensor[..., None] if len(shape) == 2 else tensor, f"array {shape}")
+    mode = _array_mode(shape, f"array {shape}")
+    return Image.frombytes(mode, (shape[1], shape[0]), array.tobytes())
 
 
-def _from_bytes_like(pixels: Tensor, label: str) -> Image.Image:
-    height, width, channels = pixels.shape
+def _array_mode(shape: tuple[int, ...], label: str) -> str:
+    """Pillow's mode for (H, W) or (H, W, C); ImageError for other channel counts and sizes past the limits."""
+    channels = shape[2] if len(shape) == 3 else 1
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
     if mode is None:
         raise ImageError(f"{label}: {channels} channels; wanted 1, 3 or 4")
-    _check_size(width, height, label)
-    pixels = pixels.detach().cpu().contiguous()
-    # Reading the memory directly: tensor.numpy() would need numpy, which inference does not.
-    return Image.frombytes(mode, (width, height), ctypes.string_at(pixels.data_ptr(), pixels.numel()))
+    _check_size(shape[1], shape[0], label)
+    return mode
 
 
 # --- preprocessor_config.json -----------------------------------------------------------------------------
