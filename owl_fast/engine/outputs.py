@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -79,28 +78,27 @@ class Decoder(Protocol):
 
     def push(self, token_id: int, /) -> str: ...
 
+    def flush(self) -> str: ...
+
 
 class TextStream:
     """Turns ids into text that may be shown: ends at the first stop string and holds back what may become one."""
 
-    def __init__(self, decoder: Decoder, decode: Callable[[list[int]], str], stops: tuple[str, ...]) -> None:
-        self._decoder, self._decode, self._stops = decoder, decode, stops
-        self._ids: list[int] = []
+    def __init__(self, decoder: Decoder, stops: tuple[str, ...] = ()) -> None:
+        self._decoder, self._stops = decoder, stops
         self._decoded = ""
         self.shown = ""
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """Text that became certain with this id; sets `stopped` when a stop string is complete."""
-        self._ids.append(token_id)
         return self._advance(self._decoder.push(token_id), last=False)
 
     def close(self) -> str:
         """What was still held back at the end of the answer."""
         if self.stopped:
             return ""
-        # Bytes of an unfinished character come out only now, as the full decoding shows them.
-        return self._advance(self._decode(self._ids)[len(self._decoded) :], last=True)
+        return self._advance(self._decoder.flush(), last=True)
 
     def _advance(self, piece: str, *, last: bool) -> str:
         self._decoded += piece
