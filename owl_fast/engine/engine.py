@@ -153,7 +153,8 @@ class Engine:
         if pixels is None:
             shape = (0, self.config.image_rows, self.config.llama.hidden_size)
             return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)
-        return self._runner.encode_images(pixels)
+        # A clone made here is an ordinary tensor, free to take part in training.
+        return self._runner.encode_images(pixels).clone()
 
     def score(self, prompt: Prompt, images: Sequence[object] | None, continuation: str) -> list[float]:
         """Natural log-prob of each token of the continuation after the prompt.
