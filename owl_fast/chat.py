@@ -62,7 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="model folder (default: the bundled owl-nano)")
-    add("-i", "--image", action="append", default=[], metavar="IMAGE", help="picture file, - for stdin; repeatable")
+    add(
+        "-i", "--image", action="append", default=[], metavar="IMAGE", help="picture, - for stdin; repeatable"
+    )
     add("-p", "--prompt", metavar="PROMPT", help="ask this, print the answer, leave")
     add("-s", "--system", metavar="TEXT", help="replaces the header of the conversation")
     add("--adapter", metavar="DIR", help="LoRA adapter folder")
@@ -116,7 +118,9 @@ class Screen:
 class Conversation:
     """Messages so far and the pictures waiting for the next one."""
 
-    def __init__(self, engine: Engine, params: SamplingParams, screen: Screen, system: str | None, stream: bool) -> None:
+    def __init__(
+        self, engine: Engine, params: SamplingParams, screen: Screen, system: str | None, stream: bool
+    ) -> None:
         self.engine, self.params, self.screen, self.stream = engine, params, screen, stream
         self._system = system
         self.pictures: list[object] = []
@@ -205,8 +209,11 @@ def load(args: argparse.Namespace, params: SamplingParams, screen: Screen) -> En
     if args.verbose or args.prompt is None:
         name = "owl-nano" if args.model is None else os.path.basename(os.path.abspath(args.model))
         weights = sum(parameter.numel() for parameter in engine.model.parameters())
-        screen.note(f"ready: {name} {str(engine.model.dtype).removeprefix('torch.')} · {weights / 1e6:.1f} M weights · "
-                    f"{engine.model.device} · context {engine.max_context} · {time.perf_counter() - begin:.1f} s")  # fmt: skip
+        dtype, seconds = str(engine.model.dtype).removeprefix("torch."), time.perf_counter() - begin
+        screen.note(
+            f"ready: {name} {dtype} · {weights / 1e6:.1f} M weights · {engine.model.device} · "
+            f"context {engine.max_context} · {seconds:.1f} s"
+        )
     if args.model is None:
         screen.note(DEMONSTRATION)
     return engine

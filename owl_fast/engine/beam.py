@@ -1,8 +1,8 @@
 """Beam search for one request, with the rules of transformers 4.28.
 
-Each step every live beam offers its tokens; the 2 * width best (beam, token) pairs are looked at in order: pairs
-that end the answer become hypotheses if they are among the first `width`, the others refill the live beams. A
-hypothesis scores log-prob / (1 + tokens before the end) ** length_penalty: the leading BOS counts.
+Each step every live beam offers its tokens; the 2 * width best (beam, token) pairs are looked at in order:
+pairs that end the answer become hypotheses if they are among the first `width`, the others refill the live
+beams. A hypothesis scores log-prob / (1 + tokens before the end) ** length_penalty: the leading BOS counts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class BeamSearch:
         self._finished: list[Hypothesis] = []
 
     def advance(self, logprobs: Tensor) -> list[int]:
-        """Take (live beams, V) float32 log-probs; returns, per new live beam, the index of the one it extends.
+        """Take (live beams, V) float32 log-probs; returns for each new live beam which one it extends.
 
         Sets `done` when the search has ended; the new beams then need no further step.
         """
@@ -58,7 +58,7 @@ class BeamSearch:
             beam = before[parent].extend(token, float(logprobs[parent, token]), total)
             if token == self._eos_id and not self.params.ignore_eos:
                 if rank < self.params.beams:
-                    self._add(Hypothesis(total / length**self.params.length_penalty, beam, ended=True))
+                    self._add(Hypothesis(self._score(total, length), beam, ended=True))
             else:
                 self.live.append(beam)
                 parents.append(parent)
@@ -69,7 +69,7 @@ class BeamSearch:
         elif len(before[0].token_ids) + 1 >= self._max_tokens:
             self.done = True
             for beam in self.live:
-                self._add(Hypothesis(beam.total / (length + 1) ** self.params.length_penalty, beam, ended=False))
+                self._add(Hypothesis(self._score(beam.total, length + 1), beam, ended=False))
         return parents
 
     @property
@@ -79,7 +79,10 @@ class BeamSearch:
             # Of equals the later one, as a stable sort followed by taking the last.
             return max(reversed(self._finished), key=lambda hypothesis: hypothesis.score)
         beam = max(self.live, key=lambda beam: beam.total)
-        return Hypothesis(beam.total / (1 + len(beam.token_ids)) ** self.params.length_penalty, beam, ended=False)
+        return Hypothesis(self._score(beam.total, 1 + len(beam.token_ids)), beam, ended=False)
+
+    def _score(self, total: float, length: int) -> float:
+        return total / length**self.params.length_penalty
 
     def _candidates(self, logprobs: Tensor) -> list[tuple[float, int, int]]:
         """The 2 * width best (total, beam, token), best first."""
@@ -107,4 +110,4 @@ class BeamSearch:
         if len(self._finished) < self.params.beams:
             return False
         worst = min(hypothesis.score for hypothesis in self._finished)
-        return self.params.early_stopping or worst >= best_total / length**self.params.length_penalty
+        return self.params.early_stopping or worst >= self._score(best_total, length)

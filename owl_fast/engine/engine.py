@@ -1,16 +1,15 @@
 """The facade: load a model, ask it, stream from it.
 
-    engine = Engine.from_pretrained()
-    out = engine.generate("Human: <image>\nHuman: What is it?\nAI: ", images=["a.jpg"], max_tokens=64)
+A prompt is a raw text with its roles and "<image>" marks written out, or a list of messages (prompts.py).
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -21,11 +20,13 @@ from owl_fast.engine.beam import BeamSearch
 from owl_fast.engine.inputs import InputReader, PreparedPrompt, Prompt, PromptItem, is_messages
 from owl_fast.engine.kv_cache import BlockAllocator, KVCache, blocks_for
 from owl_fast.engine.loop import Loop, output
-from owl_fast.engine.outputs import Event, Output, TextStream
+from owl_fast.engine.outputs import Output, TextStream
+from owl_fast.engine.placement import pick_device, pick_dtype
 from owl_fast.engine.request import Request
 from owl_fast.engine.runner import Runner
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.engine.scheduler import Scheduler
+from owl_fast.engine.stream import Stream
 from owl_fast.errors import CheckpointError, ContextLengthError, OwlError, PromptError, UnsupportedError
 from owl_fast.images import ImageProcessor
 from owl_fast.lora import load_adapter
@@ -34,9 +35,6 @@ from owl_fast.prompts import IMAGE_ID
 from owl_fast.tokenizer import StreamDecoder, Tokenizer
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "owl-nano"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Above this many weights a CPU runs bfloat16: a 7B model in float32 would need 28 GB.
-FLOAT32_WEIGHTS_ON_CPU = 1_000_000_000
 # Rows of one step: long prompts are computed in chunks of this size beside the running answers.
 STEP_TOKENS = 2048
 
@@ -59,15 +57,19 @@ class Engine:
         if max_context < 1 or max_batch < 1:
             raise PromptError(f"max_context {max_context}, max_batch {max_batch}; wanted at least 1 each")
         if tokenizer.vocab_size > model.config.llama.vocab_size:
-            raise CheckpointError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model only "
-                                  f"{model.config.llama.vocab_size}; they do not belong together")  # fmt: skip
+            raise CheckpointError(
+                f"the tokenizer has {tokenizer.vocab_size} pieces, the model only "
+                f"{model.config.llama.vocab_size}; they do not belong together"
+            )
         self.config: OwlConfig = model.config
         self.model = model
         self.tokenizer = tokenizer
         self.max_context = min(max_context, model.config.llama.max_position_embeddings)
         self.max_batch = max_batch
         self._reader = InputReader(tokenizer, processor, model.config.image_rows)
-        cache = KVCache(model.config.llama, max_batch * blocks_for(self.max_context), model.dtype, model.device)
+        cache = KVCache(
+            model.config.llama, max_batch * blocks_for(self.max_context), model.dtype, model.device
+        )
         self._runner = Runner(model, cache)
         scheduler = Scheduler(BlockAllocator(cache.num_blocks), max_batch, max(step_tokens, max_batch))
         self._loop = Loop(scheduler, self._runner, tokenizer.eos_id)
@@ -86,13 +88,15 @@ class Engine:
     ) -> Engine:
         """Load a folder in Hugging Face layout; without a path the bundled owl-nano.
 
-        device: "auto" takes CUDA where there is one. dtype: fp32, bf16, fp16 or a torch dtype; "auto" is bf16 on
-        CUDA (fp16 on GPUs without it), on a CPU fp32, or bf16 for models of a billion weights and more.
+        device: "auto" takes CUDA where there is one. dtype: fp32, bf16, fp16 or a torch dtype; "auto" is
+        bf16 on CUDA (fp16 on GPUs without it), on a CPU fp32, or bf16 from a billion weights on.
         adapter: a folder with a LoRA adapter. progress(bytes done, bytes in all) is called while loading.
         """
         folder = BUNDLED if path is None else Path(path)
         if path is None and not folder.is_dir():
-            raise CheckpointError("the bundled model owl-nano is not in this installation; give a model folder")
+            raise CheckpointError(
+                "the bundled model owl-nano is not in this installation; give a model folder"
+            )
         place = pick_device(device)
         config = OwlConfig.from_file(folder / "config.json")
         tokenizer = Tokenizer.from_file(folder / "tokenizer.model")
@@ -104,8 +108,13 @@ class Engine:
 
     @overload
     def generate(
-        self, prompt: str, params: SamplingParams | None = None, *, images: Sequence[object] | None = None, **options: Any
-    ) -> Output: ...  # fmt: skip
+        self,
+        prompt: str,
+        params: SamplingParams | None = None,
+        *,
+        images: Sequence[object] | None = None,
+        **options: Any,
+    ) -> Output: ...
 
     @overload
     def generate(
@@ -122,15 +131,18 @@ class Engine:
     ) -> Output | list[Output]:
         """Answer one raw prompt or conversation, or a list of requests (in order, equal to one at a time).
 
-        options are fields of SamplingParams and override those of params. One request that fails raises OwlError;
-        of a list each failed one has finish_reason "error" and an error text.
+        options are fields of SamplingParams and override those of params. One request that fails raises
+        OwlError; of a list each failed one has finish_reason "error" and an error text.
         """
         chosen = replace(params or SamplingParams(), **options)
         if isinstance(prompt, str) or is_messages(prompt):
-            result = self._complete([self._request(self._reader.read(prompt, images), chosen)])[0]
+            prepared = self._reader.read(cast(Prompt, prompt), images)
+            result = self._complete([self._request(prepared, chosen)])[0]
             return _raise_error(result)
         if images is not None:
-            raise PromptError('images came beside a list of requests; give {"prompt": ..., "images": [...]} entries')
+            raise PromptError(
+                'images came beside a list of requests; give {"prompt": ..., "images": [...]} entries'
+            )
         items = [self._reader.read_item(item, index) for index, item in enumerate(prompt)]
         return self._complete([self._request(item, chosen) for item in items])
 
@@ -143,7 +155,9 @@ class Engine:
         **options: Any,
     ) -> Stream:
         """The answer to one raw prompt or conversation as it comes."""
-        request = self._request(self._reader.read(prompt, images), replace(params or SamplingParams(), **options))
+        request = self._request(
+            self._reader.read(prompt, images), replace(params or SamplingParams(), **options)
+        )
         self._loop.submit(request)
         return Stream(self._loop, request)
 
@@ -177,11 +191,14 @@ class Engine:
         if wanted > left:
             pictures = prepared.ids.count(IMAGE_ID)
             raise ContextLengthError(
-                f"the prompt takes {length} positions ({pictures} of them pictures) and {wanted} more were asked for: "
-                f"{length + wanted}, the context has {self.max_context}; shorten the prompt or ask for fewer tokens"
+                f"the prompt takes {length} positions ({pictures} of them pictures) and {wanted} more were "
+                f"asked for: {length + wanted}, the context has {self.max_context}; "
+                "shorten the prompt or ask for fewer tokens"
             )
         if params.beams > self.max_batch:
-            raise UnsupportedError(f"beams={params.beams} is more than max_batch={self.max_batch}; raise max_batch")
+            raise UnsupportedError(
+                f"beams={params.beams} is more than max_batch={self.max_batch}; raise max_batch"
+            )
         bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
         max_tokens = left if params.max_tokens is None else params.max_tokens
         return Request(
@@ -207,86 +224,6 @@ class Engine:
                 request.cancelled = not request.finished
             self._loop.reap()
         return [output(request) for request in requests]
-
-
-class Stream:
-    """Iterator over the events of one answer. Leaving it early frees its place in the engine at the next step;
-    `close`, or using it as a context manager, at once."""
-
-    def __init__(self, loop: Loop, request: Request) -> None:
-        self._loop = loop
-        self._request = request
-
-    def __iter__(self) -> Iterator[Event]:
-        return self
-
-    def __next__(self) -> Event:
-        """The next event; OwlError when the request failed."""
-        request = self._request
-        while not request.events:
-            if request.finished:
-                raise StopIteration
-            self._loop.step()
-        event = request.events.popleft()
-        if event.finish_reason == "error":
-            raise OwlError(request.error)
-        return event
-
-    def cancel(self) -> None:
-        """End the answer at the next step; what has been said stays. Safe in a signal handler or another thread."""
-        self._request.cancelled = True
-
-    def close(self) -> None:
-        """Cancel, and free what the answer holds now."""
-        self.cancel()
-        self._loop.reap()
-
-    @property
-    def output(self) -> Output:
-        """The whole answer, once the last event has come."""
-        if not self._request.finished:
-            raise PromptError("the answer is still being generated; read the stream to its end first")
-        return output(self._request)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *exception: object) -> Literal[False]:
-        self.close()
-        return False
-
-    def __del__(self) -> None:
-        self.cancel()
-
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """The device asked for, or for "auto" CUDA where there is one; UnsupportedError when it is not there."""
-    available = torch.cuda.is_available()
-    if device == "auto":
-        return torch.device("cuda" if available else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise UnsupportedError(f"device {device!r:.40}; wanted auto, cuda, cuda:N or cpu") from None
-    count = torch.cuda.device_count() if available else 0
-    if place.type not in ("cpu", "cuda") or (place.type == "cuda" and (place.index or 0) >= count):
-        raise UnsupportedError(f"device {str(place)!r}: this machine offers cpu and {count} CUDA device(s)")
-    return place
-
-
-def pick_dtype(dtype: str | torch.dtype, device: torch.device, config: OwlConfig) -> torch.dtype:
-    """The dtype asked for, or for "auto" the one from_pretrained describes."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype in DTYPES:
-        return DTYPES[dtype]
-    if dtype != "auto":
-        raise UnsupportedError(f"dtype {dtype!r:.40}; wanted auto, {', '.join(DTYPES)} or a torch dtype")
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    with torch.device("meta"):
-        weights = sum(parameter.numel() for parameter in Owl(config).parameters())
-    return torch.float32 if weights < FLOAT32_WEIGHTS_ON_CPU else torch.bfloat16
 
 
 def _raise_error(result: Output) -> Output:

@@ -41,8 +41,10 @@ class InputReader:
             check_images(pieces, len(pictures))
         else:
             if images:
-                raise PromptError(f"{len(images)} picture(s) came beside messages; put them into the messages as "
-                                  'parts {"type": "image", "image": ...}')  # fmt: skip
+                raise PromptError(
+                    f"{len(images)} picture(s) came beside messages; put them into the messages as parts "
+                    '{"type": "image", "image": ...}'
+                )
             pieces, pictures = chat_pieces(prompt)
         return PreparedPrompt(encode(pieces, self.tokenizer, self.image_rows), self.pixels(pictures))
 
@@ -53,13 +55,17 @@ class InputReader:
         if not isinstance(item, Mapping):
             raise PromptError(f"request {index}: a {type(item).__name__} came; wanted a prompt or a dict")
         if item.get("adapter") is not None:
-            raise UnsupportedError(f"request {index}: adapters by name are not supported; load one with adapter=")
+            raise UnsupportedError(
+                f"request {index}: adapters by name are not supported; load one with adapter="
+            )
         unknown = item.keys() - {"prompt", "messages", "images", "adapter"}
         if unknown or ("prompt" in item) == ("messages" in item):
-            raise PromptError(f'request {index}: keys {sorted(map(str, item))}; wanted {{"prompt", "images"}} '
-                              'or {"messages"}')  # fmt: skip
+            raise PromptError(
+                f"request {index}: keys {sorted(map(str, item))}; "
+                'wanted {"prompt", "images"} or {"messages"}'
+            )
         try:
-            return self.read(item.get("messages", item.get("prompt")), item.get("images"))
+            return self.read(item["prompt"] if "prompt" in item else item["messages"], item.get("images"))
         except PromptError as error:
             raise type(error)(f"request {index}: {error}") from None
 
@@ -70,7 +76,12 @@ class InputReader:
 
 def is_messages(prompt: object) -> bool:
     """True for one conversation, False for a list of requests."""
-    return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping) and "role" in prompt[0]
+    return (
+        isinstance(prompt, Sequence)
+        and bool(prompt)
+        and isinstance(prompt[0], Mapping)
+        and "role" in prompt[0]
+    )
 
 
 def _as_list(images: Sequence[object] | None) -> Sequence[object]:

@@ -38,10 +38,10 @@ class BlockAllocator:
         return self._owners[block]
 
     def make_writable(self, table: list[int], start: int, end: int) -> list[tuple[int, int]]:
-        """Let `table` own positions start..end-1 alone, growing it where needed; calling it again changes nothing.
+        """Let `table` own positions start..end-1 alone, growing it where needed.
 
-        Returns the (from, to) block copies to carry out before anything is written. The caller has made sure
-        that enough blocks are free.
+        Returns the (from, to) block copies to carry out before anything is written; a second call finds
+        nothing left to do. The caller has made sure that enough blocks are free.
         """
         copies = []
         for index in range(start // self.block_size, blocks_for(end, self.block_size)):
@@ -80,8 +80,13 @@ class KVCache:
     """Keys and values of every layer: pairs of (num_blocks, block_size, kv_heads, head_dim)."""
 
     def __init__(
-        self, config: LlamaConfig, num_blocks: int, dtype: torch.dtype, device: torch.device | str, block_size: int = BLOCK_SIZE
-    ) -> None:  # fmt: skip
+        self,
+        config: LlamaConfig,
+        num_blocks: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        block_size: int = BLOCK_SIZE,
+    ) -> None:
         shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         self.block_size = block_size
         self.num_blocks = num_blocks

@@ -87,7 +87,9 @@ class Loop:
         for request, spans in by_request.items():
             rows = [row for span, first in spans for row in range(first, first + span.end - span.logits_from)]
             if not all(finite[row] for row in rows):
-                self._fail(request, "the model produced numbers that are not finite; nothing more can be said")
+                self._fail(
+                    request, "the model produced numbers that are not finite; nothing more can be said"
+                )
             elif request.score_from is not None:
                 self._score(request, spans[0][0], logprobs[rows])
             elif not rows:

@@ -24,7 +24,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds, all from the engine's side: waiting, pictures, prompt (to the first token), the other tokens."""
+    """Milliseconds of waiting, pictures, prompt (to the first token) and the other tokens, and the counts."""
 
     queued_ms: float = 0.0
     image_ms: float = 0.0
@@ -39,7 +39,7 @@ class Timings:
 
     @property
     def predicted_per_second(self) -> float:
-        """Tokens after the first per second of decoding; of a single token, tokens per second of its prompt."""
+        """Tokens after the first per second of decoding; for a lone token, counting its prompt."""
         if self.predicted_n > 1 and self.predicted_ms > 0:
             return 1e3 * (self.predicted_n - 1) / self.predicted_ms
         return 1e3 * self.predicted_n / self.first_token_ms if self.first_token_ms > 0 else 0.0
@@ -47,9 +47,13 @@ class Timings:
 
 @dataclass(frozen=True)
 class Output:
-    """A finished answer. token_ids holds every generated id, the end token included; logprobs are those of the
-    model's own distribution, one per id; score is the beam's (length-normalised) score; error says why a request
-    ended with finish_reason "error"."""
+    """A finished answer.
+
+    token_ids     every generated id, the end token included
+    logprobs      of the model's own distribution, one per id; top_logprobs: those of the likeliest ids
+    score         of the beam, normalised by length
+    error         why the request ended with finish_reason "error"
+    """
 
     text: str
     token_ids: list[int]
@@ -64,8 +68,11 @@ class Output:
 
 @dataclass(frozen=True)
 class Event:
-    """A piece of a streamed answer: the texts of all events joined are Output.text. The last one, and only it,
-    has a finish_reason. logprob belongs to the one id of token_ids (None when there is none or several)."""
+    """A piece of a streamed answer: the texts of all events joined are Output.text.
+
+    The last one, and only it, has a finish_reason. logprob belongs to the one id of token_ids; it is None
+    when there is none or several.
+    """
 
     text: str
     token_ids: list[int] = field(default_factory=list)
@@ -82,7 +89,7 @@ class Decoder(Protocol):
 
 
 class TextStream:
-    """Turns ids into text that may be shown: ends at the first stop string and holds back what may become one."""
+    """Turns ids into text that may be shown: holds back what may become a stop string, ends at the first."""
 
     def __init__(self, decoder: Decoder, stops: tuple[str, ...] = ()) -> None:
         self._decoder, self._stops = decoder, stops

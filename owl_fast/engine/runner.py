@@ -42,7 +42,9 @@ class Runner:
             for offset, span in zip(starts, plan.spans, strict=False)
             for row in range(offset + span.logits_from - span.start, offset + span.end - span.start)
         ]
-        logits: Tensor = self.model.logits(hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)])
+        logits: Tensor = self.model.logits(
+            hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)]
+        )
         return logits.float()
 
     def _batch(self, spans: Seq[Span]) -> PackedBatch:

@@ -29,12 +29,14 @@ class SamplingParams:
 
     max_tokens         tokens to generate at most; None: what the context leaves
     temperature        0 takes the likeliest token; above 0 samples
-    top_k, top_p, min_p  keep the k likeliest | the likeliest that sum to p | those above min_p * the likeliest;
-                       0, 1 and 0 switch them off
+    top_k              keep the k likeliest; 0 keeps all
+    top_p              keep the likeliest until they sum to p; 1 keeps all
+    min_p              keep those at least min_p times as likely as the likeliest; 0 keeps all
     repetition_penalty divides positive and multiplies negative scores of tokens already generated
     no_repeat_ngram    no n-gram of this length comes twice; 0 switches it off
-    beams              beam search of this width, with length_penalty (score = log-prob / length ** penalty) and
-                       early_stopping (end when `beams` answers are complete)
+    beams              beam search of this width
+    length_penalty     beams: score = log-prob / length ** length_penalty
+    early_stopping     beams: end when `beams` answers are complete
     seed               of the draws; None takes a fresh one
     stop               strings that end the answer and are not part of it
     ignore_eos         go on past the end token
@@ -59,7 +61,7 @@ class SamplingParams:
     logprobs: int = 0
 
     def __post_init__(self) -> None:
-        """Raise PromptError for a value out of range, UnsupportedError for a pair that does not go together."""
+        """PromptError for a value out of range, UnsupportedError for a pair that does not go together."""
         stop = self.stop_strings
         object.__setattr__(self, "stop", stop)
         for field in fields(self):
@@ -77,7 +79,11 @@ class SamplingParams:
             ("seed", self.seed is None or self.seed in _INT64, "a 64-bit integer or None"),
             ("stop", all(stop), "no empty string"),
             ("min_tokens", self.min_tokens >= 0, "0 or more"),
-            ("min_tokens", self.max_tokens is None or self.min_tokens <= self.max_tokens, "at most max_tokens"),
+            (
+                "min_tokens",
+                self.max_tokens is None or self.min_tokens <= self.max_tokens,
+                "at most max_tokens",
+            ),
             ("logprobs", 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
         ):
             if not ok:
@@ -92,8 +98,10 @@ class SamplingParams:
             ("logprobs", self.logprobs > 0),
         ):
             if is_set:
-                raise UnsupportedError(f"beams={self.beams} with {name}={getattr(self, name)!r:.80}: beam search is "
-                                       f"greedy and ends at the end token; leave {name} out or set beams=1")  # fmt: skip
+                raise UnsupportedError(
+                    f"beams={self.beams} with {name}={getattr(self, name)!r:.80}: beam search is greedy and "
+                    f"ends at the end token; leave {name} out or set beams=1"
+                )
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -172,5 +180,7 @@ def choose(scores: Tensor, params: SamplingParams, seed: int, position: int) -> 
     # The sum of the kept ones may fall short of 1 by rounding: draw within what is there.
     kept = int((probabilities > 0).sum())
     draw = uniform(seed, position) * float(total[kept - 1])
-    index = int(torch.searchsorted(total, torch.tensor(draw, dtype=total.dtype, device=total.device), right=True))
+    index = int(
+        torch.searchsorted(total, torch.tensor(draw, dtype=total.dtype, device=total.device), right=True)
+    )
     return int(ids[min(index, kept - 1)])

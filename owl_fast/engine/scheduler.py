@@ -1,8 +1,8 @@
 """Which sequences run in the next step, and how many of their positions.
 
-A step is one packed batch: first one row for every answer being generated, then as much of the prompts as the
-token budget allows. A request starts when its rows and the blocks it may ever need are free, in order of arrival,
-so a running request never waits for memory.
+A step is one packed batch: first one row for every answer being generated, then as much of the prompts as
+the token budget allows. A request starts when its rows and the blocks it may ever need are free, in order of
+arrival, so a running request never waits for memory.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Scheduler:
         self.running: list[Request] = []
 
     def add(self, request: Request) -> None:
-        assert request.width <= self.max_batch and self._blocks(request) <= self.allocator.num_blocks
+        assert request.width <= self.max_batch, "the facade refuses what can never run"
+        assert self._blocks(request) <= self.allocator.num_blocks, "the facade refuses what can never fit"
         self.waiting.append(request)
 
     def take_cancelled(self) -> list[Request]:
