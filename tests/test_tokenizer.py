@@ -47,7 +47,9 @@ def test_special_names_are_words_when_literal() -> None:
     assert TINY.encode("</s><s>", literal=False) == [2, 1]
 
 
-@pytest.mark.parametrize("text", ["a\ud800b", "\udc00", "x\x00y", "\x00", "\ud83e\udd89", "\r\n\u2028", "<0x0A>"])
+@pytest.mark.parametrize(
+    "text", ["a\ud800b", "\udc00", "x\x00y", "\x00", "\ud83e\udd89", "\r\n\u2028", "<0x0A>"]
+)
 @pytest.mark.parametrize("literal", [True, False])
 def test_odd_text_survives(text: str, literal: bool) -> None:
     ids = TINY.encode(text, literal=literal)
