@@ -1,5 +1,8 @@
-"""A runner without a model: it keeps token ids where keys and values would be, and its logits are a function of
-what the block tables show, so that a wrong table, slot, copy or fork changes the answer or fails at once."""
+"""A runner without a model, for tests of the scheduler and the loop.
+
+It keeps token ids where keys and values would be; its logits are a function of what the block tables show:
+a wrong table, slot, copy or fork changes the answer or fails at once.
+"""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_answer(seed: int, length_pena
 
 def test_early_stopping_ends_when_enough_answers_are_complete() -> None:
     sure = torch.log(torch.tensor([0.05, 0.05, 0.8, 0.1]))  # the end token is likeliest everywhere
-    logprobs = {prefix: sure for prefix in table(8, 4, 0)}
+    logprobs = dict.fromkeys(table(8, 4, 0), sure)
     early = search(SamplingParams(beams=2, early_stopping=True), logprobs, 8)
     assert early.best.beam.token_ids == (EOS,)
     assert early.best.ended
@@ -72,6 +72,6 @@ def test_an_end_token_beyond_the_first_width_candidates_is_no_answer() -> None:
 
 def test_ignore_eos_keeps_the_beam_alive() -> None:
     sure = torch.log(torch.tensor([0.05, 0.05, 0.8, 0.1]))
-    logprobs = {prefix: sure for prefix in table(4, 4, 0)}
+    logprobs = dict.fromkeys(table(4, 4, 0), sure)
     best = search(SamplingParams(beams=2, ignore_eos=True), logprobs, 4).best
     assert best.beam.token_ids == (EOS,) * 4

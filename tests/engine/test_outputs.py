@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,9 +58,11 @@ def test_one_stop_string_cuts_at_its_first_occurrence(pieces: list[str], stop: s
     stops=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3).map(tuple),
 )
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_nothing_shown_is_taken_back_and_no_stop_string_is_shown(pieces: list[str], stops: tuple[str, ...]) -> None:
+def test_nothing_shown_is_taken_back_and_no_stop_string_is_shown(
+    pieces: list[str], stops: tuple[str, ...]
+) -> None:
     steps = shown_steps(pieces, stops)
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         assert after.startswith(before)
     assert not any(stop in steps[-1] for stop in stops)
     if not stops:
