@@ -62,12 +62,14 @@ def test_early_stopping_ends_when_enough_answers_are_complete() -> None:
 
 
 def test_an_end_token_beyond_the_first_width_candidates_is_no_answer() -> None:
-    # Of the four candidates the end token is third: it neither ends the answer nor refills a beam.
-    step = torch.log(torch.tensor([0.4, 0.3, 0.2, 0.1]))
-    beams = BeamSearch(SamplingParams(beams=2), BOS, EOS, 5)
-    beams.advance(step[None])
-    assert [beam.token_ids for beam in beams.live] == [(0,), (1,)]
-    assert not beams.best.ended
+    beams = BeamSearch(SamplingParams(beams=2, early_stopping=True), BOS, EOS, 9)
+    beams.advance(torch.log(torch.tensor([[0.5, 0.4, 0.05, 0.05]])))
+    # Candidates in order: end of beam 0, its token 0, end of beam 1 (the third: too late), its token 0.
+    parents = beams.advance(torch.log(torch.tensor([[0.45, 0.03, 0.5, 0.02], [0.4, 0.05, 0.5, 0.05]])))
+    assert parents == [0, 1]
+    assert [beam.token_ids for beam in beams.live] == [(0, 0), (1, 0)]
+    assert not beams.done
+    assert beams.best.beam.token_ids == (0, EOS)
 
 
 def test_ignore_eos_keeps_the_beam_alive() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,14 @@ def test_two_streams_read_in_turn_do_not_touch_each_other(engine: Engine) -> Non
     assert [
         [token for event in events for token in event.token_ids] for events in zip(*turns, strict=True)
     ] == alone
+
+
+def test_threads_share_an_engine(engine: Engine) -> None:
+    prompts = [f"Human: {n}\nAI: " for n in range(6)]
+    alone = [engine.generate(prompt, max_tokens=8).token_ids for prompt in prompts]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda prompt: engine.generate(prompt, max_tokens=8).token_ids, prompts))
+    assert together == alone
 
 
 def test_a_cancelled_stream_keeps_what_was_said(engine: Engine) -> None:
