@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from owl_fast.checkpoints.names import slots
+from owl_fast.checkpoints.names import views
 from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
 from owl_fast.checkpoints.writer import whole_folder
 from owl_fast.config import read_json
@@ -190,7 +190,8 @@ def save_adapter(
         if slot.pair is not None
         for half in ("lora_A", "lora_B")
     }
-    others = {name: _view(model, name) for name in extra}
+    model_views = views(model)
+    others = {name: _pick(model_views, name) for name in extra}
     with whole_folder(Path(folder)) as staging:
         (staging / CONFIG_FILE).write_text(
             json.dumps(config.to_dict(base), indent=2) + "\n", encoding="utf-8"
@@ -237,8 +238,9 @@ def _take(tensors: dict[str, Tensor], path: Path, module: str, half: str, shape:
 
 
 def _load_extra(model: nn.Module, path: Path) -> None:
+    model_views = views(model)
     for name, tensor in read_tensors(path).items():
-        view = _view(model, name)
+        view = _pick(model_views, name)
         if view.shape != tensor.shape:
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, wanted {tuple(view.shape)}"
@@ -246,9 +248,7 @@ def _load_extra(model: nn.Module, path: Path) -> None:
         view.copy_(tensor)
 
 
-def _view(model: nn.Module, name: str) -> Tensor:
-    """The rows of the parameter that hold the checkpoint's tensor `name`."""
-    slot = slots(model).get(name)
-    if slot is None:
+def _pick(model_views: dict[str, Tensor], name: str) -> Tensor:
+    if name not in model_views:
         raise CheckpointError(f"no tensor {name} in the model")
-    return model.get_parameter(slot.parameter).detach().narrow(0, slot.start, slot.shape[0])
+    return model_views[name]
