@@ -27,11 +27,8 @@ from owl_fast.models.fusion import module_sources
 from owl_fast.models.layers import Linear, LoraPair
 
 PREFIX = "base_model.model."
-CONFIG_FILE, WEIGHTS_FILE, EXTRA_FILE = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "non_lora.safetensors",
-)
+CONFIG_FILE, EXTRA_FILE = "adapter_config.json", "non_lora.safetensors"
+WEIGHT_FILES = {"safetensors": "adapter_model.safetensors", "bin": "adapter_model.bin"}
 
 # PEFT options that change the mathematics, and the only value for which plain LoRA is what they describe.
 PLAIN: dict[str, Any] = {
@@ -181,9 +178,21 @@ def detach_(model: nn.Module) -> None:
 
 
 def save_adapter(
-    model: nn.Module, folder: str | Path, config: LoraConfig, *, base: str, extra: Iterable[str] = ()
+    model: nn.Module,
+    folder: str | Path,
+    config: LoraConfig,
+    *,
+    base: str,
+    extra: Iterable[str] = (),
+    format: str = "safetensors",
 ) -> None:
-    """Write the model's updates as PEFT does; extra: names of checkpoint tensors trained beside them."""
+    """Write the model's updates as PEFT does, in a new folder, whole or not at all.
+
+    base: name of the model they belong to. extra: checkpoint tensors trained beside them. format:
+    "safetensors" or "bin", of the updates' file.
+    """
+    if format not in WEIGHT_FILES:
+        raise UnsupportedError(f"format {format!r}: wanted one of {', '.join(WEIGHT_FILES)}")
     tensors = {
         f"{PREFIX}{name}.{half}.weight": getattr(slot.pair, half).detach().cpu().contiguous()
         for name, slot in lora_slots(model).items()
@@ -196,7 +205,7 @@ def save_adapter(
         (staging / CONFIG_FILE).write_text(
             json.dumps(config.to_dict(base), indent=2) + "\n", encoding="utf-8"
         )
-        write_tensors(staging / WEIGHTS_FILE, tensors)
+        write_tensors(staging / WEIGHT_FILES[format], tensors)
         if others:
             write_tensors(staging / EXTRA_FILE, others)
 
@@ -209,9 +218,11 @@ def load_adapter(model: nn.Module, folder: str | Path) -> LoraConfig:
     """
     folder = Path(folder)
     config = LoraConfig.from_dict(read_json(folder / CONFIG_FILE))
-    path = folder / WEIGHTS_FILE
-    if not path.exists():
-        path = folder / "adapter_model.bin"
+    present = [folder / file for file in WEIGHT_FILES.values() if (folder / file).exists()]
+    if len(present) != 1:
+        wanted = " or ".join(WEIGHT_FILES.values())
+        raise CheckpointError(f"{folder}: wanted one of {wanted}, found {len(present)} of them")
+    path = present[0]
     tensors = read_tensors(path)
     slots = {name: slot for name, slot in lora_slots(model).items() if config.targets(name)}
     for name, slot in slots.items():
