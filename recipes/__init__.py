@@ -1,0 +1,1 @@
+"""Recipes: how the bundled models were made, step by step."""

@@ -1,0 +1,1 @@
+"""owl-nano: the pictures, the dialogues, the training and the results of the bundled model."""
