@@ -1,0 +1,70 @@
+"""Drills for the language model: many small look-ups in one sequence, loss on the looked-up words only.
+
+Scenes of three to eight shapes (more than a picture ever holds) with statements about them in every direction
+that the questions use, and key-value pairs of arbitrary tokens queried in both directions, with a copy task.
+"""
+
+from __future__ import annotations
+
+import random
+
+from recipes.owl_nano.encoding import BOS, Encoded, Encoder
+from recipes.owl_nano.stand_ins import StandIns
+from recipes.owl_nano.statements import statements
+from recipes.owl_nano.world import COLOR_NAMES, NUMBERS, SHAPES, WORDS, Scene, Shape
+
+
+def crowd(rng: random.Random) -> Scene:
+    """Three to eight shapes, colors and shapes drawn from few enough names to repeat, sometimes with a text."""
+    with_text = rng.random() < 0.25
+    text_row = rng.randrange(3) if with_text else None
+    cells = [(row, col) for row in range(3) if row != text_row for col in range(3)]
+    chosen = sorted(rng.sample(cells, rng.randint(3, 6 if with_text else 8)))
+    kinds = rng.sample(SHAPES, len(SHAPES) if rng.random() < 0.5 else rng.randint(4, 8))
+    while True:
+        shapes = [rng.choice(kinds) for _ in chosen] if rng.random() < 0.5 else rng.sample(SHAPES, len(chosen))
+        if max(shapes.count(s) for s in shapes) <= 3:
+            break
+    colors = (
+        rng.sample(COLOR_NAMES, len(chosen)) if rng.random() < 0.4 else rng.choices(COLOR_NAMES, k=len(chosen))
+    )
+    text = rng.choice(NUMBERS if rng.random() < 0.5 else WORDS) if with_text else None
+    return Scene(
+        tuple(Shape(c, s, row, col) for c, s, (row, col) in zip(colors, shapes, chosen, strict=True)), text, text_row
+    )
+
+
+def scene_drill(rng: random.Random, encoder: Encoder, stand_ins: StandIns, scene: Scene | None = None) -> Encoded:
+    """A stand-in for a crowded scene and 6 to 12 statements about it."""
+    scene = scene or crowd(rng)
+    result = Encoded()
+    result.add([BOS])
+    stand_ins.either(result, scene)
+    encoder.sentences(result, statements(rng, scene, rng.randint(6, 12)))
+    return result
+
+
+def recall_drill(rng: random.Random, vocabulary: tuple[int, ...]) -> Encoded:
+    """Pairs "k v k v ..." then the pairs again in another order, each queried by key or by value; or a copy."""
+    result = Encoded()
+    result.add([BOS])
+    count = rng.randint(3, 9)
+    tokens = rng.sample(vocabulary, 2 * count)
+    pairs = list(zip(tokens[::2], tokens[1::2], strict=True))
+    separator, back, again = vocabulary[0], vocabulary[1], vocabulary[2]
+    for key, value in pairs:
+        result.add([key, value, separator])
+    if rng.random() < 0.25:
+        result.add([again])
+        for key, value in pairs:
+            result.add([key, value, separator], supervised=True)
+        return result
+    for key, value in rng.sample(pairs, count):
+        if rng.random() < 0.5:
+            result.add([key])
+            result.add([value], supervised=True)
+        else:
+            result.add([back, value])
+            result.add([key], supervised=True)
+        result.add([separator])
+    return result

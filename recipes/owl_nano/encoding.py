@@ -1,0 +1,114 @@
+"""Conversations and statements -> token ids and labels.
+
+Two forms of every conversation are trained. The training form cuts the text at each role marker and ends every
+answer with EOS; the chat form is what the engine sends at inference: the history is one piece of text without
+EOS and only the last answer is supervised (the two differ in how SentencePiece marks the start of a piece).
+
+A picture is a Stand: its rows are real (the abstractor's) or, while the language model learns without eyes,
+either the caption's text or rows that are sums of word vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sentencepiece import SentencePieceProcessor
+
+from recipes.owl_nano.dialogues import Dialogue
+from recipes.owl_nano.settings import QUERIES
+from recipes.owl_nano.statements import Sentence
+from recipes.owl_nano.vocabulary import HEADERS
+from recipes.owl_nano.world import Scene
+
+IMAGE_ID = -1
+IGNORED = -100
+BOS, EOS = 1, 2
+IMAGE_ROWS = QUERIES + 1
+Form = Literal["chat", "training"]
+Piece = tuple[str | None, bool]  # text (None: a picture), supervised
+
+
+@dataclass
+class Encoded:
+    """ids: -1 stands for a picture row. labels: the id where it is supervised, else -100; not shifted.
+
+    rows: for stand-in pictures, the token ids whose vectors are summed in each picture row, in order.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    rows: list[tuple[int, ...]] = field(default_factory=list)
+
+    def add(self, ids: list[int], supervised: bool = False) -> None:
+        self.ids += ids
+        self.labels += ids if supervised else [IGNORED] * len(ids)
+
+    def add_rows(self, rows: list[tuple[int, ...]]) -> None:
+        self.add([IMAGE_ID] * len(rows))
+        self.rows += rows
+
+
+AddPicture = Callable[[Encoded, Scene], None]
+
+
+class Encoder:
+    """Encodes samples with one tokenizer; text pieces are remembered, since the same ones come again and again."""
+
+    def __init__(self, processor: SentencePieceProcessor) -> None:
+        self.processor = processor
+        self._known: dict[str, list[int]] = {}
+
+    def text(self, text: str) -> list[int]:
+        if text not in self._known:
+            if len(self._known) > 200_000:
+                self._known.clear()
+            self._known[text] = self.processor.encode(text)
+        return self._known[text]
+
+    def dialogue(self, dialogue: Dialogue, form: Form, add_picture: AddPicture) -> Encoded:
+        result = Encoded()
+        result.add([BOS])
+        scenes = iter(dialogue.scenes)
+        for text, supervised in pieces(dialogue, form):
+            if text is None:
+                add_picture(result, next(scenes))
+            else:
+                result.add(self.text(text) + ([EOS] if supervised else []), supervised)
+        return result
+
+    def sentences(self, result: Encoded, sentences: list[Sentence], all_words: bool = False) -> None:
+        """Append statements; only the decided words are supervised, unless all_words."""
+        for sentence in sentences:
+            before = ""
+            done = 0
+            for text, decided in sentence:
+                before += text if text == "." or not before else " " + text
+                ids = self.text(before)
+                result.add(ids[done:], decided or all_words)
+                done = len(ids)
+
+
+def pieces(dialogue: Dialogue, form: Form) -> list[Piece]:
+    """The conversation cut as the engine (chat) or the trainer (training) cuts it."""
+    if form == "training":
+        return _training_pieces(dialogue)
+    text = HEADERS[0]
+    found: list[Piece] = []
+    for _ in dialogue.scenes:
+        found += [(text + "\nHuman: ", False), (None, False)]
+        text = ""
+    for turn in dialogue.turns[:-1]:
+        text += f"\nHuman: {turn.question}\nAI: {turn.answer}"
+    last = dialogue.turns[-1]
+    return [*found, (f"{text}\nHuman: {last.question}\nAI: ", False), (last.answer, True)]
+
+
+def _training_pieces(dialogue: Dialogue) -> list[Piece]:
+    found: list[Piece] = [(HEADERS[0], False)]
+    for _ in dialogue.scenes:
+        found += [("\nHuman: ", False), (None, False)]
+    for turn in dialogue.turns:
+        found += [("\nHuman: ", False), (turn.question + "\n", False), ("AI: ", False), (turn.answer, True)]
+    return found

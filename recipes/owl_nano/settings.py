@@ -1,0 +1,51 @@
+"""Sizes, seeds and schedules of owl-nano: every number of the recipe in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from owl_fast.config import AbstractorConfig, LlamaConfig, OwlConfig, VisionConfig
+
+SEED = 2023
+VOCABULARY_SIZE = 768
+QUERIES = 24
+IMAGE_SIDE = 112
+
+CONFIG = OwlConfig(
+    vision=VisionConfig(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        image_size=IMAGE_SIDE,
+        patch_size=14,
+    ),
+    abstractor=AbstractorConfig(
+        hidden_size=192,
+        encoder_hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        attention_probs_dropout_prob=0.0,
+    ),
+    llama=LlamaConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=2048,
+    ),
+    num_query_tokens=QUERIES,
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One phase. steps: optimizer updates; batch: samples of each; lr: peak, after warm-up, then cosine to 5 %."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 50
