@@ -1,7 +1,7 @@
 """The owl-nano world: what can be in a picture, and how a picture is put into one sentence.
 
-Everything here is plain data and scene logic, no pixels: two independent drawing programs (`draw`, `draw_blind`)
-and the dialogue writer share this file and nothing else. All lengths are pixels of a 112 x 112 picture.
+Plain data and scene logic, no pixels: two independent drawing programs (`draw`, `draw_blind`) and the
+dialogue writer share this file and nothing else. All lengths are pixels of a 112 x 112 picture.
 """
 
 from __future__ import annotations
@@ -41,10 +41,14 @@ POSITIONS: tuple[tuple[str, str, str], ...] = (
     ("bottom left", "bottom", "bottom right"),
 )
 TEXT_ROWS: tuple[str, str, str] = ("top", "center", "bottom")
-WORDS: tuple[str, ...] = tuple(
-    "STOP OPEN EXIT SALE CAFE TAXI BUS HELLO OWL CAT DOG SUN MOON STAR FISH BIRD TREE BOOK MILK TEA "
-    "COLD HOT LEFT RIGHT UP DOWN YES NO GO SLOW FAST PARK BANK HOTEL PIZZA BREAD APPLE LEMON WATER MUSIC".split()
+# fmt: off
+WORDS: tuple[str, ...] = (
+    "STOP", "OPEN", "EXIT", "SALE", "CAFE", "TAXI", "BUS", "HELLO", "OWL", "CAT",
+    "DOG", "SUN", "MOON", "STAR", "FISH", "BIRD", "TREE", "BOOK", "MILK", "TEA",
+    "COLD", "HOT", "LEFT", "RIGHT", "UP", "DOWN", "YES", "NO", "GO", "SLOW",
+    "FAST", "PARK", "BANK", "HOTEL", "PIZZA", "BREAD", "APPLE", "LEMON", "WATER", "MUSIC",
 )
+# fmt: on
 NUMBERS: tuple[str, ...] = tuple(str(number) for number in range(100))
 NUMBER_WORDS: tuple[str, ...] = ("no", "one", "two", "three")
 TEXT_SHARE = 0.45  # of the pictures
@@ -114,8 +118,8 @@ class Shape:
 class Scene:
     """What a picture shows: up to three shapes in reading order and at most one text, which fills a row.
 
-    Raises ValueError for a scene outside the world: shapes out of reading order or in one cell, a shape in the
-    text's row, nothing at all, or a text without a row.
+    Raises ValueError for a scene outside the world: shapes out of reading order or in one cell, a shape in
+    the text's row, nothing at all, or a text without a row.
     """
 
     shapes: tuple[Shape, ...]

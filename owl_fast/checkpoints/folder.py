@@ -1,0 +1,153 @@
+"""The weight files of a folder in Hugging Face layout: one file, or shards named by an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from owl_fast.checkpoints.tensorfile import TensorInfo, open_tensors
+from owl_fast.errors import CheckpointError
+
+INDEX_SUFFIX = ".index.json"
+MAX_INDEX_BYTES = 64 << 20
+# Format -> the single file's stem and ending; shards are STEM-00001-of-0000N.ENDING.
+FORMATS = {"safetensors": ("model", ".safetensors"), "bin": ("pytorch_model", ".bin")}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the folder and the file that holds it."""
+
+    file: str
+    info: TensorInfo
+
+
+@dataclass(frozen=True)
+class WeightFolder:
+    """Every tensor of a folder by name; values are read only through tensors()."""
+
+    path: Path
+    files: tuple[str, ...]
+    entries: dict[str, Entry]
+
+    @classmethod
+    def open(cls, path: str | Path) -> WeightFolder:
+        """List the folder's tensors; CheckpointError names the file and tensor when something does not fit:
+        no or several sets of weights, a file missing or not named by the index, a tensor missing or doubled.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such folder")
+        main, present = _main_file(path)
+        if not main.endswith(INDEX_SUFFIX):
+            if unused := present - {main}:
+                raise CheckpointError(
+                    f"{path / min(unused)}: a shard beside {main}; move it out of the folder"
+                )
+            return cls(path, (main,), _entries(path, main))
+        weight_map = _read_index(path / main)
+        files = tuple(sorted(set(weight_map.values())))
+        for file in files:
+            if file not in present:
+                name = next(name for name, holder in weight_map.items() if holder == file)
+                raise CheckpointError(f"{path / main}: {file} is not in the folder; it should hold {name}")
+        if unused := present - set(files) - {main}:
+            raise CheckpointError(f"{path / min(unused)}: not named by {main}; move it out of the folder")
+        entries: dict[str, Entry] = {}
+        for file in files:
+            entries |= _check_shard(path / main, weight_map, file, _entries(path, file))
+        return cls(path, files, entries)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.info.nbytes for entry in self.entries.values())
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and memory-mapped tensor, file by file; a file is released before the next one is opened."""
+        for file in self.files:
+            with open_tensors(self.path / file) as opened:
+                for name in opened.infos:
+                    yield name, opened.read(name)
+
+
+def _main_file(path: Path) -> tuple[str, set[str]]:
+    """The index or single weight file, and all weight files of the folder."""
+    present, mains = set(), []
+    for stem, ending in FORMATS.values():
+        single = stem + ending
+        shards = {file.name for file in path.glob(f"{stem}-*{ending}")}
+        heads = [name for name in (single + INDEX_SUFFIX, single) if (path / name).exists()]
+        if shards and not heads:
+            raise CheckpointError(f"{path / min(shards)}: a shard without its {single + INDEX_SUFFIX}")
+        present |= shards | set(heads)
+        mains += heads
+    if not mains:
+        wanted = " or ".join(stem + ending for stem, ending in FORMATS.values())
+        raise CheckpointError(f"{path}: no weights; wanted {wanted}, or the {INDEX_SUFFIX} of its shards")
+    if len(mains) > 1:
+        raise CheckpointError(
+            f"{path}: holds several sets of weights ({', '.join(mains)}) and nothing says which is meant; "
+            "move all but one out of the folder"
+        )
+    return mains[0], present
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """weight_map of an index: tensor name -> basename of a file of the same format."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_INDEX_BYTES:
+            raise CheckpointError(f"{path}: {size} bytes; an index has at most {MAX_INDEX_BYTES}")
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda p: _unique(path, p))
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
+    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: wanted an object with a filled weight_map (tensor name -> file)")
+    ending = path.name.removesuffix(INDEX_SUFFIX).rpartition(".")[2]
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or set(file) & set("/\\\0") or not file.endswith(f".{ending}"):
+            raise CheckpointError(
+                f"{path}: tensor {name:.120} is said to be in {file!r:.120}; "
+                f"wanted the name of a .{ending} file of the same folder, without a path"
+            )
+    return weight_map
+
+
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the index; plain JSON readers keep the last of two equal keys in silence."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise CheckpointError(f"{path}: {key:.120} is listed twice ({found[key]!r:.80}, {value!r:.80})")
+        found[key] = value
+    return found
+
+
+def _entries(path: Path, file: str) -> dict[str, Entry]:
+    with open_tensors(path / file) as opened:
+        return {name: Entry(file, info) for name, info in opened.infos.items()}
+
+
+def _check_shard(
+    index: Path, weight_map: dict[str, str], file: str, entries: dict[str, Entry]
+) -> dict[str, Entry]:
+    """A shard holds exactly the tensors the index places in it."""
+    for name in entries:
+        holder = weight_map.get(name)
+        if holder != file:
+            reason = f"{index.name} places it in {holder}" if holder else f"{index.name} does not list it"
+            raise CheckpointError(f"{index.parent / file}: holds tensor {name}, but {reason}")
+    for name, holder in weight_map.items():
+        if holder == file and name not in entries:
+            raise CheckpointError(
+                f"{index.parent / file}: tensor {name} is missing; {index.name} places it here"
+            )
+    return entries

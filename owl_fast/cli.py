@@ -1,0 +1,31 @@
+"""The `owl-fast NAME ...` command: runs `python -m owl_fast.NAME ...`."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+COMMANDS = {"chat": "ask a model about pictures in the terminal"}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: owl-fast NAME [ARGUMENTS]", "", *lines])
+
+
+def main() -> int:
+    """Dispatch on the first argument; 2 for a missing or unknown name."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if not arguments or arguments[0] not in COMMANDS:
+        if arguments:
+            print(f"owl-fast: no command {arguments[0]!r}", file=sys.stderr)
+        print(usage(), file=sys.stderr)
+        return 2
+    name = arguments[0]
+    sys.argv = [f"owl-fast {name}", *arguments[1:]]
+    runpy.run_module(f"owl_fast.{name}", run_name="__main__", alter_sys=False)
+    return 0

@@ -1,0 +1,295 @@
+"""Pictures -> what the vision tower eats.
+
+Inference follows the original to the bit: resize in the picture's own mode (bicubic; Pillow takes nearest for
+palettes), then RGB, then (x / 255 - mean) / std. Training converts to RGB first, again as the original does.
+Every picture is decoded by load_image, which checks its header before it spends memory on it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ctypes
+import io
+import json
+import math
+import random
+import stat
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from owl_fast.errors import CheckpointError, ImageError, UnsupportedError
+
+# Named, so that Pillow never tries a format that runs other programs or nobody asked for.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MAX_BYTES = 8 << 20  # encoded
+MAX_PIXELS = 16_000_000
+MAX_SIDE = 8192
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+RESCALE = 0.00392156862745098  # 1 / 255 as the configuration files write it
+
+Triple = tuple[float, float, float]
+
+
+def load_image(source: object) -> Image.Image:
+    """Decode a picture, in its own mode, first frame.
+
+    source: path (str or Path), data URI, bytes, binary file object, PIL image, uint8 array (H, W[, 1 | 3 | 4]),
+    uint8 tensor (C, H, W) or (H, W, C). URLs are not fetched here. ImageError: anything else, broken data, more than
+    MAX_BYTES encoded, MAX_PIXELS or MAX_SIDE; sizes are checked before pixels are decoded.
+    """
+    if isinstance(source, Image.Image):
+        return _load(source, "PIL image")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode(bytes(source), f"picture of {len(source)} bytes")
+    if isinstance(source, str) and source.startswith("data:"):
+        return _decode(_data_uri(source), "data URI")
+    if isinstance(source, str) and source.startswith(("http:", "https:")):
+        raise ImageError("a URL came where a picture was wanted; download it and pass the path or the bytes")
+    if isinstance(source, (str, Path)):
+        return _decode(_read_file(source), f"{str(source)!r:.200}")
+    if isinstance(source, Tensor):
+        return _from_tensor(source)
+    if hasattr(source, "__array_interface__"):
+        return _from_array(source)
+    if hasattr(source, "read"):
+        data = source.read(MAX_BYTES + 1)
+        if not isinstance(data, bytes):
+            raise ImageError("the file object gives text; open it in binary mode")
+        return _decode(data, "file object")
+    raise ImageError(
+        f"a {type(source).__name__} is no picture; wanted a path, data URI, bytes, binary file, PIL image, "
+        "uint8 array or uint8 tensor"
+    )
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """Pictures -> normalised float32 (3, size, size). mean and std per channel on the 0..1 scale."""
+
+    size: int = 224
+    mean: Triple = CLIP_MEAN
+    std: Triple = CLIP_STD
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, default_size: int = 224) -> ImageProcessor:
+        """Read preprocessor_config.json; what it leaves out (or the file, if absent) is CLIP's default.
+
+        CheckpointError: values that make no sense. UnsupportedError: steps the original does not take.
+        """
+        path = Path(folder) / "preprocessor_config.json"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return cls(size=default_size)
+        except (OSError, ValueError, RecursionError):
+            raise CheckpointError(f"{path}: not readable as JSON") from None
+        if not isinstance(raw, dict):
+            raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
+        size = _side(raw.get("size"), default_size, f"{path}: size")
+        if _side(raw.get("crop_size"), size, f"{path}: crop_size") != size:
+            raise UnsupportedError(f"{path}: crop_size differs from size; pictures are resized, never cropped")
+        for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+            if raw.get(step, True) is not True:
+                raise UnsupportedError(f"{path}: {step} is {raw[step]!r:.40}; this engine always does that step")
+        factor = raw.get("rescale_factor", RESCALE)
+        if not isinstance(factor, float) or abs(factor - RESCALE) > 1e-9:
+            raise UnsupportedError(f"{path}: rescale_factor {factor!r:.40}; this engine divides by 255")
+        mean = _triple(raw.get("image_mean", CLIP_MEAN), f"{path}: image_mean")
+        std = _triple(raw.get("image_std", CLIP_STD), f"{path}: image_std")
+        if min(std) <= 0:
+            raise CheckpointError(f"{path}: image_std {std}: wanted numbers > 0")
+        return cls(size, mean, std)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The preprocessor_config.json of a folder in Hugging Face layout."""
+        return {
+            "image_processor_type": "MplugOwlImageProcessor",
+            "do_resize": True,
+            "do_center_crop": True,
+            "do_convert_rgb": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "resample": int(Image.Resampling.BICUBIC),
+            "rescale_factor": RESCALE,
+            "size": {"shortest_edge": self.size},
+            "crop_size": {"height": self.size, "width": self.size},
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+
+    def __call__(self, source: object, training: bool = False) -> Tensor:
+        """float32 (3, size, size) of anything load_image takes. training: RGB before the resize, not after."""
+        image = load_image(source)
+        if training:
+            image = _rgb(image)
+        return self._normalise(_rgb(self._resize(image)))
+
+    def augment(self, source: object, rng: random.Random) -> Tensor:
+        """Training with augmentation: a random crop of half to all of the area, resized, mirrored half the time."""
+        image = _rgb(load_image(source))
+        image = self._resize(image.crop(_random_box(image.width, image.height, rng)))
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return self._normalise(image)
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        try:
+            return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        except (ValueError, OSError):
+            raise ImageError(f"pictures of mode {image.mode} cannot be resized; convert it to RGB") from None
+
+    @cached_property
+    def _levels(self) -> Tensor:
+        """(3, 256): the normalised value of each grey level, with the original's roundings (float64, then float32)."""
+        scaled = (torch.arange(256, dtype=torch.float64) * RESCALE).float()
+        return (scaled - torch.tensor(self.mean)[:, None]) / torch.tensor(self.std)[:, None]
+
+    def _normalise(self, image: Image.Image) -> Tensor:
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(-1, 3)  # (S * S, 3)
+        return torch.gather(self._levels, 1, pixels.t().long()).view(3, self.size, self.size)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    try:
+        return image.convert("RGB")
+    except (ValueError, OSError):
+        raise ImageError(f"pictures of mode {image.mode} have no RGB form here; convert it to RGB") from None
+
+
+def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
+    """A crop of 0.5..1 of the area with aspect 3/4..4/3 (log-uniform); the whole picture if ten draws do not fit."""
+    for _ in range(10):
+        area = width * height * rng.uniform(0.5, 1.0)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+            return left, top, left + w, top + h
+    return 0, 0, width, height
+
+
+# --- sources ----------------------------------------------------------------------------------------------
+
+
+def _decode(data: bytes, label: str) -> Image.Image:
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{label}: more than {MAX_BYTES >> 20} MiB; make the picture smaller")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    # Pillow's decoders raise a dozen unrelated types, with memory addresses in the text: one message for all.
+    except Exception:
+        raise ImageError(f"{label}: no readable PNG, JPEG, WEBP, GIF or BMP picture") from None
+    return _load(image, label)
+
+
+def _load(image: Image.Image, label: str) -> Image.Image:
+    """Check the size its header declares, then decode the pixels."""
+    _check_size(image.width, image.height, label)
+    try:
+        image.load()
+    except Exception:
+        raise ImageError(f"{label}: the picture is broken or cut off; save it anew") from None
+    return image
+
+
+def _check_size(width: int, height: int, label: str) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"{label}: {width} x {height} pixels; wanted at least 1 x 1")
+    if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{label}: {width} x {height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS} in all, scale it down"
+        )
+
+
+def _data_uri(uri: str) -> bytes:
+    head, comma, payload = uri[:256].partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise ImageError("data URI: wanted data:image/...;base64,...")
+    payload = uri[len(head) + 1 :]
+    if len(payload) > MAX_BYTES // 3 * 4 + 8:
+        raise ImageError(f"data URI: more than {MAX_BYTES >> 20} MiB; make the picture smaller")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError):
+        raise ImageError("data URI: what follows the comma is not base64") from None
+
+
+def _read_file(source: str | Path) -> bytes:
+    name = f"{str(source)!r:.200}"
+    try:
+        path = Path(source)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ImageError(f"{name}: not a regular file")
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name}: cannot be read") from None
+
+
+def _from_tensor(tensor: Tensor) -> Image.Image:
+    """uint8 (C, H, W), or (H, W, C) where only that makes sense, or (H, W)."""
+    shape = tuple(tensor.shape)
+    if tensor.dtype != torch.uint8 or tensor.dim() not in (2, 3):
+        raise ImageError(f"tensor {tensor.dtype} {shape}: wanted uint8 (C, H, W) or (H, W, C)")
+    if tensor.dim() == 2:
+        tensor = tensor[..., None]
+    elif shape[0] in (1, 3, 4):
+        tensor = tensor.permute(1, 2, 0)
+    return _from_bytes_like(tensor, f"tensor {shape}")
+
+
+def _from_array(array: Any) -> Image.Image:
+    """uint8 (H, W) or (H, W, C) of anything with numpy's array interface."""
+    interface = array.__array_interface__
+    shape = tuple(interface["shape"])
+    if interface["typestr"] != "|u1" or len(shape) not in (2, 3):
+        raise ImageError(f"array {interface['typestr']} {shape}: wanted uint8 of shape (H, W, 3)")
+    _check_size(shape[1], shape[0], f"array {shape}")
+    tensor = torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8).view(shape)
+    return _from_bytes_like(tensor[..., None] if len(shape) == 2 else tensor, f"array {shape}")
+
+
+def _from_bytes_like(pixels: Tensor, label: str) -> Image.Image:
+    height, width, channels = pixels.shape
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+    if mode is None:
+        raise ImageError(f"{label}: {channels} channels; wanted 1, 3 or 4")
+    _check_size(width, height, label)
+    pixels = pixels.detach().cpu().contiguous()
+    # Reading the memory directly: tensor.numpy() would need numpy, which inference does not.
+    return Image.frombytes(mode, (width, height), ctypes.string_at(pixels.data_ptr(), pixels.numel()))
+
+
+# --- preprocessor_config.json -----------------------------------------------------------------------------
+
+
+def _side(raw: Any, default: int, where: str) -> int:
+    """The side of a square picture from an int, {"shortest_edge"} or {"height", "width"}."""
+    if raw is None:
+        return default
+    sides = list(raw.values()) if isinstance(raw, dict) else [raw]
+    good = all(isinstance(s, int) and not isinstance(s, bool) and 1 <= s <= 4096 for s in sides)
+    if not sides or not good or len(set(sides)) != 1:
+        raise CheckpointError(f"{where} is {raw!r:.80}; wanted one side of 1..4096 pixels")
+    return int(sides[0])
+
+
+def _triple(raw: Any, where: str) -> Triple:
+    if isinstance(raw, (list, tuple)) and len(raw) == 3:
+        numbers = [float(x) for x in raw if isinstance(x, (int, float)) and not isinstance(x, bool)]
+        if len(numbers) == 3 and all(math.isfinite(x) for x in numbers):
+            return numbers[0], numbers[1], numbers[2]
+    raise CheckpointError(f"{where} is {raw!r:.80}; wanted three finite numbers")

@@ -1,0 +1,338 @@
+"""Conversations -> pieces -> token ids, for inference and for training.
+
+Two doors. raw_pieces takes a prompt the caller wrote out: "<image>" is a picture, "</s>" the special id.
+chat_pieces and training_pieces take messages (OpenAI style): everything a person typed is words, pictures come
+only as parts, and the roles are written by the template alone:
+
+    <header>
+    Human: <image>
+    Human: What is in the picture?
+    AI:
+
+Text is tokenized piece by piece, as the original does: its pieces are what stands between pictures (inference)
+or between the markers "\\nHuman: ", "AI: " and pictures (training).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from owl_fast.errors import DataError, PromptError
+from owl_fast.tokenizer import Tokenizer
+
+IMAGE_ID = -1
+IMAGE_TEXT = "<image>"
+HEADER = (
+    "The following is a conversation between a curious human and AI assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+Message = Mapping[str, Any]
+
+# Where a reader sees a new line, so that no typed text looks like a turn of the template.
+_ROLE_LINE = re.compile("(^|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])(?=(?:Human|AI):)")
+# In written-out records: a marker stands at the start of a line, followed by a space or nothing.
+_RECORD_TURN = re.compile(r"^(Human|AI):(?: |$)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """Text tokenized in one call. supervised: an answer, to be learned together with the EOS behind it.
+    literal: special names such as "</s>" inside are words."""
+
+    text: str
+    supervised: bool = False
+    literal: bool = True
+
+
+@dataclass(frozen=True)
+class ImagePiece:
+    """The place of one picture: image_rows positions."""
+
+
+Piece = TextPiece | ImagePiece
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One turn line of the template; text None: a picture stands there."""
+
+    role: str
+    text: str | None
+
+
+# --- the raw door -----------------------------------------------------------------------------------------
+
+
+def raw_pieces(prompt: str) -> list[Piece]:
+    """Pieces of a prompt whose roles and "<image>" marks the caller wrote; empty texts are dropped."""
+    pieces: list[Piece] = []
+    for i, text in enumerate(prompt.split(IMAGE_TEXT)):
+        if i:
+            pieces.append(ImagePiece())
+        if text:
+            pieces.append(TextPiece(text, literal=False))
+    return pieces
+
+
+def check_images(pieces: Sequence[Piece], images: int) -> None:
+    """PromptError unless the prompt has a place for every picture and a picture for every place."""
+    places = sum(isinstance(piece, ImagePiece) for piece in pieces)
+    if places != images:
+        raise PromptError(
+            f"the prompt has {places} {IMAGE_TEXT} place(s), {images} picture(s) came; give one picture per place"
+        )
+
+
+def encode(pieces: Sequence[Piece], tokenizer: Tokenizer, image_rows: int) -> list[int]:
+    """Prompt ids: BOS, then the pieces; each picture is image_rows times IMAGE_ID. No EOS."""
+    ids = [tokenizer.bos_id]
+    for piece in pieces:
+        ids += _piece_ids(piece, tokenizer, image_rows)
+    return ids
+
+
+def _piece_ids(piece: Piece, tokenizer: Tokenizer, image_rows: int) -> list[int]:
+    if isinstance(piece, ImagePiece):
+        return [IMAGE_ID] * image_rows
+    return tokenizer.encode(piece.text, literal=piece.literal)
+
+
+# --- the messages door ------------------------------------------------------------------------------------
+
+
+def chat_pieces(messages: Sequence[Message], system: str | None = None) -> tuple[list[Piece], list[Any]]:
+    """Prompt of a conversation that ends with a user message -> (pieces ending in "AI: ", pictures in order).
+
+    A message is {"role": "system" | "developer" | "user" | "assistant", "content": text or list of parts}, a part
+    {"type": "text", "text"}, {"type": "image", "image"} or {"type": "image_url", "image_url": {"url"}}.
+    System messages come first and replace the header, as `system` does when there is none; "" leaves it out.
+    PromptError names the message that does not fit.
+    """
+    header, lines, images = _read_messages(messages, system)
+    if lines[-1].role != "Human":
+        raise PromptError("the last message is the assistant's; end the conversation with a user message")
+    pieces: list[Piece] = []
+    text = header
+    for line in lines:
+        text += f"\n{line.role}: " if text or pieces else f"{line.role}: "
+        if line.text is None:
+            pieces += [TextPiece(text), ImagePiece()]
+            text = ""
+        else:
+            text += line.text
+    pieces.append(TextPiece(text + "\nAI: "))
+    return pieces, images
+
+
+def _read_messages(messages: Sequence[Message], system: str | None) -> tuple[str, list[_Line], list[Any]]:
+    """Header, turn lines and pictures of messages, with typed role markers made harmless."""
+    headers: list[str] = []
+    lines: list[_Line] = []
+    images: list[Any] = []
+    for i, message in enumerate(messages):
+        where = f"message {i}"
+        role, runs = _read_message(message, where)
+        pictures = [run for run in runs if not isinstance(run, str)]
+        if role != "user" and pictures:
+            raise PromptError(f"{where}: a picture in a {role} message; only user messages carry pictures")
+        if role in ("system", "developer"):
+            if lines:
+                raise PromptError(f"{where}: a {role} message after the first turn; put it at the beginning")
+            headers += [run for run in runs if isinstance(run, str)]
+            continue
+        images += [picture.source for picture in pictures]
+        turn = "Human" if role == "user" else "AI"
+        lines += [_Line(turn, _guard(run) if isinstance(run, str) else None) for run in runs]
+    if not lines:
+        raise PromptError("no user message came; a conversation needs at least one")
+    if not headers:
+        headers = [HEADER if system is None else system]
+    return _guard("\n".join(headers)), lines, images
+
+
+def _guard(text: str) -> str:
+    """One space before a role marker that begins a line of typed text."""
+    return _ROLE_LINE.sub(r"\1 ", text)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    source: Any
+
+
+def _read_message(message: Message, where: str) -> tuple[str, list[str | _Picture]]:
+    """Role and runs of text and pictures; neighbouring text parts are joined by line ends."""
+    if not isinstance(message, Mapping):
+        raise PromptError(f'{where}: a {type(message).__name__} came, wanted {{"role": ..., "content": ...}}')
+    role, content = message.get("role"), message.get("content")
+    if role not in ("system", "developer", "user", "assistant"):
+        raise PromptError(f"{where}: role {role!r:.40}; wanted system, developer, user or assistant")
+    if isinstance(content, str):
+        return role, [content]
+    if not isinstance(content, (list, tuple)):
+        raise PromptError(f"{where}: content is {type(content).__name__}; wanted text or a list of parts")
+    runs: list[str | _Picture] = []
+    for k, part in enumerate(content):
+        run = _read_part(part, f"{where}, part {k}")
+        if isinstance(run, str) and runs and isinstance(runs[-1], str):
+            runs[-1] += "\n" + run
+        else:
+            runs.append(run)
+    if any(isinstance(run, _Picture) for run in runs):
+        runs = [run for run in runs if run != ""]
+    return role, runs or [""]
+
+
+def _read_part(part: Any, where: str) -> str | _Picture:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    if kind == "image" and part.get("image") is not None:
+        return _Picture(part["image"])
+    if kind == "image_url":
+        outer = part.get("image_url")
+        url = outer.get("url") if isinstance(outer, Mapping) else None
+        # A plain path here could come from a stranger's request: paths are given as "image" parts only.
+        if isinstance(url, str) and url.startswith(("data:", "http:", "https:")):
+            return _Picture(url)
+        raise PromptError(f'{where}: image_url wants {{"url": "data:..." or "https://..."}}')
+    raise PromptError(
+        f'{where}: wanted {{"type": "text", "text": ...}}, {{"type": "image", "image": ...}} '
+        'or {"type": "image_url", "image_url": {"url": ...}}'
+    )
+
+
+# --- training ---------------------------------------------------------------------------------------------
+
+
+def training_pieces(messages: Sequence[Message], system: str | None = None) -> tuple[list[Piece], list[Any]]:
+    """Pieces of a whole conversation, answers supervised -> (pieces, pictures in order).
+
+    Cut where the original cuts: "\\nHuman: " and "AI: " are pieces of their own, the line end before "AI: " belongs
+    to the text before it; an empty answer stays, to be learned as EOS alone. Messages as for chat_pieces.
+    """
+    header, lines, images = _read_messages(messages, system)
+    pieces: list[Piece] = []
+    text = header
+
+    def close() -> None:
+        nonlocal text
+        if text:
+            pieces.append(TextPiece(text))
+        text = ""
+
+    for line in lines:
+        begun = bool(text or pieces)
+        if line.role == "AI":
+            text += "\n" if begun else ""
+            close()
+            pieces += [TextPiece("AI: "), TextPiece(line.text or "", supervised=True)]
+            continue
+        if begun:
+            close()
+            pieces.append(TextPiece("\nHuman: "))
+        else:
+            text = "Human: "
+        if line.text is None:
+            close()
+            pieces.append(ImagePiece())
+        else:
+            text += line.text
+    close()
+    return pieces, images
+
+
+def caption_pieces(caption: str, with_header: bool = False) -> list[Piece]:
+    """Stage 1: one picture, then its caption (supervised); with_header puts both into the conversation form."""
+    if not with_header:
+        return [ImagePiece(), TextPiece(caption, supervised=True)]
+    picture = {"role": "user", "content": [{"type": "image", "image": 0}]}
+    return training_pieces([picture, {"role": "assistant", "content": caption}])[0]
+
+
+def encode_training(
+    pieces: Sequence[Piece], tokenizer: Tokenizer, image_rows: int, max_length: int, name: str = "record"
+) -> tuple[list[int], list[bool]]:
+    """(ids, supervised), both of length at most max_length + 1, unpadded; supervised[i] is about ids[i] itself.
+
+    BOS first. An answer is cut so that its EOS still fits and is supervised including it; other text is cut at
+    max_length + 1; a picture that does not fit ends the sample, so ids.count(IMAGE_ID) // image_rows pictures are
+    used (the first ones). DataError names the record when no supervised token is left.
+    """
+    ids, supervised = [tokenizer.bos_id], [False]
+    for piece in pieces:
+        room = max_length + 1 - len(ids)
+        if room <= 0 or (isinstance(piece, ImagePiece) and image_rows > room):
+            break
+        answer = isinstance(piece, TextPiece) and piece.supervised
+        new = _piece_ids(piece, tokenizer, image_rows)
+        new = [*new[: room - 1], tokenizer.eos_id] if answer else new[:room]
+        ids += new
+        supervised += [answer] * len(new)
+    if not any(supervised):
+        raise DataError(
+            f"{name}: no answer token within max_length {max_length}; shorten the prompt or raise max_length"
+        )
+    return ids, supervised
+
+
+def parse_record_text(text: str, n_images: int, name: str = "record") -> list[dict[str, Any]]:
+    """Messages of a record in the original's written-out form ("<header>\\nHuman: ...\\nAI: ...").
+
+    A role marker counts only at the start of a line. What stands before the first one is the system message, ""
+    when there is nothing. With n_images > 0 each "<image>" is a picture part {"type": "image", "image": i}, i
+    counting through the record, and must occur n_images times; without pictures it is a word.
+    DataError names the record: wrong number of pictures, a picture in an answer, or no answer at all.
+    """
+    if n_images and text.count(IMAGE_TEXT) != n_images:
+        raise DataError(f"{name}: {n_images} picture(s), but {text.count(IMAGE_TEXT)} {IMAGE_TEXT} in the text")
+    marks = list(_RECORD_TURN.finditer(text))
+    if not any(mark[1] == "AI" for mark in marks):
+        raise DataError(f'{name}: no line begins with "AI: "; nothing to learn from')
+    starts = [mark.start() for mark in marks]
+    # The line end before a marker belongs to the template.
+    head = text[: starts[0]].removesuffix("\n")
+    bodies = [text[mark.end() : end].removesuffix("\n") for mark, end in zip(marks, starts[1:], strict=False)]
+    bodies.append(text[marks[-1].end() :])
+
+    parts = _split_pictures(head, 0) if n_images else [head]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": ""}]
+    if isinstance(parts[0], str):
+        messages[0]["content"] = parts.pop(0)
+    if parts:
+        messages.append({"role": "user", "content": _as_content(parts)})
+    seen = head.count(IMAGE_TEXT)
+    for mark, body in zip(marks, bodies, strict=True):
+        if mark[1] == "AI" and n_images and IMAGE_TEXT in body:
+            raise DataError(f"{name}: {IMAGE_TEXT} inside an answer; pictures belong to the human's turns")
+        parts = _split_pictures(body, seen) if n_images else [body]
+        seen += body.count(IMAGE_TEXT)
+        role = "user" if mark[1] == "Human" else "assistant"
+        messages.append({"role": role, "content": _as_content(parts)})
+    return messages
+
+
+def _split_pictures(text: str, first: int) -> list[str | int]:
+    """Text and picture numbers in order; white space next to a picture goes, empty texts with it."""
+    texts = text.split(IMAGE_TEXT)
+    if len(texts) == 1:
+        return [text]
+    runs: list[str | int] = []
+    for i, run in enumerate(texts):
+        if i:
+            runs.append(first + i - 1)
+        if run.strip():
+            runs.append(run.strip())
+    return runs
+
+
+def _as_content(runs: list[str | int]) -> str | list[dict[str, Any]]:
+    if len(runs) == 1 and isinstance(runs[0], str):
+        return runs[0]
+    return [
+        {"type": "text", "text": run} if isinstance(run, str) else {"type": "image", "image": run} for run in runs
+    ]

@@ -1,0 +1,95 @@
+"""LoRA: targets, PEFT's files both ways, strictness."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from owl_fast import lora
+from owl_fast.errors import CheckpointError, UnsupportedError
+from owl_fast.lora import LoraConfig
+from tests.golden_data import Golden
+
+GOLDEN = Golden("micro")
+
+
+def test_default_targets_are_the_originals() -> None:
+    names = lora.attach(GOLDEN.fresh_model(), LoraConfig())
+    assert names == [
+        f"language_model.model.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in ("q", "v")
+    ]
+
+
+def test_fresh_updates_change_nothing_and_are_reproducible() -> None:
+    model, twin = GOLDEN.fresh_model(), GOLDEN.fresh_model()
+    x = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
+    layer = model.language_model.model.layers[0].self_attn.qkv_proj
+    before = layer(x)
+    for m in (model, twin):
+        lora.attach(m, LoraConfig(target_modules=("q_proj", "v_proj")), seed=7)
+    assert torch.equal(layer(x), before)
+    assert torch.equal(
+        layer.lora["q_proj"].lora_A,
+        twin.language_model.model.layers[0].self_attn.qkv_proj.lora["q_proj"].lora_A,
+    )
+    with pytest.raises(UnsupportedError, match="already carries"):
+        lora.attach(model, LoraConfig())
+
+
+def test_save_and_load_keep_every_bit(tmp_path: Path) -> None:
+    model = GOLDEN.fresh_model()
+    config = lora.load_adapter(model, GOLDEN.adapter)
+    trained = ["abstractor.vit_eos", "abstractor.encoder.layers.0.crossattention.attention.value.weight"]
+    with torch.no_grad():
+        model.abstractor.vit_eos.add_(1.0)
+        model.abstractor.encoder.layers[0].crossattention.attention.key_value.weight[32:].add_(1.0)
+    lora.save_adapter(model, tmp_path / "out", config, base="base", extra=trained)
+    again = GOLDEN.fresh_model()
+    assert lora.load_adapter(again, tmp_path / "out") == config
+    theirs = dict(again.named_parameters())
+    assert all(torch.equal(p, theirs[n]) for n, p in model.named_parameters())
+    original = torch.load(GOLDEN.adapter / "adapter_model.bin", weights_only=True)
+    written = load_file(tmp_path / "out/adapter_model.safetensors")
+    assert written.keys() == original.keys()
+    assert all(torch.equal(written[name], original[name]) for name in original)
+    assert set(load_file(tmp_path / "out/non_lora.safetensors")) == set(trained)
+
+
+def edited(tmp_path: Path, edit: callable) -> Path:
+    """A copy of the golden adapter as safetensors, its tensors edited."""
+    tensors = torch.load(GOLDEN.adapter / "adapter_model.bin", weights_only=True)
+    edit(tensors)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    shutil.copyfile(GOLDEN.adapter / "adapter_config.json", tmp_path / "adapter_config.json")
+    return tmp_path
+
+
+KEY = "base_model.model.language_model.model.layers.1.self_attn.v_proj.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop(KEY), "v_proj.lora_B.weight is missing"),
+        (lambda t: t.update({KEY: torch.zeros(3, 8)}), r"shape \(3, 8\), wanted \(48, 8\)"),
+        (lambda t: t.update({KEY.replace("v_proj", "k_proj"): torch.zeros(48, 8)}), "k_proj.*fits no"),
+    ],
+    ids=["missing", "shape", "unused"],
+)
+def test_files_must_fit_exactly(tmp_path: Path, edit: callable, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        lora.load_adapter(GOLDEN.fresh_model(), edited(tmp_path, edit))
+
+
+@pytest.mark.parametrize("option", [{"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 4}}])
+def test_other_mathematics_is_refused(tmp_path: Path, option: dict[str, object]) -> None:
+    folder = edited(tmp_path, lambda t: None)
+    raw = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(raw | option))
+    with pytest.raises(UnsupportedError, match=next(iter(option))):
+        lora.load_adapter(GOLDEN.fresh_model(), folder)
