@@ -66,8 +66,11 @@ def crowded(rng: random.Random, scene: Scene) -> Scene:
 
 
 def training_scene(rng: random.Random, crowded_share: float = 0.3) -> Scene:
-    """A scene of the training split; a share of them with repeated shapes or colors."""
-    scene = sample_scene(rng)
+    """A scene of the training split, with more texts, more shapes and more repetitions than the world has:
+    there the questions are hard."""
+    text = rng.random() < 0.6
+    counts = (0.12, 0.2, 0.28, 0.4) if text else (0.0, 0.2, 0.3, 0.5)
+    scene = sample_scene(rng, n_shapes=rng.choices(range(4), counts)[0], text=text)
     return crowded(rng, scene) if rng.random() < crowded_share else scene
 
 
