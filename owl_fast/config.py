@@ -110,16 +110,7 @@ class OwlConfig:
     @classmethod
     def from_file(cls, path: str | Path) -> OwlConfig:
         """Read config.json; CheckpointError names the file when it is missing or not a JSON object."""
-        path = Path(path)
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}: no such file; a model folder holds a config.json") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
-        return cls.from_dict(raw)
+        return cls.from_dict(read_json(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The config.json of a folder in Hugging Face layout."""
@@ -162,6 +153,20 @@ class OwlConfig:
             )
         if v.patch_size > v.image_size:
             raise CheckpointError(f"patch_size {v.patch_size} exceeds image_size {v.image_size}")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON object from a file; CheckpointError names the file when it is missing or something else."""
+    path = Path(path)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
+    return raw
 
 
 Part = TypeVar("Part", VisionConfig, AbstractorConfig, LlamaConfig)

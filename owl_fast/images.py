@@ -96,10 +96,14 @@ class ImageProcessor:
             raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
         size = _side(raw.get("size"), default_size, f"{path}: size")
         if _side(raw.get("crop_size"), size, f"{path}: crop_size") != size:
-            raise UnsupportedError(f"{path}: crop_size differs from size; pictures are resized, never cropped")
+            raise UnsupportedError(
+                f"{path}: crop_size differs from size; pictures are resized, never cropped"
+            )
         for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
             if raw.get(step, True) is not True:
-                raise UnsupportedError(f"{path}: {step} is {raw[step]!r:.40}; this engine always does that step")
+                raise UnsupportedError(
+                    f"{path}: {step} is {raw[step]!r:.40}; this engine always does that step"
+                )
         factor = raw.get("rescale_factor", RESCALE)
         if not isinstance(factor, float) or abs(factor - RESCALE) > 1e-9:
             raise UnsupportedError(f"{path}: rescale_factor {factor!r:.40}; this engine divides by 255")

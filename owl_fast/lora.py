@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from owl_fast.checkpoints.files import read_json, read_tensors, write_folder
+from owl_fast.checkpoints.names import slots
+from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
+from owl_fast.checkpoints.writer import whole_folder
+from owl_fast.config import read_json
 from owl_fast.errors import CheckpointError, UnsupportedError
-from owl_fast.models.fusion import module_sources, source_views
+from owl_fast.models.fusion import module_sources
 from owl_fast.models.layers import Linear, LoraPair
 
 PREFIX = "base_model.model."
@@ -188,18 +190,14 @@ def save_adapter(
         if slot.pair is not None
         for half in ("lora_A", "lora_B")
     }
-    wanted = set(extra)
-    others = {name: view.cpu().contiguous() for name, view in source_views(model) if name in wanted}
-    missing = wanted - others.keys()
-    if missing:
-        raise CheckpointError(f"no such tensor in the model: {sorted(missing)[0]}")
-    with write_folder(folder) as staging:
+    others = {name: _view(model, name) for name in extra}
+    with whole_folder(Path(folder)) as staging:
         (staging / CONFIG_FILE).write_text(
             json.dumps(config.to_dict(base), indent=2) + "\n", encoding="utf-8"
         )
-        save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_tensors(staging / WEIGHTS_FILE, tensors)
         if others:
-            save_file(others, staging / EXTRA_FILE, metadata={"format": "pt"})
+            write_tensors(staging / EXTRA_FILE, others)
 
 
 @torch.no_grad()
@@ -239,10 +237,18 @@ def _take(tensors: dict[str, Tensor], path: Path, module: str, half: str, shape:
 
 
 def _load_extra(model: nn.Module, path: Path) -> None:
-    views = dict(source_views(model))
     for name, tensor in read_tensors(path).items():
-        view = views.get(name)
-        if view is None or view.shape != tensor.shape:
-            wanted = "no such tensor in the model" if view is None else f"wanted shape {tuple(view.shape)}"
-            raise CheckpointError(f"{path}: {name} {tuple(tensor.shape)}: {wanted}")
+        view = _view(model, name)
+        if view.shape != tensor.shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, wanted {tuple(view.shape)}"
+            )
         view.copy_(tensor)
+
+
+def _view(model: nn.Module, name: str) -> Tensor:
+    """The rows of the parameter that hold the checkpoint's tensor `name`."""
+    slot = slots(model).get(name)
+    if slot is None:
+        raise CheckpointError(f"no tensor {name} in the model")
+    return model.get_parameter(slot.parameter).detach().narrow(0, slot.start, slot.shape[0])

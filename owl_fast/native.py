@@ -9,10 +9,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-import owl_fast
 
 ABI_VERSION = 1  # OWL_ABI_VERSION in kernels/cpu/owl_cpu.h
 LIBRARY_NAME = "libowl_cpu.so"
@@ -34,7 +33,7 @@ def candidates() -> list[Path]:
 
     An editable install gives the package two folders: the sources, and the one CMake installed into.
     """
-    folders = [Path(folder) for folder in owl_fast.__path__]
+    folders = [Path(folder) for folder in sys.modules["owl_fast"].__path__]
     checkouts = [folder.parent for folder in folders if (folder.parent / "CMakeLists.txt").is_file()]
     return [
         *(folder / LIBRARY_NAME for folder in folders),

@@ -289,7 +289,9 @@ def parse_record_text(text: str, n_images: int, name: str = "record") -> list[di
     DataError names the record: wrong number of pictures, a picture in an answer, or no answer at all.
     """
     if n_images and text.count(IMAGE_TEXT) != n_images:
-        raise DataError(f"{name}: {n_images} picture(s), but {text.count(IMAGE_TEXT)} {IMAGE_TEXT} in the text")
+        raise DataError(
+            f"{name}: {n_images} picture(s), but {text.count(IMAGE_TEXT)} {IMAGE_TEXT} in the text"
+        )
     marks = list(_RECORD_TURN.finditer(text))
     if not any(mark[1] == "AI" for mark in marks):
         raise DataError(f'{name}: no line begins with "AI: "; nothing to learn from')
@@ -334,5 +336,6 @@ def _as_content(runs: list[str | int]) -> str | list[dict[str, Any]]:
     if len(runs) == 1 and isinstance(runs[0], str):
         return runs[0]
     return [
-        {"type": "text", "text": run} if isinstance(run, str) else {"type": "image", "image": run} for run in runs
+        {"type": "text", "text": run} if isinstance(run, str) else {"type": "image", "image": run}
+        for run in runs
     ]

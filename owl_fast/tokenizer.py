@@ -40,7 +40,9 @@ class Tokenizer:
         path = Path(path)
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
-                raise CheckpointError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; no tokenizer.model is")
+                raise CheckpointError(
+                    f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; no tokenizer.model is"
+                )
             model = path.read_bytes()
         except FileNotFoundError:
             raise CheckpointError(
@@ -57,7 +59,9 @@ class Tokenizer:
             raise CheckpointError(broken) from None
         for name, piece_id in (("<s>", processor.bos_id()), ("</s>", processor.eos_id())):
             if piece_id < 0:
-                raise CheckpointError(f"{path}: the vocabulary has no {name} piece; LLaMA's tokenizer has one")
+                raise CheckpointError(
+                    f"{path}: the vocabulary has no {name} piece; LLaMA's tokenizer has one"
+                )
         return cls(processor)
 
     def encode(self, text: str, *, literal: bool) -> list[int]:

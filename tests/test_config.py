@@ -80,8 +80,8 @@ def test_bad_values_name_the_field(raw: dict[str, Any], section: str | None, nam
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"a":' * 10000], ids=["empty", "list", "cut", "deep"])
 def test_unreadable_files_name_the_path(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
-    with pytest.raises(OwlError, match="config.json"):
+    with pytest.raises(OwlError, match=r"config\.json"):
         OwlConfig.from_file(path)
     path.write_text(text)
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         OwlConfig.from_file(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_save_and_load_keep_every_bit(tmp_path: Path) -> None:
     assert set(load_file(tmp_path / "out/non_lora.safetensors")) == set(trained)
 
 
-def edited(tmp_path: Path, edit: callable) -> Path:
+def edited(tmp_path: Path, edit: Callable[..., object]) -> Path:
     """A copy of the golden adapter as safetensors, its tensors edited."""
     tensors = torch.load(GOLDEN.adapter / "adapter_model.bin", weights_only=True)
     edit(tensors)
@@ -81,7 +82,7 @@ KEY = "base_model.model.language_model.model.layers.1.self_attn.v_proj.lora_B.we
     ],
     ids=["missing", "shape", "unused"],
 )
-def test_files_must_fit_exactly(tmp_path: Path, edit: callable, message: str) -> None:
+def test_files_must_fit_exactly(tmp_path: Path, edit: Callable[..., object], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         lora.load_adapter(GOLDEN.fresh_model(), edited(tmp_path, edit))
 

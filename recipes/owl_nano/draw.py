@@ -12,17 +12,16 @@ import io
 import random
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.util import find_spec
 from math import ceil, cos, floor, pi, radians, sin
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
 from recipes.owl_nano import world
 from recipes.owl_nano.outlines import OUTLINES, Point
+from recipes.owl_nano.typefaces import load_face
 from recipes.owl_nano.world import Scene, Shape
 
 Polygon = tuple[Point, ...]
@@ -171,7 +170,7 @@ def _sample_color(rng: random.Random, name: str) -> Floats:
 
 @dataclass(frozen=True)
 class _Line:
-    """A written line: its mask, the middle of its letters there, where letters begin and end, in fine pixels."""
+    """A written line on a mask, in fine pixels: the middle of its letters, where letters begin and end."""
 
     mask: Image.Image
     middle: Point
@@ -185,9 +184,10 @@ class _Line:
         return self.stops[-1] * self.squeeze + self.cap * self.slant
 
     def turn(self, angle: float) -> NDArray[np.float64]:
-        """(2, 2) from the upright line to the picture, both y down: squeeze, slant, then turn left by `angle`."""
+        """(2, 2) from the line to the picture, both y down: squeeze, slant, then turn left by `angle`."""
         c, s = cos(angle), sin(angle)
-        return np.array([[c, s], [-s, c]]) @ np.array([[self.squeeze, -self.slant], [0.0, 1.0]])
+        squeeze, slant = self.squeeze, self.slant
+        return np.array([[c * squeeze, s - c * slant], [-s * squeeze, c + s * slant]])
 
     def boxes(self) -> NDArray[np.float64]:
         """(letters, 4, 2): corners of each letter's box around the middle of the line."""
@@ -216,11 +216,11 @@ class _Canvas:
         if self.style.gradient == "linear":
             angle = self.rng.uniform(0, 2 * pi)
             reach = abs(cos(angle)) + abs(sin(angle))
-            plane = np.float32(cos(angle)) * axis + np.float32(sin(angle)) * axis[:, None]
-            return np.float32(span / reach) * plane
+            plane: Floats = np.float32(span / reach * cos(angle)) * axis
+            return plane + np.float32(span / reach * sin(angle)) * axis[:, None]
         x, y = self.rng.uniform(-0.4, 0.4), self.rng.uniform(-0.4, 0.4)
-        distance = np.hypot(axis - np.float32(x), axis[:, None] - np.float32(y))
-        return np.float32(span) * (distance / np.float32(1.3) - np.float32(0.4))
+        distance: Floats = np.hypot(axis - np.float32(x), axis[:, None] - np.float32(y))
+        return (distance - np.float32(0.5)) * np.float32(span / 1.3)
 
     def paint_shape(self, outline: Polygon, color: Floats) -> None:
         """Fill the outline, its light varying a little across, sometimes with a thin line around it."""
@@ -269,9 +269,9 @@ class _Canvas:
         """The text upright on a mask of its own, `fine` pixels per pixel of the 112 x 112 picture."""
         file, squeeze = FACES[self.style.face]
         slant = self.style.slant
-        natural = _font(file, 64).getlength(text) / 64 * squeeze + 0.75 * slant  # width per letter size
+        natural = load_face(file, 64).getlength(text) / 64 * squeeze + 0.75 * slant  # width per letter size
         letter = min(self.rng.uniform(*world.LETTER_SIZE), world.TEXT_WIDTH / natural)
-        font = _font(file, round(letter * fine))
+        font = load_face(file, round(letter * fine))
         stops = tuple(font.getlength(text[:count]) for count in range(len(text) + 1))
         cap = round(-font.getbbox("H", anchor="ls")[1])
         pad = cap // 3 + 2
@@ -320,25 +320,3 @@ class _Canvas:
 def _noise_pool() -> Floats:
     """A long row of normal numbers to cut noise from: drawing fresh ones would cost more than the picture."""
     return np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32)
-
-
-@lru_cache(maxsize=1)
-def _face_folder() -> Path | None:
-    """Where matplotlib keeps the DejaVu faces, or None without matplotlib (found without importing it)."""
-    spec = find_spec("matplotlib")
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
-
-
-@lru_cache(maxsize=1024)
-def _font(file: str, pixels: int) -> ImageFont.FreeTypeFont:
-    """The face at a size, from matplotlib or else from the system's fonts."""
-    folder = _face_folder()
-    try:
-        return ImageFont.truetype(str(folder / file) if folder else file, pixels)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"typeface {file} is not in {folder or 'the system fonts'}; it comes with matplotlib: "
-            "pip install 'owl-fast[recipe]'"
-        ) from error

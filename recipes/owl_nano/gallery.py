@@ -1,6 +1,7 @@
-"""A contact sheet of pictures with their captions, to look at what a drawing program makes.
+"""Pictures to look at: contact sheets of what a drawing program makes, and the pictures in examples/.
 
 python -m recipes.owl_nano.gallery sheet.png --program draw_blind --count 40 --seed 1
+python -m recipes.owl_nano.gallery examples --examples
 """
 
 from __future__ import annotations
@@ -13,9 +14,16 @@ from textwrap import wrap
 from PIL import Image, ImageDraw
 
 from recipes.owl_nano import draw, draw_blind
-from recipes.owl_nano.world import caption, sample_scene
+from recipes.owl_nano.world import Scene, Shape, caption, sample_scene
 
 PROGRAMS = {"draw": draw.draw, "draw_blind": draw_blind.draw}
+EXAMPLES = {
+    "scene.png": Scene((Shape("red", "star", 0, 0), Shape("blue", "circle", 1, 2)), "OWL", 2),
+    "two.png": Scene(
+        (Shape("green", "square", 0, 1), Shape("yellow", "heart", 1, 0), Shape("purple", "moon", 2, 2))
+    ),
+    "sign.png": Scene((Shape("orange", "diamond", 2, 1),), "42", 0),
+}
 COLUMNS, CELL, LINES = 8, 224, 3
 
 
@@ -33,15 +41,27 @@ def sheet(program: str, count: int, seed: int) -> Image.Image:
     return page
 
 
+def write_examples(folder: Path) -> None:
+    """The example pictures: calm ones, in one style."""
+    calm = {"light": True, "gradient": "linear", "face": "sans-bold", "slant": 0.0, "supersample": 4}
+    plain = {"noise": 0.0, "blur": 0.0, "jpeg_quality": None, "outline_share": 0.0}
+    for seed, (name, scene) in enumerate(EXAMPLES.items()):
+        draw.draw(scene, random.Random(seed), 224, **calm, **plain).save(folder / name, optimize=True)
+
+
 def main() -> None:
-    """Write the sheet the command line asks for."""
-    parser = argparse.ArgumentParser(description="Draw a contact sheet of owl-nano pictures.")
-    parser.add_argument("output", type=Path)
+    """Write what the command line asks for."""
+    parser = argparse.ArgumentParser(description="Draw a contact sheet or the example pictures of owl-nano.")
+    parser.add_argument("output", type=Path, help="the sheet's file, or the folder for --examples")
+    parser.add_argument("--examples", action="store_true")
     parser.add_argument("--program", choices=PROGRAMS, default="draw")
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    sheet(options.program, options.count, options.seed).save(options.output)
+    if options.examples:
+        write_examples(options.output)
+    else:
+        sheet(options.program, options.count, options.seed).save(options.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The shapes as unit polygons: in a circle of radius 1 around the origin, y down, proportions left to chance."""
+"""The shapes as polygons in a circle of radius 1 around the origin, y down, proportions left to chance."""
 
 from __future__ import annotations
 

@@ -31,9 +31,17 @@ def write_index(folder: Path, weight_map: Any) -> None:
 
 def test_shards_are_one_set_of_tensors(sharded: Path) -> None:
     folder = WeightFolder.open(sharded)
-    assert {name: entry.file for name, entry in folder.entries.items()} == {"a": FIRST, "b": FIRST, "c": SECOND}
+    assert {name: entry.file for name, entry in folder.entries.items()} == {
+        "a": FIRST,
+        "b": FIRST,
+        "c": SECOND,
+    }
     assert folder.nbytes == 36
-    assert {name: tensor.tolist() for name, tensor in folder.tensors()} == {"a": [0] * 2, "b": [1] * 3, "c": [2] * 4}
+    assert {name: tensor.tolist() for name, tensor in folder.tensors()} == {
+        "a": [0] * 2,
+        "b": [1] * 3,
+        "c": [2] * 4,
+    }
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])

@@ -19,7 +19,13 @@ ENDINGS = [".safetensors", ".bin"]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64], ids=str)
 def test_round_trip_is_bit_equal(tmp_path: Path, ending: str, dtype: torch.dtype) -> None:
     whole = torch.randn(6, 5).mul(100).to(dtype)
-    tensors = {"a": whole, "slice": whole[2:5], "transposed": whole.T, "empty": whole[:0], "scalar": whole[0, 0]}
+    tensors = {
+        "a": whole,
+        "slice": whole[2:5],
+        "transposed": whole.T,
+        "empty": whole[:0],
+        "scalar": whole[0, 0],
+    }
     write_tensors(tmp_path / f"x{ending}", tensors)
     back = read_tensors(tmp_path / f"x{ending}")
     assert back.keys() == tensors.keys()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,7 +28,7 @@ def model(golden: Golden) -> Owl:
     return golden.fresh_model()
 
 
-def outputs_of(modules: nn.ModuleList, run: callable) -> list[Tensor]:
+def outputs_of(modules: nn.ModuleList, run: Callable[..., object]) -> list[Tensor]:
     """Run and return each module's output in order."""
     seen: list[Tensor] = []
     hooks = [m.register_forward_hook(lambda _m, _a, out: seen.append(out)) for m in modules]
@@ -72,7 +75,7 @@ def batch_of(golden: Golden, case: str, model: Owl) -> PackedBatch:
 
 
 def by_sequence(rows: Tensor, batch: PackedBatch) -> list[Tensor]:
-    return [rows[a:b] for a, b in zip(batch.bounds[:-1], batch.bounds[1:], strict=True)]
+    return [rows[a:b] for a, b in pairwise(batch.bounds)]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -93,7 +96,7 @@ def test_language_model(golden: Golden, model: Owl, case: str) -> None:
                 assert difference(ours[-8:], stored["logits_tail"][index]) < ACTIVATION, f"tail {index}"
 
 
-@pytest.mark.parametrize("case", ("batch_images", "batch_image_and_text"))
+@pytest.mark.parametrize("case", ["batch_images", "batch_image_and_text"])
 @torch.inference_mode()
 def test_a_row_does_not_see_its_neighbours(golden: Golden, model: Owl, case: str) -> None:
     batch = batch_of(golden, f"forward_{case}", model)
