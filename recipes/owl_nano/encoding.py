@@ -14,20 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sentencepiece import SentencePieceProcessor
-
+from owl_fast.prompts import IMAGE_ID, ImagePiece, Piece, TextPiece, chat_pieces, training_pieces
+from owl_fast.tokenizer import Tokenizer
 from recipes.owl_nano.dialogues import Dialogue
 from recipes.owl_nano.settings import QUERIES
 from recipes.owl_nano.statements import Sentence
-from recipes.owl_nano.vocabulary import HEADERS
 from recipes.owl_nano.world import Scene
 
-IMAGE_ID = -1
 IGNORED = -100
 BOS, EOS = 1, 2
 IMAGE_ROWS = QUERIES + 1
 Form = Literal["chat", "training"]
-Piece = tuple[str | None, bool]  # text (None: a picture), supervised
 
 
 @dataclass
@@ -56,26 +53,26 @@ AddPicture = Callable[[Encoded, Scene], None]
 class Encoder:
     """Encodes samples with one tokenizer; text pieces are remembered, since the same ones come again and again."""
 
-    def __init__(self, processor: SentencePieceProcessor) -> None:
-        self.processor = processor
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
         self._known: dict[str, list[int]] = {}
 
     def text(self, text: str) -> list[int]:
         if text not in self._known:
             if len(self._known) > 200_000:
                 self._known.clear()
-            self._known[text] = self.processor.encode(text)
+            self._known[text] = self.tokenizer.encode(text, literal=True)
         return self._known[text]
 
     def dialogue(self, dialogue: Dialogue, form: Form, add_picture: AddPicture) -> Encoded:
         result = Encoded()
         result.add([BOS])
         scenes = iter(dialogue.scenes)
-        for text, supervised in pieces(dialogue, form):
-            if text is None:
+        for piece in pieces(dialogue, form):
+            if isinstance(piece, ImagePiece):
                 add_picture(result, next(scenes))
             else:
-                result.add(self.text(text) + ([EOS] if supervised else []), supervised)
+                result.add(self.text(piece.text) + ([EOS] if piece.supervised else []), piece.supervised)
         return result
 
     def sentences(self, result: Encoded, sentences: list[Sentence], all_words: bool = False) -> None:
@@ -92,23 +89,7 @@ class Encoder:
 
 def pieces(dialogue: Dialogue, form: Form) -> list[Piece]:
     """The conversation cut as the engine (chat) or the trainer (training) cuts it."""
+    messages = dialogue.messages()
     if form == "training":
-        return _training_pieces(dialogue)
-    text = HEADERS[0]
-    found: list[Piece] = []
-    for _ in dialogue.scenes:
-        found += [(text + "\nHuman: ", False), (None, False)]
-        text = ""
-    for turn in dialogue.turns[:-1]:
-        text += f"\nHuman: {turn.question}\nAI: {turn.answer}"
-    last = dialogue.turns[-1]
-    return [*found, (f"{text}\nHuman: {last.question}\nAI: ", False), (last.answer, True)]
-
-
-def _training_pieces(dialogue: Dialogue) -> list[Piece]:
-    found: list[Piece] = [(HEADERS[0], False)]
-    for _ in dialogue.scenes:
-        found += [("\nHuman: ", False), (None, False)]
-    for turn in dialogue.turns:
-        found += [("\nHuman: ", False), (turn.question + "\n", False), ("AI: ", False), (turn.answer, True)]
-    return found
+        return training_pieces(messages)[0]
+    return [*chat_pieces(messages[:-1])[0], TextPiece(messages[-1]["content"], supervised=True)]

@@ -34,7 +34,7 @@ class TextSource:
     def __init__(self, encoder: Encoder, seed: int) -> None:
         self.encoder, self.rng = encoder, random.Random(seed)
         self.stand_ins = StandIns(encoder, self.rng)
-        self.recall_tokens = tuple(range(259, encoder.processor.vocab_size()))
+        self.recall_tokens = tuple(range(259, encoder.tokenizer.vocab_size))
 
     def scene(self):
         return training_scene(self.rng)

@@ -61,7 +61,9 @@ def warm_up(model: Owl, pool: Pool, schedule: Schedule, out: Path, seed: int, ev
         for group, lr in zip([g for o in opts for g in o.param_groups], base, strict=True):
             group["lr"] = lr * factor
         indices = [rng.randrange(len(pool)) for _ in range(schedule.batch)]
-        loss, accuracy = heads_loss(heads, tower(pool.pictures(indices))[:, 1:], pool.patch_labels(indices))
+        with torch.autocast("cpu", torch.bfloat16):
+            features = tower(pool.pictures(indices))[:, 1:]
+        loss, accuracy = heads_loss(heads, features.float(), pool.patch_labels(indices))
         for o in opts:
             o.zero_grad(set_to_none=True)
         loss.backward()
