@@ -1,0 +1,1 @@
+"""One file per data format; each yields samples with a name for every record."""

@@ -1,0 +1,129 @@
+"""Snapshots of a run that survive a crash at any moment.
+
+    checkpoint-N.tmp/ -> every file written and fsynced -> manifest.json (sizes and SHA-256) last,
+    fsynced -> folder fsynced -> renamed to checkpoint-N -> parent fsynced
+
+The newest complete one is found by looking, never through a pointer that could be stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from owl_fast.errors import CheckpointError
+
+MANIFEST, STATE = "manifest.json", "state.json"
+FOLDER = re.compile(r"checkpoint-(\d+)")
+CHUNK = 1 << 20
+
+logger = logging.getLogger(__name__)
+
+
+class Snapshot(NamedTuple):
+    """tensors by file stem ("model", "optimizer"), and the JSON state."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save_snapshot(
+    out_dir: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> Path:
+    """Write out_dir/checkpoint-STEP; an older folder of that name is replaced. Returns the folder."""
+    target, staging = out_dir / f"checkpoint-{step}", out_dir / f"checkpoint-{step}.tmp"
+    out_dir.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    for stem, group in tensors.items():
+        path = staging / f"{stem}.safetensors"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in group.items()}, path)
+        _sync(path)
+    _write_json(staging / STATE, dict(state))
+    files = {path.name: _fingerprint(path) for path in sorted(staging.iterdir())}
+    _write_json(staging / MANIFEST, {"files": files})
+    _sync(staging)
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(staging, target)
+    _sync(out_dir)
+    return target
+
+
+def newest_snapshot(out_dir: Path) -> Path | None:
+    """The complete snapshot with the highest step; damaged ones are passed over with a warning."""
+    for _, path in sorted(_folders(out_dir), reverse=True):
+        trouble = _trouble(path)
+        if trouble is None:
+            return path
+        logger.warning("%s is passed over: %s", path, trouble)
+    return None
+
+
+def load_snapshot(path: Path) -> Snapshot:
+    """Read a snapshot; CheckpointError when a file is missing or not what the manifest says."""
+    trouble = _trouble(path)
+    if trouble is not None:
+        raise CheckpointError(f"{path}: {trouble}")
+    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    return Snapshot(tensors, json.loads((path / STATE).read_text(encoding="utf-8")))
+
+
+def prune_snapshots(out_dir: Path, keep: int) -> None:
+    """Remove all but the newest `keep`, and what a crash left half-written; call it after a save."""
+    folders = sorted(_folders(out_dir))
+    for _, path in folders[: max(0, len(folders) - keep)]:
+        shutil.rmtree(path)
+    for path in out_dir.glob("checkpoint-*.tmp"):
+        shutil.rmtree(path)
+
+
+def _folders(out_dir: Path) -> list[tuple[int, Path]]:
+    if not out_dir.is_dir():
+        return []
+    found = ((FOLDER.fullmatch(path.name), path) for path in out_dir.iterdir())
+    return [(int(match[1]), path) for match, path in found if match]
+
+
+def _trouble(path: Path) -> str | None:
+    """What is wrong with a snapshot's files, None if nothing."""
+    try:
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, wanted in files.items():
+            if _fingerprint(path / name) != wanted:
+                return f"{name} is not the file the manifest describes"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} or a file it names is missing or unreadable ({error})"
+    return None if STATE in files else f"{MANIFEST} does not name {STATE}"
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
