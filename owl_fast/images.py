@@ -42,9 +42,10 @@ Triple = tuple[float, float, float]
 def load_image(source: object) -> Image.Image:
     """Decode a picture, in its own mode, first frame.
 
-    source: path (str or Path), data URI, bytes, binary file object, PIL image, uint8 array (H, W[, 1 | 3 | 4]),
-    uint8 tensor (C, H, W) or (H, W, C). URLs are not fetched here. ImageError: anything else, broken data, more than
-    MAX_BYTES encoded, MAX_PIXELS or MAX_SIDE; sizes are checked before pixels are decoded.
+    source: path (str or Path), data URI, bytes, binary file object, PIL image, uint8 array (H, W) or
+    (H, W, C), uint8 tensor (C, H, W) or, where only that makes sense, (H, W, C). URLs are not fetched here.
+    ImageError: anything else, broken data, more than MAX_BYTES encoded, MAX_PIXELS or MAX_SIDE; sizes are
+    checked before pixels are decoded.
     """
     if isinstance(source, Image.Image):
         return _load(source, "PIL image")
@@ -61,7 +62,10 @@ def load_image(source: object) -> Image.Image:
     if hasattr(source, "__array_interface__"):
         return _from_array(source)
     if hasattr(source, "read"):
-        data = source.read(MAX_BYTES + 1)
+        try:
+            data = source.read(MAX_BYTES + 1)
+        except (OSError, ValueError):
+            raise ImageError("the file object cannot be read; open it for reading in binary mode") from None
         if not isinstance(data, bytes):
             raise ImageError("the file object gives text; open it in binary mode")
         return _decode(data, "file object")
@@ -96,14 +100,10 @@ class ImageProcessor:
             raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
         size = _side(raw.get("size"), default_size, f"{path}: size")
         if _side(raw.get("crop_size"), size, f"{path}: crop_size") != size:
-            raise UnsupportedError(
-                f"{path}: crop_size differs from size; pictures are resized, never cropped"
-            )
+            raise UnsupportedError(f"{path}: crop_size differs from size; no picture is cropped")
         for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
             if raw.get(step, True) is not True:
-                raise UnsupportedError(
-                    f"{path}: {step} is {raw[step]!r:.40}; this engine always does that step"
-                )
+                raise UnsupportedError(f"{path}: {step} is {raw[step]!r:.40}; this engine always does it")
         factor = raw.get("rescale_factor", RESCALE)
         if not isinstance(factor, float) or abs(factor - RESCALE) > 1e-9:
             raise UnsupportedError(f"{path}: rescale_factor {factor!r:.40}; this engine divides by 255")
@@ -131,14 +131,14 @@ class ImageProcessor:
         }
 
     def __call__(self, source: object, training: bool = False) -> Tensor:
-        """float32 (3, size, size) of anything load_image takes. training: RGB before the resize, not after."""
+        """float32 (3, size, size) of anything load_image takes. training: RGB before the resize."""
         image = load_image(source)
         if training:
             image = _rgb(image)
         return self._normalise(_rgb(self._resize(image)))
 
     def augment(self, source: object, rng: random.Random) -> Tensor:
-        """Training with augmentation: a random crop of half to all of the area, resized, mirrored half the time."""
+        """Augmented training: a random crop of half to all of the area, resized, mirrored half the time."""
         image = _rgb(load_image(source))
         image = self._resize(image.crop(_random_box(image.width, image.height, rng)))
         if rng.random() < 0.5:
@@ -153,7 +153,7 @@ class ImageProcessor:
 
     @cached_property
     def _levels(self) -> Tensor:
-        """(3, 256): the normalised value of each grey level, with the original's roundings (float64, then float32)."""
+        """(3, 256): normalised value of each grey level; roundings as in the original: float64, float32."""
         scaled = (torch.arange(256, dtype=torch.float64) * RESCALE).float()
         return (scaled - torch.tensor(self.mean)[:, None]) / torch.tensor(self.std)[:, None]
 
@@ -170,7 +170,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
-    """A crop of 0.5..1 of the area with aspect 3/4..4/3 (log-uniform); the whole picture if ten draws do not fit."""
+    """A crop of 0.5..1 of the area, aspect 3/4..4/3 (log-uniform); all of it if ten draws do not fit."""
     for _ in range(10):
         area = width * height * rng.uniform(0.5, 1.0)
         aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -189,6 +189,8 @@ def _decode(data: bytes, label: str) -> Image.Image:
         raise ImageError(f"{label}: more than {MAX_BYTES >> 20} MiB; make the picture smaller")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ImageError(f"{label}: more than {MAX_PIXELS} pixels; scale it down") from None
     # Pillow's decoders raise a dozen unrelated types, with memory addresses in the text: one message for all.
     except Exception:
         raise ImageError(f"{label}: no readable PNG, JPEG, WEBP, GIF or BMP picture") from None
@@ -210,7 +212,8 @@ def _check_size(width: int, height: int, label: str) -> None:
         raise ImageError(f"{label}: {width} x {height} pixels; wanted at least 1 x 1")
     if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
         raise ImageError(
-            f"{label}: {width} x {height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS} in all, scale it down"
+            f"{label}: {width} x {height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS} in all, "
+            "scale it down"
         )
 
 
@@ -248,11 +251,13 @@ def _from_tensor(tensor: Tensor) -> Image.Image:
     shape = tuple(tensor.shape)
     if tensor.dtype != torch.uint8 or tensor.dim() not in (2, 3):
         raise ImageError(f"tensor {tensor.dtype} {shape}: wanted uint8 (C, H, W) or (H, W, C)")
-    if tensor.dim() == 2:
-        tensor = tensor[..., None]
-    elif shape[0] in (1, 3, 4):
+    if tensor.dim() == 3 and shape[0] in (1, 3, 4):
         tensor = tensor.permute(1, 2, 0)
-    return _from_bytes_like(tensor, f"tensor {shape}")
+    height, width = tensor.shape[:2]
+    mode = _array_mode(tuple(tensor.shape), f"tensor {shape}")
+    tensor = tensor.detach().cpu().contiguous()
+    # Reading the memory directly: tensor.numpy() would need numpy, which inference does not.
+    return Image.frombytes(mode, (width, height), ctypes.string_at(tensor.data_ptr(), tensor.numel()))
 
 
 def _from_array(array: Any) -> Image.Image:
@@ -261,20 +266,18 @@ def _from_array(array: Any) -> Image.Image:
     shape = tuple(interface["shape"])
     if interface["typestr"] != "|u1" or len(shape) not in (2, 3):
         raise ImageError(f"array {interface['typestr']} {shape}: wanted uint8 of shape (H, W, 3)")
-    _check_size(shape[1], shape[0], f"array {shape}")
-    tensor = torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8).view(shape)
-    return _from_bytes_like(tensor[..., None] if len(shape) == 2 else tensor, f"array {shape}")
+    mode = _array_mode(shape, f"array {shape}")
+    return Image.frombytes(mode, (shape[1], shape[0]), array.tobytes())
 
 
-def _from_bytes_like(pixels: Tensor, label: str) -> Image.Image:
-    height, width, channels = pixels.shape
+def _array_mode(shape: tuple[int, ...], label: str) -> str:
+    """Pillow's mode for (H, W) or (H, W, C); ImageError for other channels and sizes past the limits."""
+    channels = shape[2] if len(shape) == 3 else 1
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
     if mode is None:
         raise ImageError(f"{label}: {channels} channels; wanted 1, 3 or 4")
-    _check_size(width, height, label)
-    pixels = pixels.detach().cpu().contiguous()
-    # Reading the memory directly: tensor.numpy() would need numpy, which inference does not.
-    return Image.frombytes(mode, (width, height), ctypes.string_at(pixels.data_ptr(), pixels.numel()))
+    _check_size(shape[1], shape[0], label)
+    return mode
 
 
 # --- preprocessor_config.json -----------------------------------------------------------------------------

@@ -1,16 +1,16 @@
 """Conversations -> pieces -> token ids, for inference and for training.
 
 Two doors. raw_pieces takes a prompt the caller wrote out: "<image>" is a picture, "</s>" the special id.
-chat_pieces and training_pieces take messages (OpenAI style): everything a person typed is words, pictures come
-only as parts, and the roles are written by the template alone:
+chat_pieces and training_pieces take messages (OpenAI style): everything a person typed is words, pictures
+come only as parts, and the roles are written by the template alone:
 
     <header>
     Human: <image>
     Human: What is in the picture?
     AI:
 
-Text is tokenized piece by piece, as the original does: its pieces are what stands between pictures (inference)
-or between the markers "\\nHuman: ", "AI: " and pictures (training).
+Text is tokenized piece by piece, as the original does: its pieces are what stands between pictures
+(inference) or between the markers "\\nHuman: ", "AI: " and pictures (training).
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def check_images(pieces: Sequence[Piece], images: int) -> None:
     places = sum(isinstance(piece, ImagePiece) for piece in pieces)
     if places != images:
         raise PromptError(
-            f"the prompt has {places} {IMAGE_TEXT} place(s), {images} picture(s) came; give one picture per place"
+            f"the prompt has {places} {IMAGE_TEXT} place(s), {images} picture(s) came; "
+            "give one picture per place"
         )
 
 
@@ -107,8 +108,8 @@ def _piece_ids(piece: Piece, tokenizer: Tokenizer, image_rows: int) -> list[int]
 def chat_pieces(messages: Sequence[Message], system: str | None = None) -> tuple[list[Piece], list[Any]]:
     """Prompt of a conversation that ends with a user message -> (pieces ending in "AI: ", pictures in order).
 
-    A message is {"role": "system" | "developer" | "user" | "assistant", "content": text or list of parts}, a part
-    {"type": "text", "text"}, {"type": "image", "image"} or {"type": "image_url", "image_url": {"url"}}.
+    A message is {"role": "system" | "developer" | "user" | "assistant", "content": text or list of parts}, a
+    part {"type": "text", "text"}, {"type": "image", "image"} or {"type": "image_url", "image_url": {"url"}}.
     System messages come first and replace the header, as `system` does when there is none; "" leaves it out.
     PromptError names the message that does not fit.
     """
@@ -212,8 +213,9 @@ def _read_part(part: Any, where: str) -> str | _Picture:
 def training_pieces(messages: Sequence[Message], system: str | None = None) -> tuple[list[Piece], list[Any]]:
     """Pieces of a whole conversation, answers supervised -> (pieces, pictures in order).
 
-    Cut where the original cuts: "\\nHuman: " and "AI: " are pieces of their own, the line end before "AI: " belongs
-    to the text before it; an empty answer stays, to be learned as EOS alone. Messages as for chat_pieces.
+    Cut where the original cuts: "\\nHuman: " and "AI: " are pieces of their own, the line end before "AI: "
+    belongs to the text before it; an empty answer stays, to be learned as EOS alone. Messages as for
+    chat_pieces.
     """
     header, lines, images = _read_messages(messages, system)
     pieces: list[Piece] = []
@@ -247,7 +249,7 @@ def training_pieces(messages: Sequence[Message], system: str | None = None) -> t
 
 
 def caption_pieces(caption: str, with_header: bool = False) -> list[Piece]:
-    """Stage 1: one picture, then its caption (supervised); with_header puts both into the conversation form."""
+    """Stage 1: a picture, then its caption (supervised); with_header puts both into a conversation."""
     if not with_header:
         return [ImagePiece(), TextPiece(caption, supervised=True)]
     picture = {"role": "user", "content": [{"type": "image", "image": 0}]}
@@ -257,11 +259,12 @@ def caption_pieces(caption: str, with_header: bool = False) -> list[Piece]:
 def encode_training(
     pieces: Sequence[Piece], tokenizer: Tokenizer, image_rows: int, max_length: int, name: str = "record"
 ) -> tuple[list[int], list[bool]]:
-    """(ids, supervised), both of length at most max_length + 1, unpadded; supervised[i] is about ids[i] itself.
+    """(ids, supervised), at most max_length + 1 long, unpadded; supervised[i] is about ids[i] itself.
 
-    BOS first. An answer is cut so that its EOS still fits and is supervised including it; other text is cut at
-    max_length + 1; a picture that does not fit ends the sample, so ids.count(IMAGE_ID) // image_rows pictures are
-    used (the first ones). DataError names the record when no supervised token is left.
+    BOS first. An answer is cut so that its EOS still fits, and supervised including it; other text is cut at
+    max_length + 1; a picture that does not fit ends the sample, so that the first
+    ids.count(IMAGE_ID) // image_rows pictures are used. DataError names the record when no supervised token
+    is left.
     """
     ids, supervised = [tokenizer.bos_id], [False]
     for piece in pieces:
@@ -283,15 +286,14 @@ def encode_training(
 def parse_record_text(text: str, n_images: int, name: str = "record") -> list[dict[str, Any]]:
     """Messages of a record in the original's written-out form ("<header>\\nHuman: ...\\nAI: ...").
 
-    A role marker counts only at the start of a line. What stands before the first one is the system message, ""
-    when there is nothing. With n_images > 0 each "<image>" is a picture part {"type": "image", "image": i}, i
-    counting through the record, and must occur n_images times; without pictures it is a word.
+    A role marker counts only at the start of a line. What stands before the first one is the system message,
+    "" when there is nothing. With n_images > 0 each "<image>" is a part {"type": "image", "image": i},
+    i counting through the record, and must occur n_images times; without pictures it is a word.
     DataError names the record: wrong number of pictures, a picture in an answer, or no answer at all.
     """
-    if n_images and text.count(IMAGE_TEXT) != n_images:
-        raise DataError(
-            f"{name}: {n_images} picture(s), but {text.count(IMAGE_TEXT)} {IMAGE_TEXT} in the text"
-        )
+    places = text.count(IMAGE_TEXT)
+    if n_images and places != n_images:
+        raise DataError(f"{name}: {n_images} picture(s), but {places} {IMAGE_TEXT} in the text")
     marks = list(_RECORD_TURN.finditer(text))
     if not any(mark[1] == "AI" for mark in marks):
         raise DataError(f'{name}: no line begins with "AI: "; nothing to learn from')
@@ -301,10 +303,9 @@ def parse_record_text(text: str, n_images: int, name: str = "record") -> list[di
     bodies = [text[mark.end() : end].removesuffix("\n") for mark, end in zip(marks, starts[1:], strict=False)]
     bodies.append(text[marks[-1].end() :])
 
-    parts = _split_pictures(head, 0) if n_images else [head]
-    messages: list[dict[str, Any]] = [{"role": "system", "content": ""}]
-    if isinstance(parts[0], str):
-        messages[0]["content"] = parts.pop(0)
+    parts: list[str | int] = _split_pictures(head, 0) if n_images else [head]
+    header = parts.pop(0) if isinstance(parts[0], str) else ""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": header}]
     if parts:
         messages.append({"role": "user", "content": _as_content(parts)})
     seen = head.count(IMAGE_TEXT)

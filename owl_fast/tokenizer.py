@@ -59,9 +59,7 @@ class Tokenizer:
             raise CheckpointError(broken) from None
         for name, piece_id in (("<s>", processor.bos_id()), ("</s>", processor.eos_id())):
             if piece_id < 0:
-                raise CheckpointError(
-                    f"{path}: the vocabulary has no {name} piece; LLaMA's tokenizer has one"
-                )
+                raise CheckpointError(f"{path}: the vocabulary has no {name} piece; LLaMA's has one")
         return cls(processor)
 
     def encode(self, text: str, *, literal: bool) -> list[int]:

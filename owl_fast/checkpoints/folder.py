@@ -99,15 +99,12 @@ def _main_file(path: Path) -> tuple[str, set[str]]:
 
 def _read_index(path: Path) -> dict[str, str]:
     """weight_map of an index: tensor name -> basename of a file of the same format."""
+    if (size := path.stat().st_size) > MAX_INDEX_BYTES:
+        raise CheckpointError(f"{path}: {size} bytes; an index has at most {MAX_INDEX_BYTES}")
     try:
-        size = path.stat().st_size
-        if size > MAX_INDEX_BYTES:
-            raise CheckpointError(f"{path}: {size} bytes; an index has at most {MAX_INDEX_BYTES}")
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda p: _unique(path, p))
-    except CheckpointError:
-        raise
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
+        raise CheckpointError(f"{path}: not readable as an index ({error})") from None
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: wanted an object with a filled weight_map (tensor name -> file)")
@@ -121,12 +118,12 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of the index; plain JSON readers keep the last of two equal keys in silence."""
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the index; JSON readers otherwise keep the last of two equal keys in silence."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise CheckpointError(f"{path}: {key:.120} is listed twice ({found[key]!r:.80}, {value!r:.80})")
+            raise ValueError(f"{key:.120} is listed twice")
         found[key] = value
     return found
 

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from owl_fast.checkpoints.folder import WeightFolder
-from owl_fast.checkpoints.names import HF_NAMES, Slot, map_name, slots
+from owl_fast.checkpoints.names import HF_NAMES, map_name, views
 from owl_fast.config import OwlConfig
 from owl_fast.errors import CheckpointError, UnsupportedError
 from owl_fast.models.owl import Owl
@@ -37,11 +36,11 @@ def load_model(
     config = OwlConfig.from_file(path / "config.json")
     folder = WeightFolder.open(path)
     model = empty_model(config)
-    places = slots(model)
-    _check(folder, places)
-    dtype = dtype or _common_dtype(folder, places)
-    _fill(model, folder, places, dtype, torch.device(device), progress)
-    return model.eval()
+    _check(folder, {name: tuple(view.shape) for name, view in views(model).items()})
+    # Memory that is reserved is not resident: pages appear as the copies below fill them.
+    model = model.to(dtype or _common_dtype(folder)).to_empty(device=device).requires_grad_(False).eval()
+    _fill(model, folder, progress)
+    return model
 
 
 def empty_model(config: OwlConfig) -> Owl:
@@ -50,20 +49,20 @@ def empty_model(config: OwlConfig) -> Owl:
         return Owl(config)
 
 
-def _check(folder: WeightFolder, places: dict[str, Slot]) -> None:
+def _check(folder: WeightFolder, shapes: dict[str, tuple[int, ...]]) -> None:
     """Names and shapes of the files against those the config asks for; nothing is read yet."""
-    wanted = dict(places)
+    wanted = dict(shapes)
     for name, entry in folder.entries.items():
         target = map_name(HF_NAMES, name)
         if target is None:
             continue
-        slot = wanted.pop(target, None)
+        shape = wanted.pop(target, None)
         where = f"{folder.path / entry.file}: tensor {name}"
-        if slot is None:
+        if shape is None:
             raise CheckpointError(f"{where} has no place in the model config.json describes")
-        if entry.info.shape != slot.shape:
+        if entry.info.shape != shape:
             raise CheckpointError(
-                f"{where} has shape {entry.info.shape}; config.json asks for {slot.shape}. "
+                f"{where} has shape {entry.info.shape}; config.json asks for {shape}. "
                 "The config is not this checkpoint's, or the file is not this model's"
             )
         if entry.info.dtype not in MODEL_DTYPES:
@@ -76,9 +75,11 @@ def _check(folder: WeightFolder, places: dict[str, Slot]) -> None:
         )
 
 
-def _common_dtype(folder: WeightFolder, places: dict[str, Slot]) -> torch.dtype:
+def _common_dtype(folder: WeightFolder) -> torch.dtype:
     found = {
-        entry.info.dtype: name for name, entry in folder.entries.items() if map_name(HF_NAMES, name) in places
+        entry.info.dtype: name
+        for name, entry in folder.entries.items()
+        if map_name(HF_NAMES, name) is not None
     }
     if len(found) > 1:
         listed = ", ".join(f"{dtype} ({name})" for dtype, name in found.items())
@@ -86,34 +87,12 @@ def _common_dtype(folder: WeightFolder, places: dict[str, Slot]) -> torch.dtype:
     return next(iter(found))
 
 
-def _fill(
-    model: Owl,
-    folder: WeightFolder,
-    places: dict[str, Slot],
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: Callable[[int, int], None] | None,
-) -> None:
+def _fill(model: Owl, folder: WeightFolder, progress: Callable[[int, int], None] | None) -> None:
+    targets = views(model)
     done, total = 0, folder.nbytes
     for name, tensor in folder.tensors():
-        target = map_name(HF_NAMES, name)
-        if target is not None:
-            slot = places[target]
-            parameter = _materialised(model, slot.parameter, dtype, device)
-            parameter.narrow(0, slot.start, slot.shape[0]).copy_(tensor)
+        if (target := map_name(HF_NAMES, name)) is not None:
+            targets[target].copy_(tensor)
         done += folder.entries[name].info.nbytes
         if progress is not None:
             progress(done, total)
-
-
-def _materialised(model: Owl, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The parameter, given memory when its first part arrives."""
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    parameter = module.get_parameter(leaf)
-    if parameter.is_meta:
-        parameter = nn.Parameter(
-            torch.empty(parameter.shape, dtype=dtype, device=device), requires_grad=False
-        )
-        setattr(module, leaf, parameter)
-    return parameter

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from owl_fast.models.fusion import parameter_sources
 from owl_fast.models.layers import Linear
@@ -50,3 +50,12 @@ def slots(model: nn.Module) -> dict[str, Slot]:
             found[source] = Slot(name, start, (count, *parameter.shape[1:]))
             start += count
     return found
+
+
+def views(model: nn.Module) -> dict[str, Tensor]:
+    """Checkpoint name -> the rows of the parameter that hold that tensor, without gradient."""
+    parameters = dict(model.named_parameters())
+    return {
+        name: parameters[slot.parameter].detach().narrow(0, slot.start, slot.shape[0])
+        for name, slot in slots(model).items()
+    }

@@ -79,7 +79,10 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     try:
         if path.suffix == ".safetensors":
+            path.touch()
+            mode = path.stat().st_mode
             save_file(plain, path, metadata={"format": "pt"})
+            path.chmod(mode)  # save_file leaves 0600: readable by nobody else, whatever the umask
         elif path.suffix in PICKLED:
             # torch.save writes a slice together with the whole weight it belongs to.
             torch.save({name: _alone(tensor) for name, tensor in plain.items()}, path)
@@ -149,4 +152,4 @@ def _alone(tensor: Tensor) -> Tensor:
 
 
 def _brief(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

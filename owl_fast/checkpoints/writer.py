@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from owl_fast.checkpoints.folder import FORMATS, INDEX_SUFFIX
 from owl_fast.checkpoints.hf import empty_model
-from owl_fast.checkpoints.names import slots
-from owl_fast.checkpoints.tensorfile import write_tensors
+from owl_fast.checkpoints.names import views
+from owl_fast.checkpoints.tensorfile import TensorInfo, write_tensors
 from owl_fast.errors import CheckpointError, UnsupportedError
 from owl_fast.models.owl import Owl
 
@@ -46,23 +46,20 @@ def save_model(
     """
     if format not in FORMATS:
         raise UnsupportedError(f"format {format!r}: wanted one of {', '.join(FORMATS)}")
-    places = slots(empty_model(model.config))
-    parameters = dict(model.named_parameters())
-    if extra := sorted(parameters.keys() ^ {slot.parameter for slot in places.values()}):
+    plain = {name for name, _ in empty_model(model.config).named_parameters()}
+    if extra := sorted(plain ^ {name for name, _ in model.named_parameters()}):
         raise CheckpointError(
             f"{len(extra)} parameters are not those of the plain model ({extra[0]}, ...); "
             "merge the adapter before saving the model"
         )
-    tensors = {
-        name: parameters[slot.parameter].detach().narrow(0, slot.start, slot.shape[0])
-        for name, slot in places.items()
-    }
-    with whole_folder(Path(folder)) as target:
-        write_weights(target, tensors, format, shard_bytes)
+    tensors = views(model)
+    with whole_folder(folder) as target:
+        infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+        write_weights(target, infos, tensors.__getitem__, format=format, shard_bytes=shard_bytes)
         raw = model.config.to_dict()
-        if len(dtypes := {tensor.dtype for tensor in tensors.values()}) == 1:
+        if len(dtypes := {dtype for _, dtype in infos.values()}) == 1:
             raw["torch_dtype"] = str(dtypes.pop()).removeprefix("torch.")
-        _write_json(target / "config.json", raw)
+        write_json(target / "config.json", raw)
         if side_files is not None:
             copy_side_files(side_files, target)
 
@@ -75,40 +72,56 @@ def copy_side_files(source: str | Path, target: str | Path) -> tuple[str, ...]:
     return found
 
 
-def write_weights(folder: Path, tensors: dict[str, Tensor], format: str, shard_bytes: int) -> None:
-    """Weight files of one format; an index beside them when there are several."""
+def write_weights(
+    folder: Path,
+    infos: Mapping[str, TensorInfo],
+    read: Callable[[str], Tensor],
+    *,
+    format: str = "safetensors",
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Weight files of one format, and an index when there are several; read(name) is asked shard by shard."""
     stem, ending = FORMATS[format]
-    shards: list[dict[str, Tensor]] = [{}]
-    room = shard_bytes
-    for name, tensor in tensors.items():
-        if shards[-1] and tensor.nbytes > room:
-            shards.append({})
-            room = shard_bytes
-        shards[-1][name] = tensor
-        room -= tensor.nbytes
+    shards = _plan(infos, shard_bytes)
     if len(shards) == 1:
-        write_tensors(folder / (stem + ending), shards[0])
+        write_tensors(folder / (stem + ending), {name: read(name) for name in shards[0]})
         return
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
+    for number, names in enumerate(shards, start=1):
         file = f"{stem}-{number:05d}-of-{len(shards):05d}{ending}"
-        write_tensors(folder / file, shard)
-        weight_map |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    _write_json(
+        write_tensors(folder / file, {name: read(name) for name in names})
+        weight_map |= dict.fromkeys(names, file)
+    total = sum(info.nbytes for info in infos.values())
+    write_json(
         folder / (stem + ending + INDEX_SUFFIX),
         {"metadata": {"total_size": total}, "weight_map": weight_map},
     )
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _plan(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
+    """Names per shard, in order; a tensor larger than shard_bytes gets a shard of its own."""
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name, info in infos.items():
+        if shards[-1] and info.nbytes > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= info.nbytes
+    return shards
+
+
+def write_json(path: str | Path, value: object) -> None:
+    Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its place, on disk for good, when the block ends well."""
-    folder = folder.resolve()
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place, on disk for good, when the block ends well.
+
+    `folder` must be new or empty; its parents are made. OSErrors in the block become CheckpointErrors.
+    """
+    folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder}: exists and is not an empty folder; choose a new one")
     partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.partial")

@@ -119,9 +119,12 @@ class Trainer:
                 self.model.train()
                 metrics = self.update(batches)
                 self.model.eval()
-                metrics |= self._after_update()
+                metrics |= self._evaluation()
                 log.write(json.dumps(metrics) + "\n")
                 log.flush()
+                self._check_skips(metrics)
+                if self._due(self.settings.save_every):
+                    self.save()
                 bar.update()
                 bar.set_postfix(loss=metrics["loss"], lr=metrics["lr"])
         return metrics
@@ -153,7 +156,7 @@ class Trainer:
         }
         if not finite:
             metrics["skipped"] = [record for batch in batches for record in batch.records]
-            self._count_skip(metrics["skipped"])
+            self.skipped.append(self.step)
         return metrics
 
     def accumulate(self, batches: Sequence[TrainingBatch]) -> tuple[float, float]:
@@ -185,12 +188,9 @@ class Trainer:
         prune_snapshots(self.out_dir, self.settings.keep)
         return path
 
-    def _after_update(self) -> dict[str, Any]:
-        """Snapshot and evaluation when they are due; the evaluation's numbers."""
-        settings = self.settings
-        if self._due(settings.save_every):
-            self.save()
-        if self.evaluate is None or not self._due(settings.eval_every):
+    def _evaluation(self) -> dict[str, Any]:
+        """The evaluation's numbers, when one is due."""
+        if self.evaluate is None or not self._due(self.settings.eval_every):
             return {}
         with torch.no_grad():
             return self.evaluate(self.model, self.step)
@@ -203,13 +203,13 @@ class Trainer:
         if limit is not None:
             nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, torch.tensor(norm))
 
-    def _count_skip(self, records: list[str]) -> None:
-        self.skipped = [step for step in [*self.skipped, self.step] if step > self.step - SKIP_WINDOW]
+    def _check_skips(self, metrics: dict[str, Any]) -> None:
+        self.skipped = [step for step in self.skipped if step > self.step - SKIP_WINDOW]
         if len(self.skipped) > MAX_SKIPS:
             raise OwlError(
                 f"{len(self.skipped)} of the last {SKIP_WINDOW} updates had a non-finite loss or gradient "
-                f"(updates {self.skipped}, the last with {records[0]}, ...); "
-                "lower the learning rate, lengthen the warm-up, or look at those records"
+                f"(updates {self.skipped}, the last with {metrics['skipped'][0]}, ...); "
+                f"lower the learning rate, lengthen the warm-up, or look at the records named in {METRICS}"
             )
 
     def _autocast_dtype(self) -> torch.dtype | None:

@@ -69,7 +69,7 @@ def test_shards_are_released_one_by_one(sharded: Path) -> None:
         ({"a": FIRST, "b": SECOND, "c": SECOND}, f"{FIRST}: holds tensor b, but .* places it in {SECOND}"),
         ({"a": FIRST, "b": FIRST, "c": SECOND, "d": SECOND}, f"{SECOND}: tensor d is missing"),
         ({"a": FIRST, "b": FIRST}, f"{SECOND}: not named by {INDEX}"),
-        ({"a": FIRST, "b": FIRST, "c": "model-3.safetensors"}, "model-3.safetensors is not in the folder.* c"),
+        ({"a": FIRST, "b": FIRST, "c": "model-3.safetensors"}, r"model-3\.safetensors is not in the .* c"),
         ({"a": FIRST, "b": FIRST, "c": f"../{SECOND}"}, r"tensor c is said to be in '\.\./model"),
         ({"a": FIRST, "b": FIRST, "c": f"/x/{SECOND}"}, "tensor c is said to be in"),
         ({"a": FIRST, "b": FIRST, "c": f"x\\{SECOND}"}, "tensor c is said to be in"),

@@ -1,0 +1,191 @@
+"""The step loop: requests go in, every `step` moves all running ones on by one batch.
+
+A request can only fail itself: logits that are not finite end the request they belong to and no other.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence as Seq
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from owl_fast.engine.outputs import Event, FinishReason, Output, Timings, Usage
+from owl_fast.engine.request import Request
+from owl_fast.engine.sampling import choose, process_scores
+from owl_fast.engine.scheduler import Scheduler, Span, StepPlan
+
+
+class StepRunner(Protocol):
+    """What the loop needs of a runner (see runner.Runner)."""
+
+    def encode_images(self, pixels: Tensor, /) -> Tensor: ...
+
+    def run(self, plan: StepPlan, /) -> Tensor: ...
+
+
+class Loop:
+    """Scheduler and runner together. One thread steps at a time; `cancelled` of a request needs no lock."""
+
+    def __init__(self, scheduler: Scheduler, runner: StepRunner, eos_id: int) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.eos_id = eos_id
+        self._lock = threading.RLock()
+
+    def submit(self, request: Request) -> None:
+        with self._lock:
+            self.scheduler.add(request)
+
+    def reap(self) -> None:
+        """Finish the cancelled requests and free what they hold."""
+        with self._lock:
+            for request in self.scheduler.take_cancelled():
+                self._close(request, "cancelled")
+
+    def step(self) -> None:
+        """Finish the cancelled, start what fits, compute one batch, give every complete row its next token.
+
+        If the model itself fails, the running requests end with an error, their blocks are freed, and the
+        exception goes on to the caller; the next step starts clean.
+        """
+        with self._lock:
+            self.reap()
+            try:
+                self._advance()
+            except BaseException as error:
+                for request in list(self.scheduler.running):
+                    self._fail(request, f"the step failed: {type(error).__name__}")
+                raise
+
+    def _advance(self) -> None:
+        for request in self.scheduler.admit():
+            request.clock.started = time.perf_counter()
+            if request.pixels is not None:
+                request.visual = self.runner.encode_images(request.pixels).flatten(0, 1)
+                request.pixels = None
+            request.clock.encoded = time.perf_counter()
+        plan = self.scheduler.plan()
+        if not plan.spans:
+            return
+        logits = self.runner.run(plan)
+        by_request: dict[Request, list[tuple[Span, int]]] = {}
+        row = 0
+        for span in plan.spans:
+            by_request.setdefault(span.request, []).append((span, row))
+            row += span.end - span.logits_from
+            span.sequence.computed = span.end
+        self._consume(by_request, logits)
+
+    def _consume(self, by_request: dict[Request, list[tuple[Span, int]]], logits: Tensor) -> None:
+        """logits (M, V): each span's rows begin at the row number beside it."""
+        finite = torch.isfinite(logits).all(-1).tolist()
+        logprobs = torch.log_softmax(logits, -1)
+        for request, spans in by_request.items():
+            rows = [row for span, first in spans for row in range(first, first + span.end - span.logits_from)]
+            if not all(finite[row] for row in rows):
+                self._fail(
+                    request, "the model produced numbers that are not finite; nothing more can be said"
+                )
+            elif request.score_from is not None:
+                self._score(request, spans[0][0], logprobs[rows])
+            elif not rows:
+                continue
+            elif request.beams is not None:
+                self._search(request, logprobs[rows])
+            else:
+                self._generate(request, logits[rows[0]], logprobs[rows[0]])
+
+    def _generate(self, request: Request, logits: Tensor, logprobs: Tensor) -> None:
+        params = request.params
+        position = len(request.generated)
+        scores = process_scores(logits, (request.bos_id, *request.generated), params, self.eos_id)
+        token = choose(scores, params, request.seed, position)
+        if token is None:
+            return self._fail(request, "no_repeat_ngram and min_tokens forbid every token; loosen them")
+        request.clock.token()
+        request.generated.append(token)
+        request.logprobs.append(float(logprobs[token]))
+        if params.logprobs:
+            values, ids = logprobs.topk(min(params.logprobs, len(logprobs)))
+            request.top_logprobs.append(dict(zip(ids.tolist(), values.tolist(), strict=True)))
+        text = request.text.push(token)
+        if (token == self.eos_id and not params.ignore_eos) or request.text.stopped:
+            self._close(request, "stop", text, [token])
+        elif len(request.generated) == request.max_tokens:
+            self._close(request, "length", text, [token])
+        else:
+            request.events.append(Event(text, [token], request.logprobs[-1]))
+            request.sequences[0].append(token)
+
+    def _search(self, request: Request, logprobs: Tensor) -> None:
+        """logprobs (live beams, V)."""
+        search = request.beams
+        assert search is not None
+        request.clock.token()
+        parents = search.advance(logprobs)
+        if search.done:
+            self._close(request, "stop" if search.best.ended else "length")
+        else:
+            self.scheduler.fork(request, parents, [beam.token_ids[-1] for beam in search.live])
+
+    def _score(self, request: Request, span: Span, logprobs: Tensor) -> None:
+        """Rows logits_from.. of the span tell the ids one further on; logprobs (rows, V)."""
+        targets = request.prompt_ids[span.logits_from + 1 : span.end + 1]
+        rows = torch.arange(len(targets), device=logprobs.device)
+        ids = torch.tensor(targets, dtype=torch.int64, device=logprobs.device)
+        request.logprobs.extend(logprobs[rows, ids].tolist())
+        if span.complete:
+            self._close(request, "length")
+
+    def _fail(self, request: Request, message: str) -> None:
+        request.error = message
+        self._close(request, "error")
+
+    def _close(
+        self, request: Request, reason: FinishReason, text: str = "", new_ids: Seq[int] = ()
+    ) -> None:  # fmt: skip
+        """End a request: free its blocks and hand out the last event."""
+        self.scheduler.remove(request)
+        token_ids = list(new_ids)
+        if request.beams is not None:
+            beam = request.beams.best.beam
+            request.generated, request.logprobs = list(beam.token_ids), list(beam.logprobs)
+            token_ids = request.generated
+            text = "".join([text, *map(request.text.push, token_ids)])
+        text += request.text.close()
+        request.finish_reason = reason
+        logprob = request.logprobs[-1] if len(token_ids) == 1 else None
+        request.events.append(Event(text, token_ids, logprob, reason))
+        request.visual = request.pixels = None
+
+
+def output(request: Request) -> Output:
+    """The finished request as the caller sees it."""
+    assert request.finish_reason is not None
+    clock = request.clock
+    started, encoded = clock.started or clock.submitted, clock.encoded or clock.submitted
+    first = clock.first_token or encoded
+    timings = Timings(
+        queued_ms=1e3 * (started - clock.submitted),
+        image_ms=1e3 * (encoded - started),
+        prompt_ms=1e3 * (first - encoded),
+        predicted_ms=1e3 * (clock.last_token - first) if clock.last_token else 0.0,
+        prompt_n=len(request.prompt_ids),
+        predicted_n=len(request.generated),
+    )
+    usage = Usage(len(request.prompt_ids), len(request.generated), image_tokens=request.image_tokens)
+    return Output(
+        text=request.text.shown,
+        token_ids=list(request.generated),
+        logprobs=list(request.logprobs),
+        finish_reason=request.finish_reason,
+        usage=usage,
+        timings=timings,
+        top_logprobs=list(request.top_logprobs) if request.params.logprobs else None,
+        score=request.beams.best.score if request.beams is not None else None,
+        error=request.error,
+    )

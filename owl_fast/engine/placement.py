@@ -1,0 +1,43 @@
+"""Which device and dtype a model gets."""
+
+from __future__ import annotations
+
+import torch
+
+from owl_fast.config import OwlConfig
+from owl_fast.errors import UnsupportedError
+from owl_fast.models.owl import Owl
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Above this many weights a CPU runs bfloat16: a 7B model in float32 would need 28 GB.
+FLOAT32_WEIGHTS_ON_CPU = 1_000_000_000
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device asked for, or for "auto" CUDA where there is one; UnsupportedError when it is not there."""
+    available = torch.cuda.is_available()
+    if device == "auto":
+        return torch.device("cuda" if available else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UnsupportedError(f"device {device!r:.40}; wanted auto, cuda, cuda:N or cpu") from None
+    count = torch.cuda.device_count() if available else 0
+    if place.type not in ("cpu", "cuda") or (place.type == "cuda" and (place.index or 0) >= count):
+        raise UnsupportedError(f"device {str(place)!r}: this machine offers cpu and {count} CUDA device(s)")
+    return place
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device, config: OwlConfig) -> torch.dtype:
+    """The dtype asked for, or for "auto" the one from_pretrained describes."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype != "auto":
+        raise UnsupportedError(f"dtype {dtype!r:.40}; wanted auto, {', '.join(DTYPES)} or a torch dtype")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    with torch.device("meta"):
+        weights = sum(parameter.numel() for parameter in Owl(config).parameters())
+    return torch.float32 if weights < FLOAT32_WEIGHTS_ON_CPU else torch.bfloat16

@@ -1,0 +1,87 @@
+"""Carries out a step: packs the planned spans into one batch and runs the model on it.
+
+N rows of all spans, B spans, M rows whose logits are wanted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from owl_fast.engine.kv_cache import KVCache
+from owl_fast.engine.scheduler import Span, StepPlan
+from owl_fast.models.batch import PackedBatch, PagedCache
+from owl_fast.models.owl import Owl
+from owl_fast.prompts import IMAGE_ID
+
+
+class Runner:
+    """The model and its cache; knows nothing of requests beyond the spans it is given."""
+
+    def __init__(self, model: Owl, cache: KVCache) -> None:
+        self.model = model
+        self.cache = cache
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """pixels (n, 3, S, S) -> (n, image_rows, hidden). One at a time: a picture's rows do not depend on
+        the pictures beside it, and memory stays flat."""
+        return torch.cat([self.model.encode_images(picture[None]) for picture in pixels])
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> Tensor:
+        """float32 logits (M, V): of each span in order the rows from its logits_from on."""
+        self.cache.copy_blocks(plan.copies)
+        hidden = self.model(self._batch(plan.spans))
+        starts = accumulate((span.end - span.start for span in plan.spans), initial=0)
+        rows = [
+            row
+            for offset, span in zip(starts, plan.spans, strict=False)
+            for row in range(offset + span.logits_from - span.start, offset + span.end - span.start)
+        ]
+        logits: Tensor = self.model.logits(
+            hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)]
+        )
+        return logits.float()
+
+    def _batch(self, spans: Seq[Span]) -> PackedBatch:
+        pictures = [rows for span in spans if (rows := _picture_rows(span)) is not None]
+        batch = PackedBatch.from_sequences(
+            [span.sequence.token_ids[span.start : span.end] for span in spans],
+            torch.cat(pictures) if pictures else None,
+            starts=[span.start for span in spans],
+            device=self.model.device,
+        )
+        batch.cache = self._paged(spans)
+        return batch
+
+    def _paged(self, spans: Seq[Span]) -> PagedCache:
+        size, device = self.cache.block_size, self.model.device
+        slots = [
+            span.sequence.table[position // size] * size + position % size
+            for span in spans
+            for position in range(span.start, span.end)
+        ]
+        widest = max(len(span.sequence.table) for span in spans)
+        tables = [span.sequence.table + [0] * (widest - len(span.sequence.table)) for span in spans]
+        lengths = tuple(span.end for span in spans)
+        return PagedCache(
+            layers=self.cache.layers,
+            slot_mapping=torch.tensor(slots, dtype=torch.int64, device=device),
+            block_tables=torch.tensor(tables, dtype=torch.int32, device=device),
+            context_lens=torch.tensor(lengths, dtype=torch.int32, device=device),
+            lengths=lengths,
+        )
+
+
+def _picture_rows(span: Span) -> Tensor | None:
+    """The rows of the request's pictures that fall into the span: (rows, hidden), or None."""
+    ids, visual = span.sequence.token_ids, span.request.visual
+    inside = ids[span.start : span.end].count(IMAGE_ID)
+    if visual is None or inside == 0:
+        return None
+    before = ids[: span.start].count(IMAGE_ID)
+    return visual[before : before + inside]

@@ -1,0 +1,186 @@
+"""How the next token is chosen from a row of logits.
+
+    V  vocabulary    history  [BOS] + ids generated so far (never the prompt: model-spec section 7)
+
+Order of the steps, as in transformers 4.28: repetition penalty, no-repeat n-gram, minimum length, and when
+sampling temperature, top-k, top-p, min-p. A draw is a pure function of (seed, position).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from owl_fast.errors import PromptError, UnsupportedError
+
+MAX_LOGPROBS = 20
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """What a request asks of generation. The defaults give the greedy answer.
+
+    max_tokens         tokens to generate at most; None: what the context leaves
+    temperature        0 takes the likeliest token; above 0 samples
+    top_k              keep the k likeliest; 0 keeps all
+    top_p              keep the likeliest until they sum to p; 1 keeps all
+    min_p              keep those at least min_p times as likely as the likeliest; 0 keeps all
+    repetition_penalty divides positive and multiplies negative scores of tokens already generated
+    no_repeat_ngram    no n-gram of this length comes twice; 0 switches it off
+    beams              beam search of this width
+    length_penalty     beams: score = log-prob / length ** length_penalty
+    early_stopping     beams: end when `beams` answers are complete
+    seed               of the draws; None takes a fresh one
+    stop               strings that end the answer and are not part of it
+    ignore_eos         go on past the end token
+    min_tokens         no end token before this many tokens
+    logprobs           alternatives reported per token, up to 20; the chosen token's own is always reported
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+    seed: int | None = None
+    stop: str | tuple[str, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        """PromptError for a value out of range, UnsupportedError for a pair that does not go together."""
+        stop = self.stop_strings
+        object.__setattr__(self, "stop", stop)
+        for field in fields(self):
+            if field.name != "stop":
+                _check_type(field.name, getattr(self, field.name), str(field.type))
+        for name, ok, wanted in (
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1, or None"),
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1 (off)"),
+            ("min_p", 0 <= self.min_p < 1, "0 (off) or more, below 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0; 1 is off"),
+            ("no_repeat_ngram", self.no_repeat_ngram >= 0, "0 (off) or more"),
+            ("beams", self.beams >= 1, "1 (off) or more"),
+            ("seed", self.seed is None or self.seed in _INT64, "a 64-bit integer or None"),
+            ("stop", all(stop), "no empty string"),
+            ("min_tokens", self.min_tokens >= 0, "0 or more"),
+            (
+                "min_tokens",
+                self.max_tokens is None or self.min_tokens <= self.max_tokens,
+                "at most max_tokens",
+            ),
+            ("logprobs", 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
+        ):
+            if not ok:
+                raise PromptError(f"{name} is {getattr(self, name)!r:.80}; wanted {wanted}")
+        if self.beams > 1:
+            self._check_beams()
+
+    def _check_beams(self) -> None:
+        for name, is_set in (
+            ("temperature", self.temperature > 0),
+            ("stop", bool(self.stop)),
+            ("logprobs", self.logprobs > 0),
+        ):
+            if is_set:
+                raise UnsupportedError(
+                    f"beams={self.beams} with {name}={getattr(self, name)!r:.80}: beam search is greedy and "
+                    f"ends at the end token; leave {name} out or set beams=1"
+                )
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple, whatever was given."""
+        parts = [self.stop] if isinstance(self.stop, str) else self.stop
+        if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+            raise PromptError(f"stop is {self.stop!r:.80}; wanted a string or several")
+        return tuple(parts)
+
+
+def _check_type(name: str, value: object, kind: str) -> None:
+    if kind == "bool":
+        ok = isinstance(value, bool)
+    elif value is None:
+        ok = "None" in kind
+    else:
+        allowed = (int, float) if kind == "float" else (int,)
+        ok = isinstance(value, allowed) and not isinstance(value, bool) and math.isfinite(value)
+    if not ok:
+        raise PromptError(f"{name} is {value!r:.80}; wanted {kind}")
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1), 53 random bits that depend on (seed, position) only; same on every device."""
+    digest = hashlib.blake2b(struct.pack("<qq", seed, position), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def process_scores(scores: Tensor, history: Seq[int], params: SamplingParams, eos_id: int) -> Tensor:
+    """Penalties on one row of scores (V,) given the history; returns the row itself when none applies."""
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted(set(history)), device=scores.device)
+        before = scores[seen]
+        penalty = params.repetition_penalty
+        scores = scores.index_copy(0, seen, torch.where(before < 0, before * penalty, before / penalty))
+    banned = repeated_ngram_ends(history, params.no_repeat_ngram)
+    if len(history) - 1 < params.min_tokens:
+        banned.add(eos_id)
+    if banned:
+        scores = scores.index_fill(0, torch.tensor(sorted(banned), device=scores.device), -math.inf)
+    return scores
+
+
+def repeated_ngram_ends(history: Seq[int], size: int) -> set[int]:
+    """Tokens that would complete an n-gram of this size already in the history."""
+    if size == 0 or len(history) + 1 < size:
+        return set()
+    prefix = tuple(history[len(history) - size + 1 :])
+    ends = range(size - 1, len(history))
+    return {history[end] for end in ends if tuple(history[end - size + 1 : end]) == prefix}
+
+
+def filtered_probabilities(scores: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Temperature, top-k, top-p and min-p on one row (V,): (probabilities, token ids), likeliest first."""
+    ordered, ids = torch.sort(scores.double() / params.temperature, descending=True, stable=True)
+    if 0 < params.top_k < len(ordered):
+        ordered = ordered.masked_fill(ordered < ordered[params.top_k - 1], -math.inf)
+    if params.top_p < 1.0:
+        probabilities = torch.softmax(ordered, 0)
+        before = probabilities.cumsum(0) - probabilities
+        ordered = ordered.masked_fill(before >= params.top_p, -math.inf)
+    if params.min_p > 0.0:
+        ordered = ordered.masked_fill(ordered < ordered[0] + math.log(params.min_p), -math.inf)
+    return torch.softmax(ordered, 0), ids
+
+
+def choose(scores: Tensor, params: SamplingParams, seed: int, position: int) -> int | None:
+    """The next token of one processed row (V,); None when every token is forbidden."""
+    if params.temperature == 0:
+        best = int(scores.argmax())
+        return best if math.isfinite(float(scores[best])) else None
+    if not math.isfinite(float(scores.max())):
+        return None
+    probabilities, ids = filtered_probabilities(scores, params)
+    total = probabilities.cumsum(0)
+    # The sum of the kept ones may fall short of 1 by rounding: draw within what is there.
+    kept = int((probabilities > 0).sum())
+    draw = uniform(seed, position) * float(total[kept - 1])
+    index = int(
+        torch.searchsorted(total, torch.tensor(draw, dtype=total.dtype, device=total.device), right=True)
+    )
+    return int(ids[min(index, kept - 1)])

@@ -1,0 +1,37 @@
+"""The `owl-fast NAME` dispatcher."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from owl_fast import cli
+
+
+def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["owl-fast", "--help"])
+    assert cli.main() == 0
+    assert "chat" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"]])
+def test_unknown_command_is_a_usage_error(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["owl-fast", *arguments])
+    assert cli.main() == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(word in err for word in ["usage", *arguments])
+
+
+def test_runs_the_module_as_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command sees its own arguments, and runs as `python -m` would run it."""
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["owl-fast", "chat", "-p", "hello"])
+    monkeypatch.setattr(cli.runpy, "run_module", lambda name, **how: seen.append((name, how, list(sys.argv))))
+    assert cli.main() == 0
+    ((name, how, argv),) = seen
+    assert (name, how["run_name"]) == ("owl_fast.chat", "__main__")
+    assert argv == ["owl-fast chat", "-p", "hello"]
