@@ -7,10 +7,12 @@ that the questions use, and key-value pairs of arbitrary tokens queried in both 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
+from recipes.owl_nano.dialogues import training_scene
 from recipes.owl_nano.encoding import BOS, Encoded, Encoder
 from recipes.owl_nano.stand_ins import StandIns
-from recipes.owl_nano.statements import statements
+from recipes.owl_nano.statements import BUILDERS, statements
 from recipes.owl_nano.world import COLOR_NAMES, NUMBERS, SHAPES, WORDS, Scene, Shape
 
 
@@ -34,13 +36,40 @@ def crowd(rng: random.Random) -> Scene:
     )
 
 
-def scene_drill(rng: random.Random, encoder: Encoder, stand_ins: StandIns, scene: Scene | None = None) -> Encoded:
-    """A stand-in for a crowded scene and 6 to 12 statements about it."""
-    scene = scene or crowd(rng)
+class Curriculum:
+    """One direction at a time: half of the statements are of the first direction that is not yet mastered.
+
+    All directions at once stay at chance much longer: each of them is a phase change of its own.
+    """
+
+    def __init__(self, mastered: float = 0.93) -> None:
+        self.mastered = mastered
+        self.rates = dict.fromkeys(BUILDERS, 0.0)  # running accuracy per supervised token
+
+    def weights(self) -> dict[str, float]:
+        focus = next((d for d, rate in self.rates.items() if rate < self.mastered), None)
+        names = list(BUILDERS)
+        known = names if focus is None else names[: names.index(focus)]
+        weights = {d: 0.3 + 4 * (1 - self.rates[d]) for d in known}
+        if focus is not None:
+            weights[focus] = max(1.0, sum(weights.values()))
+        return weights
+
+    def record(self, kinds: list[str], hits: list[bool]) -> None:
+        for kind, hit in zip(kinds, hits, strict=True):
+            if kind:
+                self.rates[kind] += 0.002 * (hit - self.rates[kind])
+
+
+def scene_drill(
+    rng: random.Random, encoder: Encoder, stand_ins: StandIns, weights: Mapping[str, float]
+) -> Encoded:
+    """A stand-in for a scene, mostly a crowded one, and 8 to 14 statements about it."""
+    scene = crowd(rng) if rng.random() < 0.65 else training_scene(rng)
     result = Encoded()
     result.add([BOS])
     stand_ins.either(result, scene)
-    encoder.sentences(result, statements(rng, scene, rng.randint(6, 12)))
+    encoder.sentences(result, statements(rng, scene, rng.randint(8, 14), weights))
     return result
 
 

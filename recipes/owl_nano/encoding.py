@@ -32,15 +32,19 @@ class Encoded:
     """ids: -1 stands for a picture row. labels: the id where it is supervised, else -100; not shifted.
 
     rows: for stand-in pictures, the token ids whose vectors are summed in each picture row, in order.
+    kinds: of each supervised token, the direction of the statement it is in ("" elsewhere).
     """
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     rows: list[tuple[int, ...]] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
 
-    def add(self, ids: list[int], supervised: bool = False) -> None:
+    def add(self, ids: list[int], supervised: bool = False, kind: str = "") -> None:
         self.ids += ids
         self.labels += ids if supervised else [IGNORED] * len(ids)
+        if supervised:
+            self.kinds += [kind] * len(ids)
 
     def add_rows(self, rows: list[tuple[int, ...]]) -> None:
         self.add([IMAGE_ID] * len(rows))
@@ -75,15 +79,15 @@ class Encoder:
                 result.add(self.text(piece.text) + ([EOS] if piece.supervised else []), piece.supervised)
         return result
 
-    def sentences(self, result: Encoded, sentences: list[Sentence], all_words: bool = False) -> None:
-        """Append statements; only the decided words are supervised, unless all_words."""
-        for sentence in sentences:
+    def sentences(self, result: Encoded, sentences: list[tuple[str, Sentence]]) -> None:
+        """Append statements; only the decided words are supervised."""
+        for direction, sentence in sentences:
             before = ""
             done = 0
             for text, decided in sentence:
                 before += text if text == "." or not before else " " + text
                 ids = self.text(before)
-                result.add(ids[done:], decided or all_words)
+                result.add(ids[done:], decided, direction)
                 done = len(ids)
 
 

@@ -18,8 +18,9 @@ from owl_fast.models.batch import PackedBatch
 from owl_fast.models.owl import Owl
 from recipes.owl_nano.dialogues import Dialogue, ask_about, sample_dialogue, training_scene, without_picture
 from recipes.owl_nano.dialogues import WEIGHTS, about_pair
-from recipes.owl_nano.drills import recall_drill, scene_drill
+from recipes.owl_nano.drills import Curriculum, recall_drill, scene_drill
 from recipes.owl_nano.encoding import BOS, EOS, IGNORED, Encoded, Encoder
+from recipes.owl_nano.parallel import Team
 from recipes.owl_nano.settings import Schedule
 from recipes.owl_nano.stand_ins import StandIns
 from recipes.owl_nano.statements import statements
@@ -34,15 +35,16 @@ class TextSource:
     def __init__(self, encoder: Encoder, seed: int) -> None:
         self.encoder, self.rng = encoder, random.Random(seed)
         self.stand_ins = StandIns(encoder, self.rng)
+        self.curriculum = Curriculum()
         self.recall_tokens = tuple(range(259, encoder.tokenizer.vocab_size))
 
     def scene(self):
         return training_scene(self.rng)
 
     def drill(self) -> Encoded:
-        if self.rng.random() < 0.2:
+        if self.rng.random() < 0.1:
             return recall_drill(self.rng, self.recall_tokens)
-        return scene_drill(self.rng, self.encoder, self.stand_ins)
+        return scene_drill(self.rng, self.encoder, self.stand_ins, self.curriculum.weights())
 
     def caption(self) -> Encoded:
         """Stage 1's form: picture, caption; or picture, statements."""
@@ -153,10 +155,11 @@ def exact_matches(model: Owl, samples: list[Encoded]) -> float:
 
 def train_language(
     model: Owl, encoder: Encoder, schedule: Schedule, drills: float, out: Path, seed: int, adam_lr: float,
-    every: int = 100,
+    every: int = 100, team: Team = Team(), start_rates: float = 0.0,
 ) -> None:
-    source = TextSource(encoder, seed)
-    generator = torch.Generator().manual_seed(seed)
+    source = TextSource(encoder, seed * 100 + team.rank)
+    source.curriculum.rates = dict.fromkeys(source.curriculum.rates, start_rates)
+    generator = torch.Generator().manual_seed(seed * 100 + team.rank)
     opts = optimizers(model.language_model, schedule.lr, adam_lr)
     base = [g["lr"] for o in opts for g in o.param_groups]
     sets = {"rows": gate_sets(encoder, 64, 99, True), "text": gate_sets(encoder, 64, 99, False)}
@@ -172,13 +175,16 @@ def train_language(
         for o in opts:
             o.zero_grad(set_to_none=True)
         loss.backward()
+        team.average_gradients_(model.language_model.parameters())
         torch.nn.utils.clip_grad_norm_(model.language_model.parameters(), 1.0)
         for o in opts:
             o.step()
         losses.append(loss.item())
-        if (step + 1) % 20 == 0:
-            print(f"{step + 1} loss {sum(losses[-20:]) / 20:.4f} {time.time() - start:.0f}s", flush=True)
-        if (step + 1) % every == 0 or step + 1 == schedule.steps:
+        kinds = [kind for s in samples for kind in s.kinds]
+        source.curriculum.record(kinds, (logits.argmax(-1) == targets).tolist())
+        if team.leads and (step + 1) % 20 == 0:
+            print(f"{step + 1} loss {sum(losses[-20:]) / 20:.4f} {time.time() - start:.0f}s", {k: round(v, 2) for k, v in source.curriculum.rates.items()}, flush=True)
+        if team.leads and ((step + 1) % every == 0 or step + 1 == schedule.steps):
             scores = {k: {t: round(exact_matches(model, s), 2) for t, s in v.items()} for k, v in sets.items()}
             print(json.dumps({"step": step + 1, **scores}), flush=True)
             torch.save(model.state_dict(), out)

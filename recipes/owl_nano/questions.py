@@ -216,14 +216,14 @@ def follow_up(rng: random.Random, scene: Scene) -> tuple[Turn, Turn] | None:
 
 
 def compare(rng: random.Random, first: Scene, second: Scene) -> Turn:
-    """A question about two pictures; the kinds that the pair allows are drawn evenly."""
+    """A question about two pictures. Few pairs share a shape, so those that do are mostly asked for it."""
     a, b = {s.shape for s in first.shapes}, {s.shape for s in second.shapes}
-    kinds = ["both"]
+    weights = {"both": 2.0 if a & b else 0.4}
     if len(first.shapes) != len(second.shapes):
-        kinds.append("more")
+        weights["more"] = 1.0
     if a ^ b:
-        kinds.append("which")
-    kind = rng.choice(kinds)
+        weights["which"] = 1.0
+    kind = rng.choices(tuple(weights), tuple(weights.values()))[0]
     if kind == "more":
         return _which("Which picture has more shapes?", len(first.shapes) > len(second.shapes))
     if kind == "which":
@@ -231,7 +231,7 @@ def compare(rng: random.Random, first: Scene, second: Scene) -> Turn:
         shape = rng.choice(rng.choice(side))
         return _which(f"Which picture has {article(shape)} {shape}?", shape in a)
     shared, single = sorted(a & b), sorted(a ^ b)
-    truth = bool(shared) and rng.random() < 0.5
+    truth = bool(shared) and rng.random() < 0.75
     pool = shared if truth else (single if single and rng.random() < 0.8 else _absent(a & b))
     shape = rng.choice(pool)
     return yes_no("compare", f"Do both pictures have {article(shape)} {shape}?", truth)

@@ -8,7 +8,7 @@ in "The star is red." only "red". A sentence is a list of (text, decided) parts.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from recipes.owl_nano.questions import absent_pair, unique_colors, unique_shapes
 from recipes.owl_nano.world import NUMBER_WORDS, PLURALS, SHAPES, Scene, Shape, article
@@ -36,6 +36,21 @@ def say_shape(rng: random.Random, scene: Scene) -> Sentence | None:
 def say_place(rng: random.Random, scene: Scene) -> Sentence | None:
     known = unique_shapes(scene)
     return _one(rng, known, lambda s: [(f"The {s.shape} is at the", False), (s.position, True), (".", False)])
+
+
+def name_place(rng: random.Random, scene: Scene) -> Sentence | None:
+    """The short form of say_place: the looked-up word is next to the one it belongs to, which is learned first."""
+    known = unique_shapes(scene)
+    return _one(rng, known, lambda s: [(f"The {s.shape}:", False), (s.position, True), (".", False)])
+
+
+def name_what_is_at(rng: random.Random, scene: Scene) -> Sentence | None:
+    """The short form of say_what_is_at."""
+
+    def build(s: Shape) -> Sentence:
+        return [(f"The {s.position}:", False), (f"{s.color} {s.shape}", True), (".", False)]
+
+    return _one(rng, scene.shapes, build)
 
 
 def say_what_is_at(rng: random.Random, scene: Scene) -> Sentence | None:
@@ -74,29 +89,45 @@ def say_total(rng: random.Random, scene: Scene) -> Sentence | None:
     return [("How many shapes?", False), (NUMBER_WORDS[len(scene.shapes)], True), (".", False)]
 
 
-def say_text(rng: random.Random, scene: Scene) -> Sentence | None:
+def say_text(rng: random.Random, scene: Scene) -> Sentence:
     if scene.text is None:
         return [("The text says", False), ("no", True), (".", False)]
     return [("The text says", False), (f"{scene.text}.", True)]
 
 
-BUILDERS: dict[Builder, float] = {
-    say_color: 1.5,
-    say_shape: 1.5,
-    say_place: 1.5,
-    say_what_is_at: 1.0,
-    say_whether: 1.5,
-    say_number: 1.2,
-    say_total: 0.5,
-    say_text: 1.0,
+BUILDERS: dict[str, Builder] = {
+    "color": say_color,
+    "name_place": name_place,
+    "shape": say_shape,
+    "whether": say_whether,
+    "place": say_place,
+    "name_what_is_at": name_what_is_at,
+    "what_is_at": say_what_is_at,
+    "text": say_text,
+    "number": say_number,
+    "total": say_total,
+}
+# Shares of the directions in stage 1.
+WEIGHTS = {
+    "color": 1.0,
+    "shape": 1.2,
+    "whether": 1.0,
+    "place": 1.5,
+    "what_is_at": 0.7,
+    "text": 1.5,
+    "number": 1.2,
+    "total": 0.6,
 }
 
 
-def statements(rng: random.Random, scene: Scene, count: int) -> list[Sentence]:
-    """count sentences, directions drawn by weight; for large scenes of the drills as well."""
-    found: list[Sentence] = []
-    while len(found) < count:
-        sentence = rng.choices(tuple(BUILDERS), tuple(BUILDERS.values()))[0](rng, scene)
+def statements(
+    rng: random.Random, scene: Scene, count: int, weights: Mapping[str, float] = WEIGHTS
+) -> list[tuple[str, Sentence]]:
+    """Up to count (direction, sentence) pairs, directions drawn by weight; those that the scene does not allow
+    (no shape is unique) are left out, but at least one sentence comes."""
+    found: list[tuple[str, Sentence]] = []
+    for direction in rng.choices(tuple(weights), tuple(weights.values()), k=count):
+        sentence = BUILDERS[direction](rng, scene)
         if sentence is not None:
-            found.append(sentence)
-    return found
+            found.append((direction, sentence))
+    return found or [("text", say_text(rng, scene))]

@@ -40,10 +40,13 @@ def heads_loss(heads: nn.Linear, features: Tensor, labels: Tensor) -> tuple[Tens
     return loss, accuracy
 
 
-def warm_up(model: Owl, pool: Pool, schedule: Schedule, out: Path, seed: int, every: int = 100) -> None:
+def warm_up(model: Owl, pool: Pool, schedule: Schedule, out: Path, seed: int, every: int = 100, load=None) -> None:
     tower = model.vision_model
     torch.manual_seed(seed)
     heads = nn.Linear(model.config.vision.hidden_size, sum(CLASSES))
+    if load is not None:
+        saved = torch.load(load)
+        tower.load_state_dict(saved["tower"]), heads.load_state_dict(saved["heads"])
     matrices = [p for n, p in tower.named_parameters() if p.ndim == 2]
     ids = {id(p) for p in matrices}
     rest = [p for p in [*tower.parameters(), *heads.parameters()] if id(p) not in ids]
