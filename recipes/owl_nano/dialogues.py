@@ -105,12 +105,15 @@ def without_picture(rng: random.Random) -> Dialogue:
 
 
 def sample_dialogue(
-    rng: random.Random, scene_source: SceneSource, shares: tuple[float, float, float] = (0.72, 0.14, 0.14)
+    rng: random.Random,
+    scene_source: SceneSource,
+    shares: tuple[float, float, float] = (0.72, 0.14, 0.14),
+    max_questions: int = 4,
 ) -> Dialogue:
     """shares: of conversations about one picture, two pictures and none."""
     kind = rng.choices(KINDS, shares)[0]
     if kind == "picture":
-        return about_picture(rng, scene_source())
+        return about_picture(rng, scene_source(), max_questions)
     if kind == "pair":
         return about_pair(rng, scene_source(), scene_source())
     return without_picture(rng)

@@ -19,8 +19,8 @@ from owl_fast.models.owl import Owl
 from recipes.owl_nano.dialogues import Dialogue, ask_about, sample_dialogue, training_scene, without_picture
 from recipes.owl_nano.dialogues import WEIGHTS, about_pair
 from recipes.owl_nano.drills import Curriculum, recall_drill, scene_drill
-from recipes.owl_nano.encoding import BOS, EOS, IGNORED, Encoded, Encoder
-from recipes.owl_nano.parallel import Team
+from recipes.owl_nano.encoding import BOS, EOS, IGNORED, Encoded, Encoder, Form
+from recipes.owl_nano.parallel import ALONE, Team
 from recipes.owl_nano.settings import Schedule
 from recipes.owl_nano.stand_ins import StandIns
 from recipes.owl_nano.statements import statements
@@ -59,8 +59,9 @@ class TextSource:
         return result
 
     def conversation(self) -> Encoded:
-        dialogue = sample_dialogue(self.rng, self.scene)
-        form = "training" if self.rng.random() < 0.6 else "chat"
+        form: Form = "training" if self.rng.random() < 0.6 else "chat"
+        questions = 6 if form == "training" else 3
+        dialogue = sample_dialogue(self.rng, self.scene, max_questions=questions)
         return self.encoder.dialogue(dialogue, form, self.stand_ins.either)
 
     def draw(self, drills: float) -> Encoded:
@@ -155,10 +156,10 @@ def exact_matches(model: Owl, samples: list[Encoded]) -> float:
 
 def train_language(
     model: Owl, encoder: Encoder, schedule: Schedule, drills: float, out: Path, seed: int, adam_lr: float,
-    every: int = 100, team: Team = Team(), start_rates: float = 0.0,
+    every: int = 100, team: Team = ALONE, start_rates: dict[str, float] | None = None,
 ) -> None:
     source = TextSource(encoder, seed * 100 + team.rank)
-    source.curriculum.rates = dict.fromkeys(source.curriculum.rates, start_rates)
+    source.curriculum.rates.update(start_rates or {})
     generator = torch.Generator().manual_seed(seed * 100 + team.rank)
     opts = optimizers(model.language_model, schedule.lr, adam_lr)
     base = [g["lr"] for o in opts for g in o.param_groups]

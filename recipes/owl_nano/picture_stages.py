@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from owl_fast.lora import LoraConfig
 from owl_fast.models.owl import Owl
 from owl_fast.training.loop import Evaluate, Trainer, TrainSettings
-from owl_fast.training.optimizer import OptimizerSettings
+from owl_fast.training.optimizer import OptimizerSettings, gradient_norm
+from owl_fast.training.packing import TrainingBatch
 from owl_fast.training.sources import Source
 from owl_fast.training.stages import STAGE1, Stage, stage2
 from recipes.owl_nano.encoding import Encoder
 from recipes.owl_nano.optimizer import muon_adamw
+from recipes.owl_nano.parallel import ALONE, Team
 from recipes.owl_nano.settings import Schedule
 
 LORA = LoraConfig(r=8, alpha=32, dropout=0.0)
@@ -45,7 +48,7 @@ def train_stage(
     evaluate: Evaluate | None = None,
     every: int = 100,
     adamw_lr: float = 2e-3,
-    workers: int = 0,
+    team: Team = ALONE,
 ) -> None:
     """Train in place; metrics and snapshots go to out, and a run goes on from the newest snapshot there.
 
@@ -56,20 +59,26 @@ def train_stage(
         batch=schedule.batch,
         optimizer=OptimizerSettings(lr=schedule.lr, warmup=schedule.warmup, final_fraction=0.05, clip=1.0),
         seed=seed,
-        save_every=every,
+        save_every=every if team.leads else 0,
         eval_every=every,
-        workers=workers,
+        progress=team.leads,
     )
-    trainer = _MuonTrainer(model, stage, sources, settings, out, evaluate=evaluate, adamw_lr=adamw_lr)
+    folder = out if team.leads else out.with_name(f"{out.name}.{team.rank}")
+    trainer = _TeamTrainer(model, stage, sources, settings, folder, evaluate=evaluate, adamw_lr=adamw_lr, team=team)
     trainer.run()
 
 
-class _MuonTrainer(Trainer):
-    """The package's loop with Muon in AdamW's place."""
+class _TeamTrainer(Trainer):
+    """The package's loop with Muon in AdamW's place and gradients averaged over the team."""
 
-    def __init__(self, *args: object, adamw_lr: float, **kwargs: object) -> None:
-        self.adamw_lr = adamw_lr
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, *args: Any, adamw_lr: float, team: Team, **kwargs: Any) -> None:
+        self.adamw_lr, self.team = adamw_lr, team
+        super().__init__(*args, **kwargs)
+
+    def accumulate(self, batches: Sequence[TrainingBatch]) -> tuple[float, float]:
+        loss, _ = super().accumulate(batches)
+        self.team.average_gradients_(self.parameters.values())
+        return loss, gradient_norm(list(self.parameters.values())).item()
 
     def _resume(self, wanted: bool) -> None:
         slow = (("vision_model.", TOWER_FACTOR),)

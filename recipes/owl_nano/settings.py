@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from owl_fast.config import AbstractorConfig, LlamaConfig, OwlConfig, VisionConfig
 
@@ -49,3 +49,17 @@ class Schedule:
     batch: int
     lr: float
     warmup: int = 50
+
+    def scaled(self, factor: float) -> Schedule:
+        return replace(self, steps=max(1, round(self.steps * factor)), warmup=round(self.warmup * min(1, factor)))
+
+
+# Batches are per process; two processes share a phase.
+CORPUS_DIALOGUES = 4000
+SHARDS = 18  # of 2000 pictures
+WARMUP = Schedule(steps=1500, batch=32, lr=0.012)
+DRILLS = Schedule(steps=2000, batch=12, lr=0.008)
+DRILL_SHARE = 0.5  # of the samples while the language model learns to converse
+TEXT = Schedule(steps=4000, batch=14, lr=0.008)
+STAGE1 = Schedule(steps=2500, batch=12, lr=0.01)
+STAGE2 = Schedule(steps=1500, batch=10, lr=0.003)
