@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +51,7 @@ class Dialogue:
 
 
 def crowded(rng: random.Random, scene: Scene) -> Scene:
-    """Repeat a shape or a color inside the scene: two and three of a kind, and look-alikes, become frequent."""
+    """Repeat a shape or a color in the scene: two or three of a kind, and look-alikes, become frequent."""
     if len(scene.shapes) < 2:
         return scene
     shapes = list(scene.shapes)
@@ -85,12 +85,14 @@ def ask_about(rng: random.Random, scene: Scene, task: str) -> tuple[Turn, ...] |
     return None if turn is None else (turn,)
 
 
-def about_picture(rng: random.Random, scene: Scene, max_questions: int = 4) -> Dialogue:
-    """One to max_questions questions about a picture, each of a task drawn by WEIGHTS."""
+def about_picture(
+    rng: random.Random, scene: Scene, max_questions: int = 4, weights: Mapping[str, float] = WEIGHTS
+) -> Dialogue:
+    """One to max_questions questions about a picture, each of a task drawn by weight."""
     turns: list[Turn] = []
     wanted = rng.randint(1, max_questions)
     while len(turns) < wanted:
-        task = rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]
+        task = rng.choices(tuple(weights), tuple(weights.values()))[0]
         turns.extend(ask_about(rng, scene, task) or ())
     return Dialogue((scene,), tuple(turns))
 
@@ -109,11 +111,12 @@ def sample_dialogue(
     scene_source: SceneSource,
     shares: tuple[float, float, float] = (0.72, 0.14, 0.14),
     max_questions: int = 4,
+    weights: Mapping[str, float] = WEIGHTS,
 ) -> Dialogue:
     """shares: of conversations about one picture, two pictures and none."""
     kind = rng.choices(KINDS, shares)[0]
     if kind == "picture":
-        return about_picture(rng, scene_source(), max_questions)
+        return about_picture(rng, scene_source(), max_questions, weights)
     if kind == "pair":
         return about_pair(rng, scene_source(), scene_source())
     return without_picture(rng)

@@ -17,30 +17,36 @@ from recipes.owl_nano.world import COLOR_NAMES, NUMBERS, SHAPES, WORDS, Scene, S
 
 
 def crowd(rng: random.Random) -> Scene:
-    """Three to eight shapes, colors and shapes drawn from few enough names to repeat, sometimes with a text."""
+    """Three to eight shapes from few enough colors and shapes to repeat, sometimes with a text."""
     with_text = rng.random() < 0.25
     text_row = rng.randrange(3) if with_text else None
     cells = [(row, col) for row in range(3) if row != text_row for col in range(3)]
     chosen = sorted(rng.sample(cells, rng.randint(3, 6 if with_text else 8)))
     kinds = rng.sample(SHAPES, len(SHAPES) if rng.random() < 0.5 else rng.randint(4, 8))
     while True:
-        shapes = [rng.choice(kinds) for _ in chosen] if rng.random() < 0.5 else rng.sample(SHAPES, len(chosen))
+        shapes = (
+            [rng.choice(kinds) for _ in chosen] if rng.random() < 0.5 else rng.sample(SHAPES, len(chosen))
+        )
         if max(shapes.count(s) for s in shapes) <= 3:
             break
     colors = (
-        rng.sample(COLOR_NAMES, len(chosen)) if rng.random() < 0.4 else rng.choices(COLOR_NAMES, k=len(chosen))
+        rng.sample(COLOR_NAMES, len(chosen))
+        if rng.random() < 0.4
+        else rng.choices(COLOR_NAMES, k=len(chosen))
     )
     text = rng.choice(NUMBERS if rng.random() < 0.5 else WORDS) if with_text else None
     return Scene(
-        tuple(Shape(c, s, row, col) for c, s, (row, col) in zip(colors, shapes, chosen, strict=True)), text, text_row
+        tuple(Shape(c, s, row, col) for c, s, (row, col) in zip(colors, shapes, chosen, strict=True)),
+        text,
+        text_row,
     )
 
 
 class Curriculum:
     """One direction at a time: a third of the statements are of the first direction that is not yet mastered.
 
-    Each direction is a phase change of its own; all of them at once stay at chance much longer. The others are
-    kept in, or they are forgotten within minutes.
+    Each direction is a phase change of its own; all of them at once stay at chance much longer. The others
+    are kept in, or they are forgotten within minutes.
     """
 
     def __init__(self, mastered: float = 0.88) -> None:
@@ -73,7 +79,7 @@ def scene_drill(
 
 
 def recall_drill(rng: random.Random, vocabulary: tuple[int, ...]) -> Encoded:
-    """Pairs "k v k v ..." then the pairs again in another order, each queried by key or by value; or a copy."""
+    """Pairs "k v k v ...", then the same in another order, each queried by key or by value; or a copy."""
     result = Encoded()
     result.add([BOS])
     count = rng.randint(3, 9)

@@ -1,8 +1,8 @@
 """Conversations and statements -> token ids and labels.
 
-Two forms of every conversation are trained. The training form cuts the text at each role marker and ends every
-answer with EOS; the chat form is what the engine sends at inference: the history is one piece of text without
-EOS and only the last answer is supervised (the two differ in how SentencePiece marks the start of a piece).
+Two forms of every conversation are trained. The training form cuts the text at each role marker and ends
+every answer with EOS; the chat form is what the engine sends at inference: the history is one piece of text
+without EOS and only the last answer is supervised (SentencePiece marks the start of a piece, so they differ).
 
 A picture is a Stand: its rows are real (the abstractor's) or, while the language model learns without eyes,
 either the caption's text or rows that are sums of word vectors.
@@ -55,7 +55,7 @@ AddPicture = Callable[[Encoded, Scene], None]
 
 
 class Encoder:
-    """Encodes samples with one tokenizer; text pieces are remembered, since the same ones come again and again."""
+    """Encodes samples with one tokenizer; text pieces are remembered, since the same ones come often."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer

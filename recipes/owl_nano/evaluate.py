@@ -44,7 +44,7 @@ class Case:
 
 
 def cases(drawing: str, per_task: int, seed: int) -> list[Case]:
-    """per_task conversations of each task; every scene holds a combination or number that was never trained."""
+    """per_task conversations of each task; every scene holds a combination or number never trained."""
     rng = random.Random(f"{seed}-{drawing}")
     found: dict[str, list[Case]] = defaultdict(list)
     for task in TASKS:
@@ -91,12 +91,14 @@ def answer_all(engine: Engine, batch: list[Case]) -> list[tuple[Case, tuple[str,
 
 
 def judged(case: Case, answers: tuple[str, ...]) -> list[tuple[str, bool]]:
-    """Per turn its task and whether it is right; the first turn of a second-turn case counts for its own task."""
+    """Per turn its task and whether it is right; the turn before a second turn counts for its own task."""
     turns: tuple[Turn, ...] = case.dialogue.turns
     return [(turn.task, is_right(turn, answer)) for turn, answer in zip(turns, answers, strict=True)]
 
 
-def evaluate(folder: Path | None, drawing: str, per_task: int, seed: int, wrong: int = 0) -> dict[str, tuple[float, int]]:
+def evaluate(
+    folder: Path | None, drawing: str, per_task: int, seed: int, wrong: int = 0
+) -> dict[str, tuple[float, int]]:
     """Accuracy and number of answers per task; wrong: examples of wrong answers printed per task."""
     engine = Engine.from_pretrained(folder, device="cpu", max_context=512, max_batch=16)
     results: list[tuple[str, bool]] = []
@@ -114,7 +116,9 @@ def evaluate(folder: Path | None, drawing: str, per_task: int, seed: int, wrong:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, nargs="?", help="default: the bundled model")
     parser.add_argument("--drawing", choices=(*DRAWINGS, "both"), default="both")
     parser.add_argument("--per-task", type=int, default=100)

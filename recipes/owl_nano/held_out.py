@@ -31,7 +31,7 @@ def picture(scene: Scene, rng: random.Random) -> Tensor:
 
 
 class HeldOut:
-    """per_task single conversations in chat form for each task, half of the scenes with unseen combinations."""
+    """per_task conversations in chat form for each task, half of the scenes with unseen combinations."""
 
     def __init__(self, encoder: Encoder, per_task: int, seed: int) -> None:
         rng = random.Random(seed)

@@ -2,9 +2,9 @@
 
 Binding ("a red star, a blue circle: the star is ...") needs two steps of attention that fit together, and a
 small model stays at chance until both exist. So they are laid in at the start, and the drills sharpen them:
-heads of the first layer look one, two and three rows back (through the phase of the rotary embedding), and half of the
-heads of the later layers have equal query and key weights on the slowly turning dimensions: they look at
-rows with the same content.
+heads of the first layer look one, two and three rows back (through the phase of the rotary
+embedding), and half of the heads of the later layers have equal query and key weights on the slowly turning
+dimensions: they look at rows with the same content.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,8 +15,15 @@ from torch import Tensor, nn
 
 from owl_fast.models.batch import PackedBatch
 from owl_fast.models.owl import Owl
-from recipes.owl_nano.dialogues import Dialogue, ask_about, sample_dialogue, training_scene, without_picture
-from recipes.owl_nano.dialogues import WEIGHTS, about_pair
+from recipes.owl_nano.dialogues import (
+    WEIGHTS,
+    Dialogue,
+    about_pair,
+    ask_about,
+    sample_dialogue,
+    training_scene,
+    without_picture,
+)
 from recipes.owl_nano.drills import Curriculum, recall_drill, scene_drill
 from recipes.owl_nano.encoding import BOS, EOS, IGNORED, Encoded, Encoder, Form
 from recipes.owl_nano.parallel import ALONE, Team
@@ -26,11 +32,21 @@ from recipes.owl_nano.stand_ins import StandIns
 from recipes.owl_nano.statements import statements
 from recipes.owl_nano.world import caption
 
+# The slower a kind of question is learned in text, the more often it is asked.
+TEXT_WEIGHTS = WEIGHTS | {
+    "count": 1.5,
+    "describe": 1.6,
+    "languages": 2.5,
+    "read": 1.0,
+    "multi": 0.8,
+    "where": 0.8,
+}
+TEXT_SHARES = (0.58, 0.2, 0.22)  # conversations about one picture, two and none
 ROW_NOISE = 0.15  # of a word vector's length, added to each stand-in row
 
 
 class TextSource:
-    """Draws encoded samples: drills, captions, statements and conversations with stand-ins for the pictures."""
+    """Draws drills, captions, statements and conversations, with stand-ins for the pictures."""
 
     def __init__(self, encoder: Encoder, seed: int) -> None:
         self.encoder, self.rng = encoder, random.Random(seed)
@@ -52,7 +68,7 @@ class TextSource:
         result = Encoded()
         result.add([BOS])
         self.stand_ins.either(result, scene)
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.75:
             result.add([*self.encoder.text(caption(scene)), EOS], supervised=True)
         else:
             self.encoder.sentences(result, statements(self.rng, scene, self.rng.randint(4, 9)))
@@ -61,14 +77,14 @@ class TextSource:
     def conversation(self) -> Encoded:
         form: Form = "training" if self.rng.random() < 0.6 else "chat"
         questions = 6 if form == "training" else 3
-        dialogue = sample_dialogue(self.rng, self.scene, max_questions=questions)
+        dialogue = sample_dialogue(self.rng, self.scene, TEXT_SHARES, questions, TEXT_WEIGHTS)
         return self.encoder.dialogue(dialogue, form, self.stand_ins.either)
 
     def draw(self, drills: float) -> Encoded:
         share = self.rng.random()
         if share < drills:
             return self.drill()
-        return self.caption() if share < drills + (1 - drills) * 0.2 else self.conversation()
+        return self.caption() if share < drills + (1 - drills) * 0.3 else self.conversation()
 
 
 def pack(samples: list[Encoded]) -> tuple[PackedBatch, Tensor, Tensor]:
@@ -79,7 +95,9 @@ def pack(samples: list[Encoded]) -> tuple[PackedBatch, Tensor, Tensor]:
     return batch, where, labels[where]
 
 
-def stand_in_rows(model: Owl, samples: list[Encoded], noise: float, generator: torch.Generator) -> Tensor | None:
+def stand_in_rows(
+    model: Owl, samples: list[Encoded], noise: float, generator: torch.Generator
+) -> Tensor | None:
     """(V, C): each row the sum of its words' vectors, plus noise."""
     rows = [row for s in samples for row in s.rows]
     if not rows:
@@ -143,7 +161,7 @@ def gate_sets(encoder: Encoder, per_task: int, seed: int, as_rows: bool) -> dict
 
 @torch.no_grad()
 def exact_matches(model: Owl, samples: list[Encoded]) -> float:
-    """Share of samples whose every supervised token is the most likely one (greedy decoding would be exact)."""
+    """Share of samples whose every supervised token is the most likely one: greedy decoding is exact."""
     generator = torch.Generator().manual_seed(0)
     right = 0
     for start in range(0, len(samples), 64):
@@ -155,8 +173,16 @@ def exact_matches(model: Owl, samples: list[Encoded]) -> float:
 
 
 def train_language(
-    model: Owl, encoder: Encoder, schedule: Schedule, drills: float, out: Path, seed: int, adam_lr: float,
-    every: int = 100, team: Team = ALONE, start_rates: dict[str, float] | None = None,
+    model: Owl,
+    encoder: Encoder,
+    schedule: Schedule,
+    drills: float,
+    out: Path,
+    seed: int,
+    adam_lr: float,
+    every: int = 100,
+    team: Team = ALONE,
+    start_rates: dict[str, float] | None = None,
 ) -> None:
     source = TextSource(encoder, seed * 100 + team.rank)
     source.curriculum.rates.update(start_rates or {})
@@ -184,8 +210,14 @@ def train_language(
         kinds = [kind for s in samples for kind in s.kinds]
         source.curriculum.record(kinds, (logits.argmax(-1) == targets).tolist())
         if team.leads and (step + 1) % 20 == 0:
-            print(f"{step + 1} loss {sum(losses[-20:]) / 20:.4f} {time.time() - start:.0f}s", {k: round(v, 2) for k, v in source.curriculum.rates.items()}, flush=True)
+            print(
+                f"{step + 1} loss {sum(losses[-20:]) / 20:.4f} {time.time() - start:.0f}s",
+                {k: round(v, 2) for k, v in source.curriculum.rates.items()},
+                flush=True,
+            )
         if team.leads and ((step + 1) % every == 0 or step + 1 == schedule.steps):
-            scores = {k: {t: round(exact_matches(model, s), 2) for t, s in v.items()} for k, v in sets.items()}
+            scores = {
+                k: {t: round(exact_matches(model, s), 2) for t, s in v.items()} for k, v in sets.items()
+            }
             print(json.dumps({"step": step + 1, **scores}), flush=True)
             torch.save(model.state_dict(), out)

@@ -79,7 +79,7 @@ class MuonAdamW(torch.optim.Optimizer):
 def muon_adamw(
     parameters: dict[str, nn.Parameter], lr: float, adamw_lr: float, slow: tuple[tuple[str, float], ...] = ()
 ) -> MuonAdamW:
-    """Matrices inside the layers under Muon at lr; embedding, head and everything that is no matrix under AdamW.
+    """Matrices inside the layers under Muon at lr; embedding, head and all that is no matrix under AdamW.
 
     slow: (prefix of a parameter's name, factor on its learning rate); the first that fits counts.
     """

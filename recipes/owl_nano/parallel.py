@@ -1,4 +1,4 @@
-"""Two one-thread processes train faster on two cores than one process with two threads: gradients are averaged."""
+"""Several one-thread processes on one model: faster on two cores than one process with two threads."""
 
 from __future__ import annotations
 

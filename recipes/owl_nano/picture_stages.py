@@ -25,12 +25,12 @@ TOWER_FACTOR = 0.2  # of the learning rate, for the vision tower, which is warme
 
 
 def prepare_abstractor(model: Owl, encoder: Encoder, seed: int) -> None:
-    """Start the abstractor so that its rows have the size of the stand-in rows; vit_eos is their closing row."""
+    """Start the abstractor with rows of the stand-in rows' size; vit_eos is their closing row."""
     generator = torch.Generator().manual_seed(seed)
     abstractor = model.abstractor
     with torch.no_grad():
         model.query_tokens.normal_(0.0, 1.0, generator=generator)
-        for name, parameter in abstractor.encoder.named_parameters():
+        for parameter in abstractor.encoder.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
         abstractor.visual_fc.weight.normal_(0.0, 0.015, generator=generator)
@@ -59,12 +59,15 @@ def train_stage(
         batch=schedule.batch,
         optimizer=OptimizerSettings(lr=schedule.lr, warmup=schedule.warmup, final_fraction=0.05, clip=1.0),
         seed=seed,
-        save_every=every if team.leads else 0,
+        save_every=every,
+        keep=1,
         eval_every=every,
         progress=team.leads,
     )
     folder = out if team.leads else out.with_name(f"{out.name}.{team.rank}")
-    trainer = _TeamTrainer(model, stage, sources, settings, folder, evaluate=evaluate, adamw_lr=adamw_lr, team=team)
+    trainer = _TeamTrainer(
+        model, stage, sources, settings, folder, evaluate=evaluate, adamw_lr=adamw_lr, team=team
+    )
     trainer.run()
 
 

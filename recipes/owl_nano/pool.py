@@ -1,13 +1,14 @@
 """A pool of training pictures drawn ahead: pixels, scenes and patch labels in three files of one folder.
 
 Drawing costs about half as much as training on a picture, and three phases use the same pictures, so they are
-drawn once. The pool is drawn in shards, each from a seed of its own; a shard that is there is not drawn again.
+drawn once. The pool is drawn in shards, each from a seed of its own; one that is there is not drawn again.
 """
 
 from __future__ import annotations
 
 import pickle
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,9 +58,9 @@ def all_labels(scene: Scene, layout: Layout) -> NDArray[np.int64]:
     return np.concatenate([labels, order])
 
 
-def draw_pool(folder: Path, shards: int, seed: int) -> None:
+def draw_pool(folder: Path, shards: Iterable[int], seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for index in tqdm(range(shards), desc="drawing", unit="shard"):
+    for index in tqdm(shards, desc="drawing", unit="shard"):
         draw_shard(folder, index, seed)
 
 

@@ -27,7 +27,10 @@ POSITION_WORDS = ("top", "bottom", "left", "right", "center")
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answer. accepted: any of these phrases makes it right; rejected: none may occur."""
+    """One question and its answer.
+
+    accepted: any of these phrases makes an answer right; rejected: none may occur; required: all must.
+    """
 
     task: str
     question: str
@@ -82,7 +85,9 @@ def ask_where(rng: random.Random, scene: Scene) -> Turn | None:
     if not known:
         return None
     target = rng.choice(known)
-    return place_of(target, rng.choice(("Where is the {}?", "Where can you see the {}?")).format(target.shape))
+    return place_of(
+        target, rng.choice(("Where is the {}?", "Where can you see the {}?")).format(target.shape)
+    )
 
 
 def ask_shape(rng: random.Random, scene: Scene) -> Turn | None:
@@ -138,10 +143,7 @@ def absent_pair(rng: random.Random, scene: Scene) -> tuple[str, str]:
     """A (color, shape) that is not in the picture; mostly one made of a color and a shape that are."""
     present = {(s.color, s.shape) for s in scene.shapes}
     swaps = [
-        (a.color, b.shape)
-        for a in scene.shapes
-        for b in scene.shapes
-        if (a.color, b.shape) not in present
+        (a.color, b.shape) for a in scene.shapes for b in scene.shapes if (a.color, b.shape) not in present
     ]
     if swaps and rng.random() < 0.6:
         return rng.choice(swaps)

@@ -4,8 +4,8 @@
 |---|---|---|
 | vocabulary | SentencePiece on generated text | tokenizer.model |
 | pictures | the pool of training pictures is drawn | pictures/ |
-| warmup | the vision tower learns to name what lies under each patch (beside `language`) | warmup.pt |
-| language | the LLaMA learns to look things up (drills), then to converse, captions standing for pictures | language.pt |
+| warmup | the vision tower learns to name what lies under each patch | warmup.pt |
+| language | the LLaMA learns to look things up, then to converse, with stand-ins for pictures | language.pt |
 | gate | every kind of question in text alone | gate.json |
 | stage1 | vision tower + abstractor, LLaMA frozen: captions and statements | stage1/, stage1.pt |
 | stage2 | LoRA + abstractor, vision tower frozen: conversations | stage2/, adapter/ |
@@ -63,6 +63,10 @@ class Run:
     def _steps(self, schedule: settings.Schedule) -> settings.Schedule:
         return schedule.scaled(self.scale)
 
+    def _own_seed(self, number: int) -> int:
+        """Another one for each process of the team, so that they draw different samples."""
+        return settings.SEED + number + 1000 * self.team.rank
+
     @property
     def encoder(self) -> Encoder:
         return Encoder(Tokenizer.from_file(self.out / "tokenizer.model"))
@@ -76,11 +80,15 @@ class Run:
         train_vocabulary(_corpus(settings.SEED, settings.CORPUS_DIALOGUES), self.out / "tokenizer.model")
 
     def pictures(self) -> None:
-        draw_pool(self.out / "pictures", max(1, round(settings.SHARDS * self.scale)), settings.SEED)
+        folder, shards = self.out / "pictures", max(1, round(settings.SHARDS * self.scale))
+        draw_pool(folder, range(self.team.rank, shards, self.team.size), settings.SEED)
+        self.team.wait()
+        (folder / "done").touch()
 
     def warmup(self) -> None:
         pool = Pool(self.out / "pictures")
-        warm_up(self._model(), pool, self._steps(settings.WARMUP), self.out / "warmup.pt", settings.SEED)
+        schedule = self._steps(settings.WARMUP)
+        warm_up(self._model(), pool, schedule, self.out / "warmup.pt", settings.SEED, self.team)
 
     def language(self) -> None:
         model = self._model()
@@ -89,14 +97,23 @@ class Run:
             (settings.DRILL_SHARE, settings.TEXT, settings.SEED + 2),
         ):
             train_language(
-                model, self.encoder, self._steps(schedule), drills, self.out / "language.pt", seed, team=self.team
+                model,
+                self.encoder,
+                self._steps(schedule),
+                drills,
+                self.out / "language.pt",
+                seed,
+                team=self.team,
             )
 
     def gate(self) -> None:
         model = self._model()
         model.load_state_dict(torch.load(self.out / "language.pt"))
         rates = {
-            kind: {t: exact_matches(model, s) for t, s in gate_sets(self.encoder, 200, 99, kind == "rows").items()}
+            kind: {
+                t: exact_matches(model, s)
+                for t, s in gate_sets(self.encoder, 200, 99, kind == "rows").items()
+            }
             for kind in ("rows", "text")
         }
         (self.out / "gate.json").write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
@@ -109,7 +126,7 @@ class Run:
         model.vision_model.load_state_dict(torch.load(self.out / "warmup.pt")["tower"])
         prepare_abstractor(model, self.encoder, settings.SEED)
         samples = PictureSamples(self.encoder, Pool(self.out / "pictures"))
-        sources = stage1_sources(samples, settings.SEED + 3)
+        sources = stage1_sources(samples, self._own_seed(3))
         self._train(model, STAGE1, sources, settings.STAGE1, "stage1")
         self._save(model, "stage1.pt")
 
@@ -118,7 +135,7 @@ class Run:
         model.load_state_dict(torch.load(self.out / "stage1.pt"))
         samples = PictureSamples(self.encoder, Pool(self.out / "pictures"))
         stage = stage2(LORA)
-        self._train(model, stage, stage2_sources(samples, settings.SEED + 4), settings.STAGE2, "stage2")
+        self._train(model, stage, stage2_sources(samples, self._own_seed(4)), settings.STAGE2, "stage2")
         if self.team.leads:
             extra = stage.checkpoint_names(model)
             save_adapter(model, self.out / "adapter", LORA, base="owl-nano, stage 1", extra=extra)
@@ -128,7 +145,14 @@ class Run:
     def _train(self, model, stage, sources, schedule, name) -> None:
         held_out = HeldOut(self.encoder, 40, settings.SEED + 5) if self.team.leads else None
         train_stage(
-            model, stage, sources, self._steps(schedule), self.out / name, settings.SEED, held_out, team=self.team
+            model,
+            stage,
+            sources,
+            self._steps(schedule),
+            self.out / name,
+            settings.SEED,
+            held_out,
+            team=self.team,
         )
 
     def _save(self, model: Owl, name: str) -> None:
@@ -142,7 +166,9 @@ class Run:
         save_model(model.to(torch.bfloat16), folder)
         (folder / "tokenizer.model").write_bytes((self.out / "tokenizer.model").read_bytes())
         processor = ImageProcessor(settings.IMAGE_SIDE).to_dict()
-        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+        (folder / "preprocessor_config.json").write_text(
+            json.dumps(processor, indent=2) + "\n", encoding="utf-8"
+        )
 
     def evaluate(self) -> None:
         report = {}
@@ -194,9 +220,15 @@ def run_phase(name: str, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for everything; a run goes on where it ended")
-    parser.add_argument("--only", choices=tuple(RESULTS), help="this phase alone, also if its result is there")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for everything; a run goes on where it ended"
+    )
+    parser.add_argument(
+        "--only", choices=tuple(RESULTS), help="this phase alone, also if its result is there"
+    )
     parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies every number of steps")
     parser.add_argument("--processes", type=int, default=2, help="one-thread processes of a phase")
     parser.add_argument("--phase", choices=tuple(RESULTS), help=argparse.SUPPRESS)

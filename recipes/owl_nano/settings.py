@@ -43,7 +43,7 @@ CONFIG = OwlConfig(
 
 @dataclass(frozen=True)
 class Schedule:
-    """One phase. steps: optimizer updates; batch: samples of each; lr: peak, after warm-up, then cosine to 5 %."""
+    """One phase. steps: updates; batch: samples of each; lr: peak after warm-up, then cosine to 5 %."""
 
     steps: int
     batch: int
@@ -51,7 +51,9 @@ class Schedule:
     warmup: int = 50
 
     def scaled(self, factor: float) -> Schedule:
-        return replace(self, steps=max(1, round(self.steps * factor)), warmup=round(self.warmup * min(1, factor)))
+        return replace(
+            self, steps=max(1, round(self.steps * factor)), warmup=round(self.warmup * min(1, factor))
+        )
 
 
 # Batches are per process; two processes share a phase.

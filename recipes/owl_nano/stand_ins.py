@@ -1,7 +1,8 @@
 """What stands in a picture's place while the language model learns without eyes.
 
-Either the caption as text, or rows like those the abstractor will have to produce: one row per object, the sum
-of the vectors of its color, shape and place, in free order among empty rows, and one row per printed letter.
+Either the caption as text, or rows like those the abstractor will have to produce: one row per object, the
+sum of the vectors of its color, shape and place, mostly in reading order, among empty rows, and one row per
+printed letter.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ class StandIns:
         """IMAGE_ROWS rows; the last is the closing row, which vit_eos takes over."""
         rng = self.rng
         objects = [self._object(shape) for shape in scene.shapes]
-        rng.shuffle(objects)
-        if objects and rng.random() < 0.1:
-            objects.append(rng.choice(objects))
+        if rng.random() < 0.25:
+            rng.shuffle(objects)
         letters = self._letters(scene)
         free = IMAGE_ROWS - 1 - len(letters)
         start = rng.randrange(free + 1)

@@ -39,7 +39,7 @@ def say_place(rng: random.Random, scene: Scene) -> Sentence | None:
 
 
 def name_place(rng: random.Random, scene: Scene) -> Sentence | None:
-    """The short form of say_place: the looked-up word is next to the one it belongs to, which is learned first."""
+    """The short form of say_place, learned first: the two words that belong together are neighbours."""
     known = unique_shapes(scene)
     return _one(rng, known, lambda s: [(f"The {s.shape}:", False), (s.position, True), (".", False)])
 
@@ -55,7 +55,11 @@ def name_what_is_at(rng: random.Random, scene: Scene) -> Sentence | None:
 
 def say_what_is_at(rng: random.Random, scene: Scene) -> Sentence | None:
     def build(s: Shape) -> Sentence:
-        return [(f"At the {s.position} is {article(s.color)}", False), (f"{s.color} {s.shape}", True), (".", False)]
+        return [
+            (f"At the {s.position} is {article(s.color)}", False),
+            (f"{s.color} {s.shape}", True),
+            (".", False),
+        ]
 
     return _one(rng, scene.shapes, build)
 
@@ -101,11 +105,11 @@ BUILDERS: dict[str, Builder] = {
     "shape": say_shape,
     "whether": say_whether,
     "place": say_place,
-    "name_what_is_at": name_what_is_at,
-    "what_is_at": say_what_is_at,
     "text": say_text,
     "number": say_number,
     "total": say_total,
+    "name_what_is_at": name_what_is_at,
+    "what_is_at": say_what_is_at,
 }
 # Shares of the directions in stage 1.
 WEIGHTS = {
@@ -123,8 +127,10 @@ WEIGHTS = {
 def statements(
     rng: random.Random, scene: Scene, count: int, weights: Mapping[str, float] = WEIGHTS
 ) -> list[tuple[str, Sentence]]:
-    """Up to count (direction, sentence) pairs, directions drawn by weight; those that the scene does not allow
-    (no shape is unique) are left out, but at least one sentence comes."""
+    """Up to count (direction, sentence) pairs, directions drawn by weight.
+
+    Those that the scene does not allow (no shape is unique) are left out, but at least one sentence comes.
+    """
     found: list[tuple[str, Sentence]] = []
     for direction in rng.choices(tuple(weights), tuple(weights.values()), k=count):
         sentence = BUILDERS[direction](rng, scene)

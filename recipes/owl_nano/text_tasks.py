@@ -7,9 +7,7 @@ import random
 from recipes.owl_nano.questions import Turn, others
 from recipes.owl_nano.world import COLOR_NAMES
 
-REVERSIBLE = (
-    "cat dog sun owl bus tea hot star moon tree fish bird milk stop open exit park bank book cold"
-).split()
+REVERSIBLE = "cat dog sun owl bus tea hot star moon tree fish bird milk stop open exit park bank book cold"
 THINGS = {
     "yellow": "banana lemon sun",
     "red": "tomato strawberry blood cherry",
@@ -38,7 +36,7 @@ def ask_sum(rng: random.Random) -> Turn:
 
 
 def ask_reverse(rng: random.Random) -> Turn:
-    word = rng.choice(REVERSIBLE)
+    word = rng.choice(REVERSIBLE.split())
     return Turn("text", f"Reverse the word {word}.", word[::-1], (word[::-1],))
 
 

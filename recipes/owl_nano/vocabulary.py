@@ -26,17 +26,18 @@ HEADERS = (
     "The AI gives helpful, detailed, and polite answers to the human's questions.",
 )
 _SENTENCE_STARTS = (
-    "The There What Which Where Who How Is It Do Did Read Describe Count And At You Hello Hi Good Thank Goodbye "
-    "Compute Reverse Yes No First Second See Welche Farbe De Rot Gelb Grün Türkis Blau Lila Rosa Rouge Jaune Vert "
-    "Bleu Violet Rose Cyan Orange Kreis Quadrat Dreieck Stern Herz Kreuz Raute Mond"
-).split()
-_WORDS = "there shape object picture text word number first second".split()
+    "The There What Which Where Who How Is It Do Did Read Describe Count And At You Hello Hi "
+    "Good Thank Goodbye Compute Reverse Yes No First Second See Welche Farbe De Rot Gelb Grün "
+    "Türkis Blau Lila Rosa Rouge Jaune Vert Bleu Violet Rose Cyan Orange Kreis Quadrat "
+    "Dreieck Stern Herz Kreuz Raute Mond"
+)
+_WORDS = tuple(("there shape object picture text word number first second").split())
 
 
 def fixed_pieces() -> list[str]:
     """Pieces that the training of the vocabulary may neither cut nor join to others."""
     positions = [name for row in POSITIONS for name in row]
-    words = [*COLOR_NAMES, *SHAPES, *NUMBER_WORDS, *positions, *_WORDS, *_SENTENCE_STARTS]
+    words = [*COLOR_NAMES, *SHAPES, *NUMBER_WORDS, *positions, *_WORDS.split(), *_SENTENCE_STARTS.split()]
     marked = ["▁" + piece.replace(" ", "▁") for piece in (*HEADERS, *words)]
     unspaced = [word for code in ("zh", "ja") for word in (*COLORS_IN[code], *SHAPES_IN[code])]
     return list(dict.fromkeys([*marked, "Human:", "AI:", *string.ascii_uppercase, *unspaced]))

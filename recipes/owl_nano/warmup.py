@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from owl_fast.models.owl import Owl
 from recipes.owl_nano.language import lr_factor
+from recipes.owl_nano.parallel import ALONE, Team
 from recipes.owl_nano.pool import Pool
 from recipes.owl_nano.settings import Schedule
 
@@ -40,13 +41,12 @@ def heads_loss(heads: nn.Linear, features: Tensor, labels: Tensor) -> tuple[Tens
     return loss, accuracy
 
 
-def warm_up(model: Owl, pool: Pool, schedule: Schedule, out: Path, seed: int, every: int = 100, load=None) -> None:
+def warm_up(
+    model: Owl, pool: Pool, schedule: Schedule, out: Path, seed: int, team: Team = ALONE, every: int = 100
+) -> None:
     tower = model.vision_model
     torch.manual_seed(seed)
     heads = nn.Linear(model.config.vision.hidden_size, sum(CLASSES))
-    if load is not None:
-        saved = torch.load(load)
-        tower.load_state_dict(saved["tower"]), heads.load_state_dict(saved["heads"])
     matrices = [p for n, p in tower.named_parameters() if p.ndim == 2]
     ids = {id(p) for p in matrices}
     rest = [p for p in [*tower.parameters(), *heads.parameters()] if id(p) not in ids]
@@ -55,7 +55,7 @@ def warm_up(model: Owl, pool: Pool, schedule: Schedule, out: Path, seed: int, ev
         torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     base = [g["lr"] for o in opts for g in o.param_groups]
-    rng = random.Random(seed)
+    rng = random.Random(seed + team.rank)
     start, recent = time.time(), []
     for step in range(schedule.steps):
         if step % 50 == 0:
@@ -70,11 +70,16 @@ def warm_up(model: Owl, pool: Pool, schedule: Schedule, out: Path, seed: int, ev
         for o in opts:
             o.zero_grad(set_to_none=True)
         loss.backward()
+        team.average_gradients_([*matrices, *rest])
         for o in opts:
             o.step()
         recent.append([loss.item(), *accuracy])
-        if (step + 1) % every == 0:
+        if team.leads and (step + 1) % every == 0:
             mean = torch.tensor(recent[-every:]).mean(0).tolist()
             values = {k: round(v, 3) for k, v in zip(("loss", *NAMES), mean, strict=True)}
-            print(json.dumps({"step": step + 1, "pool": len(pool), "s": round(time.time() - start), **values}), flush=True)
-            torch.save({"tower": tower.state_dict(), "heads": heads.state_dict()}, out)
+            print(
+                json.dumps({"step": step + 1, "pool": len(pool), "s": round(time.time() - start), **values}),
+                flush=True,
+            )
+    if team.leads:
+        torch.save({"tower": tower.state_dict(), "heads": heads.state_dict()}, out)

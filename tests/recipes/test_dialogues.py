@@ -5,7 +5,14 @@ from collections import Counter
 
 import pytest
 
-from recipes.owl_nano.dialogues import WEIGHTS, about_pair, ask_about, crowded, sample_dialogue, training_scene
+from recipes.owl_nano.dialogues import (
+    WEIGHTS,
+    about_pair,
+    ask_about,
+    crowded,
+    sample_dialogue,
+    training_scene,
+)
 from recipes.owl_nano.languages import COLORS_IN, SHAPES_IN
 from recipes.owl_nano.questions import ABOUT_ONE_PICTURE, absent_pair, ask_countof, ask_exist, follow_up
 from recipes.owl_nano.statements import BUILDERS, statements
