@@ -31,7 +31,7 @@ _SENTENCE_STARTS = (
     "Türkis Blau Lila Rosa Rouge Jaune Vert Bleu Violet Rose Cyan Orange Kreis Quadrat "
     "Dreieck Stern Herz Kreuz Raute Mond"
 )
-_WORDS = tuple(("there shape object picture text word number first second").split())
+_WORDS = "there shape object picture text word number first second"
 
 
 def fixed_pieces() -> list[str]:
