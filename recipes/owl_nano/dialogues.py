@@ -97,8 +97,8 @@ def about_picture(
     return Dialogue((scene,), tuple(turns))
 
 
-def about_pair(rng: random.Random, first: Scene, second: Scene) -> Dialogue:
-    turns = tuple(compare(rng, first, second) for _ in range(rng.randint(1, 2)))
+def about_pair(rng: random.Random, first: Scene, second: Scene, max_questions: int = 4) -> Dialogue:
+    turns = tuple(compare(rng, first, second) for _ in range(rng.randint(1, max_questions)))
     return Dialogue((first, second), turns)
 
 
@@ -118,5 +118,5 @@ def sample_dialogue(
     if kind == "picture":
         return about_picture(rng, scene_source(), max_questions, weights)
     if kind == "pair":
-        return about_pair(rng, scene_source(), scene_source())
+        return about_pair(rng, scene_source(), scene_source(), max_questions)
     return without_picture(rng)

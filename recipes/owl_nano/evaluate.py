@@ -63,8 +63,7 @@ def _dialogue(rng: random.Random, task: str) -> Dialogue | None:
         return Dialogue((), (rng.choice((ask_reverse, ask_thing, ask_small_talk))(rng),))
     scene = sample_scene(rng, split="heldout")
     if task == "compare":
-        pair = about_pair(rng, scene, sample_scene(rng, split="heldout"))
-        return Dialogue(pair.scenes, pair.turns[:1])
+        return about_pair(rng, scene, sample_scene(rng, split="heldout"), max_questions=1)
     turns = ask_about(rng, scene, task)
     return None if turns is None else Dialogue((scene,), turns)
 

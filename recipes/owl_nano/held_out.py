@@ -51,7 +51,7 @@ class HeldOut:
         if task == "text":
             return without_picture(rng)
         if task == "compare":
-            return about_pair(rng, *scenes)
+            return about_pair(rng, *scenes, max_questions=1)
         turns = ask_about(rng, scenes[0], task)
         return None if turns is None else Dialogue(tuple(scenes), turns)
 

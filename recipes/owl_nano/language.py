@@ -41,7 +41,7 @@ TEXT_WEIGHTS = WEIGHTS | {
     "multi": 0.8,
     "where": 0.8,
 }
-TEXT_SHARES = (0.58, 0.2, 0.22)  # conversations about one picture, two and none
+TEXT_SHARES = (0.52, 0.32, 0.16)  # conversations about one picture, two and none
 ROW_NOISE = 0.15  # of a word vector's length, added to each stand-in row
 
 
@@ -148,7 +148,7 @@ def gate_sets(encoder: Encoder, per_task: int, seed: int, as_rows: bool) -> dict
             if task == "text":
                 dialogue = without_picture(rng)
             elif task == "compare":
-                dialogue = about_pair(rng, training_scene(rng), training_scene(rng))
+                dialogue = about_pair(rng, training_scene(rng), training_scene(rng), max_questions=1)
             else:
                 scene = training_scene(rng)
                 turns = ask_about(rng, scene, task)

@@ -79,13 +79,13 @@ class MuonAdamW(torch.optim.Optimizer):
 def muon_adamw(
     parameters: dict[str, nn.Parameter], lr: float, adamw_lr: float, slow: tuple[tuple[str, float], ...] = ()
 ) -> MuonAdamW:
-    """Matrices inside the layers under Muon at lr; embedding, head and all that is no matrix under AdamW.
+    """Matrices inside the layers under Muon at lr; embedding, head, low-rank pairs and vectors under AdamW.
 
     slow: (prefix of a parameter's name, factor on its learning rate); the first that fits counts.
     """
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        inner = parameter.ndim == 2 and not any(part in name for part in ("embed_tokens", "lm_head"))
+        inner = parameter.ndim == 2 and not any(part in name for part in (".lora.", "embed_tokens", "lm_head"))
         factor = next((f for prefix, f in slow if name.startswith(prefix)), 1.0)
         key = ("muon", factor) if inner else ("adamw", factor * adamw_lr / lr)
         groups.setdefault(key, []).append(parameter)

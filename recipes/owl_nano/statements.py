@@ -113,14 +113,14 @@ BUILDERS: dict[str, Builder] = {
 }
 # Shares of the directions in stage 1.
 WEIGHTS = {
-    "color": 1.0,
-    "shape": 1.2,
+    "color": 0.7,
+    "shape": 1.0,
     "whether": 1.0,
-    "place": 1.5,
-    "what_is_at": 0.7,
-    "text": 1.5,
-    "number": 1.2,
-    "total": 0.6,
+    "place": 2.2,
+    "what_is_at": 0.8,
+    "text": 1.3,
+    "number": 1.3,
+    "total": 1.0,
 }
 
 
