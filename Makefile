@@ -42,6 +42,7 @@ test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m slow
 
 nano: $(VENV)/.installed
+	@$(PIP) -e '.[recipe]' >&2
 	$(BIN)/python -m recipes.owl_nano.run $(ARGS)
 
 bench: $(VENV)/.installed

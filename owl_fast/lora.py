@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from owl_fast.checkpoints.names import slots
+from owl_fast.checkpoints.names import views
 from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
 from owl_fast.checkpoints.writer import whole_folder
 from owl_fast.config import read_json
@@ -27,11 +27,8 @@ from owl_fast.models.fusion import module_sources
 from owl_fast.models.layers import Linear, LoraPair
 
 PREFIX = "base_model.model."
-CONFIG_FILE, WEIGHTS_FILE, EXTRA_FILE = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "non_lora.safetensors",
-)
+CONFIG_FILE, EXTRA_FILE = "adapter_config.json", "non_lora.safetensors"
+WEIGHT_FILES = {"safetensors": "adapter_model.safetensors", "bin": "adapter_model.bin"}
 
 # PEFT options that change the mathematics, and the only value for which plain LoRA is what they describe.
 PLAIN: dict[str, Any] = {
@@ -181,21 +178,34 @@ def detach_(model: nn.Module) -> None:
 
 
 def save_adapter(
-    model: nn.Module, folder: str | Path, config: LoraConfig, *, base: str, extra: Iterable[str] = ()
+    model: nn.Module,
+    folder: str | Path,
+    config: LoraConfig,
+    *,
+    base: str,
+    extra: Iterable[str] = (),
+    format: str = "safetensors",
 ) -> None:
-    """Write the model's updates as PEFT does; extra: names of checkpoint tensors trained beside them."""
+    """Write the model's updates as PEFT does, in a new folder, whole or not at all.
+
+    base: name of the model they belong to. extra: checkpoint tensors trained beside them. format:
+    "safetensors" or "bin", of the updates' file.
+    """
+    if format not in WEIGHT_FILES:
+        raise UnsupportedError(f"format {format!r}: wanted one of {', '.join(WEIGHT_FILES)}")
     tensors = {
         f"{PREFIX}{name}.{half}.weight": getattr(slot.pair, half).detach().cpu().contiguous()
         for name, slot in lora_slots(model).items()
         if slot.pair is not None
         for half in ("lora_A", "lora_B")
     }
-    others = {name: _view(model, name) for name in extra}
+    model_views = views(model)
+    others = {name: _pick(model_views, name) for name in extra}
     with whole_folder(Path(folder)) as staging:
         (staging / CONFIG_FILE).write_text(
             json.dumps(config.to_dict(base), indent=2) + "\n", encoding="utf-8"
         )
-        write_tensors(staging / WEIGHTS_FILE, tensors)
+        write_tensors(staging / WEIGHT_FILES[format], tensors)
         if others:
             write_tensors(staging / EXTRA_FILE, others)
 
@@ -208,9 +218,11 @@ def load_adapter(model: nn.Module, folder: str | Path) -> LoraConfig:
     """
     folder = Path(folder)
     config = LoraConfig.from_dict(read_json(folder / CONFIG_FILE))
-    path = folder / WEIGHTS_FILE
-    if not path.exists():
-        path = folder / "adapter_model.bin"
+    present = [folder / file for file in WEIGHT_FILES.values() if (folder / file).exists()]
+    if len(present) != 1:
+        wanted = " or ".join(WEIGHT_FILES.values())
+        raise CheckpointError(f"{folder}: wanted one of {wanted}, found {len(present)} of them")
+    path = present[0]
     tensors = read_tensors(path)
     slots = {name: slot for name, slot in lora_slots(model).items() if config.targets(name)}
     for name, slot in slots.items():
@@ -237,8 +249,9 @@ def _take(tensors: dict[str, Tensor], path: Path, module: str, half: str, shape:
 
 
 def _load_extra(model: nn.Module, path: Path) -> None:
+    model_views = views(model)
     for name, tensor in read_tensors(path).items():
-        view = _view(model, name)
+        view = _pick(model_views, name)
         if view.shape != tensor.shape:
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, wanted {tuple(view.shape)}"
@@ -246,9 +259,7 @@ def _load_extra(model: nn.Module, path: Path) -> None:
         view.copy_(tensor)
 
 
-def _view(model: nn.Module, name: str) -> Tensor:
-    """The rows of the parameter that hold the checkpoint's tensor `name`."""
-    slot = slots(model).get(name)
-    if slot is None:
+def _pick(model_views: dict[str, Tensor], name: str) -> Tensor:
+    if name not in model_views:
         raise CheckpointError(f"no tensor {name} in the model")
-    return model.get_parameter(slot.parameter).detach().narrow(0, slot.start, slot.shape[0])
+    return model_views[name]

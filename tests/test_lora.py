@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from owl_fast import lora
+from owl_fast.checkpoints import read_tensors
 from owl_fast.errors import CheckpointError, UnsupportedError
 from owl_fast.lora import LoraConfig
 from tests.golden_data import Golden
@@ -42,20 +43,21 @@ def test_fresh_updates_change_nothing_and_are_reproducible() -> None:
         lora.attach(model, LoraConfig())
 
 
-def test_save_and_load_keep_every_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["safetensors", "bin"])
+def test_save_and_load_keep_every_bit(tmp_path: Path, format: str) -> None:
     model = GOLDEN.fresh_model()
     config = lora.load_adapter(model, GOLDEN.adapter)
     trained = ["abstractor.vit_eos", "abstractor.encoder.layers.0.crossattention.attention.value.weight"]
     with torch.no_grad():
         model.abstractor.vit_eos.add_(1.0)
         model.abstractor.encoder.layers[0].crossattention.attention.key_value.weight[32:].add_(1.0)
-    lora.save_adapter(model, tmp_path / "out", config, base="base", extra=trained)
+    lora.save_adapter(model, tmp_path / "out", config, base="base", extra=trained, format=format)
     again = GOLDEN.fresh_model()
     assert lora.load_adapter(again, tmp_path / "out") == config
     theirs = dict(again.named_parameters())
     assert all(torch.equal(p, theirs[n]) for n, p in model.named_parameters())
     original = torch.load(GOLDEN.adapter / "adapter_model.bin", weights_only=True)
-    written = load_file(tmp_path / "out/adapter_model.safetensors")
+    written = read_tensors(tmp_path / f"out/adapter_model.{format}")
     assert written.keys() == original.keys()
     assert all(torch.equal(written[name], original[name]) for name in original)
     assert set(load_file(tmp_path / "out/non_lora.safetensors")) == set(trained)
@@ -94,3 +96,12 @@ def test_other_mathematics_is_refused(tmp_path: Path, option: dict[str, object])
     (folder / "adapter_config.json").write_text(json.dumps(raw | option))
     with pytest.raises(UnsupportedError, match=next(iter(option))):
         lora.load_adapter(GOLDEN.fresh_model(), folder)
+
+
+@pytest.mark.parametrize("files", [[], ["adapter_model.bin", "adapter_model.safetensors"]])
+def test_one_weight_file_is_wanted(tmp_path: Path, files: list[str]) -> None:
+    shutil.copyfile(GOLDEN.adapter / "adapter_config.json", tmp_path / "adapter_config.json")
+    for file in files:
+        (tmp_path / file).touch()
+    with pytest.raises(CheckpointError, match=f"found {len(files)} of them"):
+        lora.load_adapter(GOLDEN.fresh_model(), tmp_path)

@@ -2,6 +2,7 @@
 
 Every update is a pure function of (weights, optimizer state, seed, step): the samples are drawn by DrawPlan
 and dropout's random numbers are seeded anew for each update, so a resumed run equals an uninterrupted one.
+Under torch.distributed the processes share each update; the first one writes metrics and snapshots.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from owl_fast.training.optimizer import (
     set_learning_rate,
 )
 from owl_fast.training.packing import TrainingBatch
+from owl_fast.training.ranks import Ranks
 from owl_fast.training.snapshots import load_snapshot, newest_snapshot, prune_snapshots, save_snapshot
 from owl_fast.training.sources import DrawPlan, Source, derive_seed
 from owl_fast.training.stages import Stage
@@ -41,6 +43,7 @@ METRICS = "metrics.jsonl"
 MAX_SKIPS, SKIP_WINDOW = 3, 100  # a run stops at the fourth non-finite update among 100
 
 Evaluate = Callable[[Owl, int], dict[str, Any]]
+BuildOptimizer = Callable[[Mapping[str, nn.Parameter], OptimizerSettings], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class Trainer:
     encode turns a source's Sample or Caption into an EncodedSample (packing.encode_sample with its settings
     bound); sources that yield EncodedSample need none. evaluate(model, step) -> numbers for the metrics file,
     called in eval mode without gradients. resume: go on from out_dir's newest snapshot if there is one;
-    otherwise a folder with snapshots is refused.
+    otherwise a folder with snapshots is refused. optimizer builds another one than AdamW; its groups carry
+    the "factor" that set_learning_rate multiplies in.
     """
 
     def __init__(
@@ -85,9 +89,11 @@ class Trainer:
         encode: Encode | None = None,
         evaluate: Evaluate | None = None,
         resume: bool = True,
+        optimizer: BuildOptimizer = build_adamw,
     ) -> None:
         self.model, self.stage, self.settings = model, stage, settings
         self.out_dir, self.evaluate = Path(out_dir), evaluate
+        self.ranks = Ranks.current()
         self.plan = DrawPlan(sources, settings.seed)
         self.reader = UpdateReader(
             self.plan,
@@ -95,14 +101,16 @@ class Trainer:
             settings.micro_batch or settings.batch,
             model.config.image_rows,
             encode,
+            self.ranks,
         )
         self.parameters = stage.apply(model, settings.seed)
-        self.optimizer = build_adamw(self.parameters, settings.optimizer)
+        self.optimizer = optimizer(self.parameters, settings.optimizer)
         self.autocast_dtype = self._autocast_dtype()
         self.step = 0  # updates done
         self.skipped: list[int] = []  # recent updates left out because they were not finite
         self.out_dir.mkdir(parents=True, exist_ok=True)
         self._resume(resume)
+        self.ranks.wait()  # no snapshot is written before every process has looked for one
 
     def run(self, until: int | None = None) -> dict[str, Any]:
         """Train up to update `until` (default: all of settings.steps) and return the last update's metrics.
@@ -113,15 +121,17 @@ class Trainer:
         metrics: dict[str, Any] = {}
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         updates = read_updates(self.reader, range(self.step, end), self.settings.workers)
-        bar = tqdm(total=end, initial=self.step, disable=not self.settings.progress, unit="step")
+        show = self.settings.progress and self.ranks.leads
+        bar = tqdm(total=end, initial=self.step, disable=not show, unit="step")
         with torch.random.fork_rng(devices), bar, (self.out_dir / METRICS).open("a", encoding="utf-8") as log:
             for batches in updates:
                 self.model.train()
                 metrics = self.update(batches)
                 self.model.eval()
                 metrics |= self._evaluation()
-                log.write(json.dumps(metrics) + "\n")
-                log.flush()
+                if self.ranks.leads:
+                    log.write(json.dumps(metrics) + "\n")
+                    log.flush()
                 self._check_skips(metrics)
                 if self._due(self.settings.save_every):
                     self.save()
@@ -135,7 +145,7 @@ class Trainer:
         A non-finite loss or gradient norm leaves weights and optimizer untouched.
         """
         begin = time.perf_counter()
-        torch.manual_seed(derive_seed(self.settings.seed, "dropout", self.step))
+        torch.manual_seed(derive_seed(self.settings.seed, "dropout", self.step, self.ranks.rank))
         lr = learning_rate(self.step, self.settings.steps, self.settings.optimizer)
         loss, norm = self.accumulate(batches)
         finite = math.isfinite(loss) and math.isfinite(norm)
@@ -145,27 +155,33 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
+        labelled, rows = self.ranks.sum(
+            sum(batch.labelled for batch in batches),
+            sum(batch.packed.bounds[-1] for batch in batches),
+            device=self.model.device,
+        )
         metrics: dict[str, Any] = {
             "step": self.step,
             "loss": loss if finite else None,
             "grad_norm": norm if finite else None,
             "lr": lr,
-            "labelled": sum(batch.labelled for batch in batches),
-            "rows": sum(batch.packed.bounds[-1] for batch in batches),
+            "labelled": int(labelled),
+            "rows": int(rows),
             "seconds": round(time.perf_counter() - begin, 4),
         }
         if not finite:
-            metrics["skipped"] = [record for batch in batches for record in batch.records]
+            metrics["skipped"] = self.ranks.gather([name for batch in batches for name in batch.records])
             self.skipped.append(self.step)
         return metrics
 
     def accumulate(self, batches: Sequence[TrainingBatch]) -> tuple[float, float]:
         """Leave the gradient of the update's loss in .grad; return the loss and the gradient's norm."""
-        labelled = sum(batch.labelled for batch in batches)
-        total = torch.zeros((), device=self.model.device)
+        device, parameters = self.model.device, list(self.parameters.values())
+        (labelled,) = self.ranks.sum(sum(batch.labelled for batch in batches), device=device)
+        total = torch.zeros((), device=device)
         for batch in batches:
             with self._autocast():
-                loss = token_loss(self.model, batch.to(self.model.device)) / labelled
+                loss = token_loss(self.model, batch.to(device)) / labelled
             if not loss.requires_grad:
                 raise DataError(
                     f"{batch.records[0]}: no trained parameter touches this micro-batch; "
@@ -173,9 +189,11 @@ class Trainer:
                 )
             torch.autograd.backward(loss)
             total += loss.detach()
-        return total.item(), gradient_norm(list(self.parameters.values())).item()
+        self.ranks.sum_gradients_(parameters)
+        (loss_sum,) = self.ranks.sum(total.item(), device=device)
+        return loss_sum, gradient_norm(parameters).item()
 
-    def save(self) -> Path:
+    def save(self) -> None:
         """Write a snapshot of this moment; OwlError rather than one with a non-finite weight."""
         for name, parameter in self.parameters.items():
             if not torch.isfinite(parameter).all():
@@ -184,13 +202,16 @@ class Trainer:
             "model": {name: parameter.detach() for name, parameter in self.parameters.items()},
             "optimizer": optimizer_tensors(self.optimizer, self.parameters),
         }
-        path = save_snapshot(self.out_dir, self.step, tensors, self._state())
-        prune_snapshots(self.out_dir, self.settings.keep)
-        return path
+        if self.ranks.leads:
+            save_snapshot(self.out_dir, self.step, tensors, self._state())
+            prune_snapshots(self.out_dir, self.settings.keep)
+        self.ranks.wait()
 
     def _evaluation(self) -> dict[str, Any]:
         """The evaluation's numbers, when one is due."""
         if self.evaluate is None or not self._due(self.settings.eval_every):
+            return {}
+        if not self.ranks.leads:
             return {}
         with torch.no_grad():
             return self.evaluate(self.model, self.step)
@@ -241,7 +262,8 @@ class Trainer:
             raise UnsupportedError(f"{path} is there already; resume it, or give another folder")
         if path is not None:
             self._load(path)
-        _cut_metrics(self.out_dir / METRICS, self.step)
+        if self.ranks.leads:
+            _cut_metrics(self.out_dir / METRICS, self.step)
 
     def _load(self, path: Path) -> None:
         tensors, state = load_snapshot(path)

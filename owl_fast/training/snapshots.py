@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from owl_fast.checkpoints.writer import sync, write_json
 from owl_fast.errors import CheckpointError
 
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -48,15 +49,17 @@ def save_snapshot(
     for stem, group in tensors.items():
         path = staging / f"{stem}.safetensors"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in group.items()}, path)
-        _sync(path)
-    _write_json(staging / STATE, dict(state))
+        sync(path)
+    write_json(staging / STATE, dict(state))
+    sync(staging / STATE)
     files = {path.name: _fingerprint(path) for path in sorted(staging.iterdir())}
-    _write_json(staging / MANIFEST, {"files": files})
-    _sync(staging)
+    write_json(staging / MANIFEST, {"files": files})
+    sync(staging / MANIFEST)
+    sync(staging)
     if target.exists():
         shutil.rmtree(target)
     os.rename(staging, target)
-    _sync(out_dir)
+    sync(out_dir)
     return target
 
 
@@ -113,17 +116,3 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.utils.data
 
-from owl_fast.errors import DataError, OwlError
+from owl_fast.errors import DataError, OwlError, UnsupportedError
 from owl_fast.training.packing import EncodedSample, TrainingBatch, pack
+from owl_fast.training.ranks import Ranks
 from owl_fast.training.sample import Caption, Sample
 from owl_fast.training.sources import DrawPlan
 
@@ -17,18 +18,29 @@ Encode = Callable[[Sample | Caption], EncodedSample]
 
 @dataclass
 class UpdateReader:
-    """reader(step) -> the packed micro-batches of an update; a pure function of the plan and the step."""
+    """reader(step) -> the packed micro-batches of an update; a pure function of the plan and the step.
+
+    With several ranks each reads every size-th sample of the update.
+    """
 
     plan: DrawPlan
     batch: int
     micro_batch: int
     image_rows: int
     encode: Encode | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def __post_init__(self) -> None:
+        if self.batch < self.ranks.size:
+            raise UnsupportedError(
+                f"batch {self.batch}: wanted at least one sample for each of {self.ranks.size} processes"
+            )
 
     def __call__(self, step: int) -> list[TrainingBatch]:
-        samples = [self._sample(draw) for draw in range(step * self.batch, (step + 1) * self.batch)]
+        draws = range(step * self.batch + self.ranks.rank, (step + 1) * self.batch, self.ranks.size)
+        samples = [self._sample(draw) for draw in draws]
         size = self.micro_batch
-        return [pack(samples[i : i + size], self.image_rows) for i in range(0, self.batch, size)]
+        return [pack(samples[i : i + size], self.image_rows) for i in range(0, len(samples), size)]
 
     def _sample(self, draw: int) -> EncodedSample:
         source, index = self.plan(draw)

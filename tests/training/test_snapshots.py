@@ -155,8 +155,8 @@ def test_every_file_and_both_folders_reach_the_disk_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    real_sync, real_rename = snapshots._sync, os.rename
-    monkeypatch.setattr(snapshots, "_sync", lambda path: (seen.append(path.name), real_sync(path)))
+    real_sync, real_rename = snapshots.sync, os.rename
+    monkeypatch.setattr(snapshots, "sync", lambda path: (seen.append(path.name), real_sync(path)))
     monkeypatch.setattr(os, "rename", lambda a, b: (seen.append("rename"), real_rename(a, b)))
     save(tmp_path / "out", 3)
     assert seen == [
