@@ -85,7 +85,9 @@ def muon_adamw(
     """
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        inner = parameter.ndim == 2 and not any(part in name for part in (".lora.", "embed_tokens", "lm_head"))
+        inner = parameter.ndim == 2 and not any(
+            part in name for part in (".lora.", "embed_tokens", "lm_head")
+        )
         factor = next((f for prefix, f in slow if name.startswith(prefix)), 1.0)
         key = ("muon", factor) if inner else ("adamw", factor * adamw_lr / lr)
         groups.setdefault(key, []).append(parameter)

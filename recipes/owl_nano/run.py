@@ -1,4 +1,4 @@
-"""Makes owl-nano from nothing: `python -m recipes.owl_nano.run --out DIR`.
+"""Makes owl-nano from nothing: `python -m recipes.owl_nano.run [--out DIR]`, or `make nano`.
 
 | phase | what happens | leaves in DIR |
 |---|---|---|
@@ -207,7 +207,7 @@ def _corpus(seed: int, count: int) -> Iterator[str]:
 
 
 def run_phase(name: str, options: argparse.Namespace) -> None:
-    """One phase, in as many processes as may share it; OSError-free: a failed process ends the run."""
+    """One phase, in as many processes as may share it; a failed process ends the run."""
     count = options.processes if name in SHARED else 1
     meeting = options.out / f"{name}.meeting"
     meeting.unlink(missing_ok=True)
@@ -224,7 +224,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for everything; a run goes on where it ended"
+        "--out",
+        type=Path,
+        default=Path("nano-run"),
+        help="folder for everything; a run goes on where it ended",
     )
     parser.add_argument(
         "--only", choices=tuple(RESULTS), help="this phase alone, also if its result is there"

@@ -59,9 +59,9 @@ class Schedule:
 # Batches are per process; two processes share a phase.
 CORPUS_DIALOGUES = 4000
 SHARDS = 18  # of 2000 pictures
-WARMUP = Schedule(steps=1500, batch=32, lr=0.012)
-DRILLS = Schedule(steps=2000, batch=12, lr=0.008)
-DRILL_SHARE = 0.5  # of the samples while the language model learns to converse
-TEXT = Schedule(steps=4000, batch=14, lr=0.008)
-STAGE1 = Schedule(steps=2500, batch=12, lr=0.01)
-STAGE2 = Schedule(steps=1500, batch=10, lr=0.003)
+WARMUP = Schedule(steps=1600, batch=32, lr=0.012)
+DRILLS = Schedule(steps=2500, batch=12, lr=0.008)
+DRILL_SHARE = 0.3  # of the samples while the language model learns to converse
+TEXT = Schedule(steps=5000, batch=14, lr=0.008)
+STAGE1 = Schedule(steps=2600, batch=12, lr=0.009)
+STAGE2 = Schedule(steps=1400, batch=10, lr=0.004)

@@ -31,13 +31,13 @@ _SENTENCE_STARTS = (
     "Türkis Blau Lila Rosa Rouge Jaune Vert Bleu Violet Rose Cyan Orange Kreis Quadrat "
     "Dreieck Stern Herz Kreuz Raute Mond"
 )
-_WORDS = "there shape object picture text word number first second"
+_WORDS = ("there", "shape", "object", "picture", "text", "word", "number", "first", "second")
 
 
 def fixed_pieces() -> list[str]:
     """Pieces that the training of the vocabulary may neither cut nor join to others."""
     positions = [name for row in POSITIONS for name in row]
-    words = [*COLOR_NAMES, *SHAPES, *NUMBER_WORDS, *positions, *_WORDS.split(), *_SENTENCE_STARTS.split()]
+    words = [*COLOR_NAMES, *SHAPES, *NUMBER_WORDS, *positions, *_WORDS, *_SENTENCE_STARTS.split()]
     marked = ["▁" + piece.replace(" ", "▁") for piece in (*HEADERS, *words)]
     unspaced = [word for code in ("zh", "ja") for word in (*COLORS_IN[code], *SHAPES_IN[code])]
     return list(dict.fromkeys([*marked, "Human:", "AI:", *string.ascii_uppercase, *unspaced]))

@@ -1,7 +1,8 @@
 """Warm-up of the vision tower, the stand-in for CLIP's pre-training: name what lies under each patch.
 
-Four linear heads on the tower's features (shape, color, character, place of the character in its word); the
-heads are thrown away. Muon on the matrices: it learns several times faster here than AdamW.
+Linear heads on the tower's features name shape, color, character, the character's place in its word, and the
+patch's own row and column, which the tower forgets otherwise and no later phase brings back. The heads are
+thrown away. Muon on the matrices: it learns several times faster here than AdamW.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from recipes.owl_nano.parallel import ALONE, Team
 from recipes.owl_nano.pool import Pool
 from recipes.owl_nano.settings import Schedule
 
-CLASSES = (9, 9, 37, 7)
-NAMES = ("shape", "color", "character", "order")
+CLASSES = (9, 9, 37, 7, 9, 9)
+NAMES = ("shape", "color", "character", "order", "row", "column")
 GROUND_WEIGHT = 0.2  # of patches where there is nothing to name
 
 
 def heads_loss(heads: nn.Linear, features: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
     """features (n, 64, E), labels (n, 4, 64) -> the mean loss and, per head, accuracy on named patches."""
+    patch = torch.arange(labels.shape[2])
+    places = torch.stack((patch // 8, patch % 8)) + 1
+    labels = torch.cat((labels, places.expand(len(labels), -1, -1)), dim=1)
     loss = torch.zeros(())
     accuracy = []
     logits = heads(features)
