@@ -15,16 +15,17 @@ from recipes.owl_nano.world import Scene, is_unseen, sample_scene
 WEIGHTS = {
     "color": 1.0,
     "shape": 1.2,
-    "count": 0.7,
+    "count": 1.0,
     "countof": 1.4,
     "where": 1.2,
     "exist": 1.6,
     "read": 1.4,
-    "describe": 1.0,
+    "describe": 1.3,
     "multi": 1.2,
     "languages": 1.0,
 }
 KINDS = ("picture", "pair", "text")
+SHARES = (0.7, 0.18, 0.12)  # of conversations about one picture, two pictures and none
 SceneSource = Callable[[], Scene]
 
 
@@ -109,7 +110,7 @@ def without_picture(rng: random.Random) -> Dialogue:
 def sample_dialogue(
     rng: random.Random,
     scene_source: SceneSource,
-    shares: tuple[float, float, float] = (0.72, 0.14, 0.14),
+    shares: tuple[float, float, float] = SHARES,
     max_questions: int = 4,
     weights: Mapping[str, float] = WEIGHTS,
 ) -> Dialogue:

@@ -8,7 +8,7 @@ from functools import partial
 
 from owl_fast.training.packing import EncodedSample
 from owl_fast.training.sources import Source, derive_seed
-from recipes.owl_nano.dialogues import about_pair, about_picture, without_picture
+from recipes.owl_nano.dialogues import SHARES, about_pair, about_picture, without_picture
 from recipes.owl_nano.encoding import BOS, EOS, IMAGE_ROWS, Encoded, Encoder
 from recipes.owl_nano.pool import Pool
 from recipes.owl_nano.statements import statements
@@ -80,7 +80,7 @@ def stage1_sources(samples: PictureSamples, seed: int) -> list[Source]:
 
 
 def stage2_sources(
-    samples: PictureSamples, seed: int, shares: tuple[float, float, float] = (0.72, 0.14, 0.14)
+    samples: PictureSamples, seed: int, shares: tuple[float, float, float] = SHARES
 ) -> list[Source]:
     """shares: of conversations about one picture, two pictures and none; a share of 0 leaves the kind out."""
     kinds = zip(("picture", "pair", "text"), shares, strict=True)
