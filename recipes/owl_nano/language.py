@@ -1,0 +1,223 @@
+"""Phase 0: the small LLaMA learns to look things up and to hold the conversations, without eyes."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from owl_fast.models.batch import PackedBatch
+from owl_fast.models.owl import Owl
+from recipes.owl_nano.dialogues import (
+    WEIGHTS,
+    Dialogue,
+    about_pair,
+    ask_about,
+    sample_dialogue,
+    training_scene,
+    without_picture,
+)
+from recipes.owl_nano.drills import Curriculum, recall_drill, scene_drill
+from recipes.owl_nano.encoding import BOS, EOS, IGNORED, Encoded, Encoder, Form
+from recipes.owl_nano.parallel import ALONE, Team
+from recipes.owl_nano.settings import Schedule
+from recipes.owl_nano.stand_ins import StandIns
+from recipes.owl_nano.statements import statements
+from recipes.owl_nano.world import caption
+
+# The slower a kind of question is learned in text, the more often it is asked.
+TEXT_WEIGHTS = WEIGHTS | {
+    "count": 1.5,
+    "describe": 1.6,
+    "languages": 2.5,
+    "read": 1.0,
+    "multi": 0.8,
+    "where": 0.8,
+}
+TEXT_SHARES = (0.52, 0.32, 0.16)  # conversations about one picture, two and none
+ROW_NOISE = 0.15  # of a word vector's length, added to each stand-in row
+
+
+class TextSource:
+    """Draws drills, captions, statements and conversations, with stand-ins for the pictures."""
+
+    def __init__(self, encoder: Encoder, seed: int) -> None:
+        self.encoder, self.rng = encoder, random.Random(seed)
+        self.stand_ins = StandIns(encoder, self.rng)
+        self.curriculum = Curriculum()
+        self.recall_tokens = tuple(range(259, encoder.tokenizer.vocab_size))
+
+    def scene(self):
+        return training_scene(self.rng)
+
+    def drill(self) -> Encoded:
+        if self.rng.random() < 0.1:
+            return recall_drill(self.rng, self.recall_tokens)
+        return scene_drill(self.rng, self.encoder, self.stand_ins, self.curriculum.weights())
+
+    def caption(self) -> Encoded:
+        """Stage 1's form: picture, caption; or picture, statements."""
+        scene = self.scene()
+        result = Encoded()
+        result.add([BOS])
+        self.stand_ins.either(result, scene)
+        if self.rng.random() < 0.75:
+            result.add([*self.encoder.text(caption(scene)), EOS], supervised=True)
+        else:
+            self.encoder.sentences(result, statements(self.rng, scene, self.rng.randint(4, 9)))
+        return result
+
+    def conversation(self) -> Encoded:
+        form: Form = "training" if self.rng.random() < 0.6 else "chat"
+        questions = 6 if form == "training" else 3
+        dialogue = sample_dialogue(self.rng, self.scene, TEXT_SHARES, questions, TEXT_WEIGHTS)
+        return self.encoder.dialogue(dialogue, form, self.stand_ins.either)
+
+    def draw(self, drills: float) -> Encoded:
+        share = self.rng.random()
+        if share < drills:
+            return self.drill()
+        return self.caption() if share < drills + (1 - drills) * 0.3 else self.conversation()
+
+
+def pack(samples: list[Encoded]) -> tuple[PackedBatch, Tensor, Tensor]:
+    """The batch without picture rows, and (M,) indices and targets of the positions that predict a label."""
+    batch = PackedBatch.from_sequences([[max(i, 0) for i in s.ids] for s in samples])
+    labels = torch.tensor([label for s in samples for label in [*s.labels[1:], IGNORED]])
+    where = (labels != IGNORED).nonzero()[:, 0]
+    return batch, where, labels[where]
+
+
+def stand_in_rows(
+    model: Owl, samples: list[Encoded], noise: float, generator: torch.Generator
+) -> Tensor | None:
+    """(V, C): each row the sum of its words' vectors, plus noise."""
+    rows = [row for s in samples for row in s.rows]
+    if not rows:
+        return None
+    weight = model.language_model.model.embed_tokens.weight
+    flat = torch.tensor([i for row in rows for i in row])
+    owner = torch.tensor([n for n, row in enumerate(rows) for _ in row])
+    summed = torch.zeros(len(rows), weight.shape[1]).index_add(0, owner, F.embedding(flat, weight))
+    scale = weight.detach().square().mean().sqrt() * noise
+    return summed + torch.randn(summed.shape, generator=generator) * scale
+
+
+def forward_logits(model: Owl, samples: list[Encoded], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    batch, where, targets = pack(samples)
+    flat = torch.tensor([i for s in samples for i in s.ids])
+    batch.visual_embeds = stand_in_rows(model, samples, ROW_NOISE, generator)
+    batch.visual_index = None if batch.visual_embeds is None else (flat < 0).nonzero()[:, 0]
+    return model.logits(model(batch)[where]), targets
+
+
+def optimizers(model: nn.Module, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for vectors, embedding and head."""
+    matrices, rest = [], []
+    for name, p in model.named_parameters():
+        inner = p.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
+        (matrices if inner else rest).append(p)
+    return [
+        torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def lr_factor(step: int, schedule: Schedule) -> float:
+    if step < schedule.warmup:
+        return (step + 1) / schedule.warmup
+    done = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def gate_sets(encoder: Encoder, per_task: int, seed: int, as_rows: bool) -> dict[str, list[Encoded]]:
+    """Per task, single conversations in chat form; only the last answer counts."""
+    rng = random.Random(seed)
+    stand_ins = StandIns(encoder, rng)
+    add = stand_ins.as_rows if as_rows else stand_ins.as_text
+    found: dict[str, list[Encoded]] = defaultdict(list)
+    for task in (*WEIGHTS, "compare", "text"):
+        while len(found[task]) < per_task:
+            if task == "text":
+                dialogue = without_picture(rng)
+            elif task == "compare":
+                dialogue = about_pair(rng, training_scene(rng), training_scene(rng), max_questions=1)
+            else:
+                scene = training_scene(rng)
+                turns = ask_about(rng, scene, task)
+                if turns is None:
+                    continue
+                dialogue = Dialogue((scene,), turns)
+            found[task].append(encoder.dialogue(dialogue, "chat", add))
+    return found
+
+
+@torch.no_grad()
+def exact_matches(model: Owl, samples: list[Encoded]) -> float:
+    """Share of samples whose every supervised token is the most likely one: greedy decoding is exact."""
+    generator = torch.Generator().manual_seed(0)
+    right = 0
+    for start in range(0, len(samples), 64):
+        part = samples[start : start + 64]
+        logits, targets = forward_logits(model, part, generator)
+        hits = (logits.argmax(-1) == targets).split([sum(x != IGNORED for x in s.labels) for s in part])
+        right += sum(bool(h.all()) for h in hits)
+    return right / len(samples)
+
+
+def train_language(
+    model: Owl,
+    encoder: Encoder,
+    schedule: Schedule,
+    drills: float,
+    out: Path,
+    seed: int,
+    adam_lr: float,
+    every: int = 100,
+    team: Team = ALONE,
+    start_rates: dict[str, float] | None = None,
+) -> None:
+    source = TextSource(encoder, seed * 100 + team.rank)
+    source.curriculum.rates.update(start_rates or {})
+    generator = torch.Generator().manual_seed(seed * 100 + team.rank)
+    opts = optimizers(model.language_model, schedule.lr, adam_lr)
+    base = [g["lr"] for o in opts for g in o.param_groups]
+    sets = {"rows": gate_sets(encoder, 64, 99, True), "text": gate_sets(encoder, 64, 99, False)}
+    losses: list[float] = []
+    start = time.time()
+    for step in range(schedule.steps):
+        factor = lr_factor(step, schedule)
+        for group, lr in zip([g for o in opts for g in o.param_groups], base, strict=True):
+            group["lr"] = lr * factor
+        samples = [source.draw(drills) for _ in range(schedule.batch)]
+        logits, targets = forward_logits(model, samples, generator)
+        loss = F.cross_entropy(logits, targets)
+        for o in opts:
+            o.zero_grad(set_to_none=True)
+        loss.backward()
+        team.average_gradients_(model.language_model.parameters())
+        torch.nn.utils.clip_grad_norm_(model.language_model.parameters(), 1.0)
+        for o in opts:
+            o.step()
+        losses.append(loss.item())
+        kinds = [kind for s in samples for kind in s.kinds]
+        source.curriculum.record(kinds, (logits.argmax(-1) == targets).tolist())
+        if team.leads and (step + 1) % 20 == 0:
+            print(
+                f"{step + 1} loss {sum(losses[-20:]) / 20:.4f} {time.time() - start:.0f}s",
+                {k: round(v, 2) for k, v in source.curriculum.rates.items()},
+                flush=True,
+            )
+        if team.leads and ((step + 1) % every == 0 or step + 1 == schedule.steps):
+            scores = {
+                k: {t: round(exact_matches(model, s), 2) for t, s in v.items()} for k, v in sets.items()
+            }
+            print(json.dumps({"step": step + 1, **scores}), flush=True)
+            torch.save(model.state_dict(), out)
