@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,8 @@ MAX_BYTES = 12_000_000
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    yield Engine.from_pretrained(device="cpu", max_context=512)
+def engine() -> Engine:
+    return Engine.from_pretrained(device="cpu", max_context=512)
 
 
 def test_the_folder_is_small_and_described() -> None:
@@ -48,8 +46,16 @@ def test_examples(engine: Engine, picture: str, question: str, answer: str) -> N
 
 
 def test_the_command_of_the_readme_prints_the_answer_alone() -> None:
-    command = [sys.executable, "-m", "owl_fast.chat", "-i", "examples/scene.png", "-p", "What color is the star?"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ})
+    command = [
+        sys.executable,
+        "-m",
+        "owl_fast.chat",
+        "-i",
+        "examples/scene.png",
+        "-p",
+        "What color is the star?",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "The star is red.\n"
     assert "demonstration" in done.stderr
 
