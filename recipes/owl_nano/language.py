@@ -34,14 +34,14 @@ from recipes.owl_nano.world import caption
 
 # The slower a kind of question is learned in text, the more often it is asked.
 TEXT_WEIGHTS = WEIGHTS | {
-    "count": 1.5,
-    "describe": 1.6,
-    "languages": 2.5,
+    "count": 2.5,
+    "describe": 2.6,
+    "languages": 2.0,
     "read": 1.0,
     "multi": 0.8,
     "where": 0.8,
 }
-TEXT_SHARES = (0.52, 0.32, 0.16)  # conversations about one picture, two and none
+TEXT_SHARES = (0.6, 0.26, 0.14)  # conversations about one picture, two and none
 ROW_NOISE = 0.15  # of a word vector's length, added to each stand-in row
 
 
