@@ -56,8 +56,8 @@ class PictureSamples:
         return self._sample(result, [picture])
 
     def conversation(self, rng: random.Random, kind: str) -> EncodedSample:
-        """kind: "picture", "pair" or "text". The pool has most pictures of three shapes; here one, two and three
-        are equally frequent, or the counts lean to the larger."""
+        """kind: "picture", "pair" or "text". The pool leans to three shapes; here one, two and three
+        are equally frequent."""
         shares = {count: COUNT_SHARES[count] for count in self.by_count}
         counts = rng.choices(tuple(shares), tuple(shares.values()), k=PICTURES[kind])
         pictures = [rng.choice(self.by_count[count]) for count in counts]
