@@ -15,12 +15,12 @@ from recipes.owl_nano.world import Scene, is_unseen, sample_scene
 WEIGHTS = {
     "color": 1.0,
     "shape": 1.2,
-    "count": 1.0,
+    "count": 1.8,
     "countof": 1.4,
     "where": 1.2,
     "exist": 1.6,
     "read": 1.4,
-    "describe": 1.3,
+    "describe": 2.2,
     "multi": 1.2,
     "languages": 1.0,
 }

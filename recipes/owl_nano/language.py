@@ -179,7 +179,7 @@ def train_language(
     drills: float,
     out: Path,
     seed: int,
-    adam_lr: float,
+    adam_lr: float = 1.5e-3,
     every: int = 100,
     team: Team = ALONE,
     start_rates: dict[str, float] | None = None,

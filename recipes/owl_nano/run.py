@@ -91,20 +91,14 @@ class Run:
         warm_up(self._model(), pool, schedule, self.out / "warmup.pt", settings.SEED, self.team)
 
     def language(self) -> None:
-        model = self._model()
+        model, draft = self._model(), self.out / "language.draft.pt"
         for drills, schedule, seed in (
             (1.0, settings.DRILLS, settings.SEED + 1),
             (settings.DRILL_SHARE, settings.TEXT, settings.SEED + 2),
         ):
-            train_language(
-                model,
-                self.encoder,
-                self._steps(schedule),
-                drills,
-                self.out / "language.pt",
-                seed,
-                team=self.team,
-            )
+            train_language(model, self.encoder, self._steps(schedule), drills, draft, seed, team=self.team)
+        if self.team.leads:
+            draft.rename(self.out / "language.pt")
 
     def gate(self) -> None:
         model = self._model()

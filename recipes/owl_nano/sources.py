@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 
@@ -14,6 +15,8 @@ from recipes.owl_nano.pool import Pool
 from recipes.owl_nano.statements import statements
 from recipes.owl_nano.world import Scene, caption
 
+PICTURES = {"picture": 1, "pair": 2, "text": 0}
+COUNT_SHARES = {0: 0.07, 1: 0.31, 2: 0.31, 3: 0.31}  # of pictures with so many shapes in stage 2
 Make = Callable[[random.Random], EncodedSample]
 
 
@@ -27,6 +30,9 @@ class PictureSamples:
 
     def __init__(self, encoder: Encoder, pool: Pool) -> None:
         self.encoder, self.pool = encoder, pool
+        self.by_count: dict[int, list[int]] = defaultdict(list)
+        for index, scene in enumerate(pool.scenes):
+            self.by_count[len(scene.shapes)].append(index)
 
     def _sample(self, result: Encoded, pictures: list[int]) -> EncodedSample:
         visual = tuple(self.pool.pictures(pictures)) if pictures else ()
@@ -50,8 +56,11 @@ class PictureSamples:
         return self._sample(result, [picture])
 
     def conversation(self, rng: random.Random, kind: str) -> EncodedSample:
-        """kind: "picture", "pair" or "text"."""
-        pictures = [rng.randrange(len(self.pool)) for _ in range({"picture": 1, "pair": 2, "text": 0}[kind])]
+        """kind: "picture", "pair" or "text". The pool leans to three shapes; here one, two and three
+        are equally frequent."""
+        shares = {count: COUNT_SHARES[count] for count in self.by_count}
+        counts = rng.choices(tuple(shares), tuple(shares.values()), k=PICTURES[kind])
+        pictures = [rng.choice(self.by_count[count]) for count in counts]
         scenes = [self.pool.scenes[i] for i in pictures]
         if kind == "picture":
             dialogue = about_picture(rng, *scenes, max_questions=6)
