@@ -102,9 +102,9 @@ def evaluate(
     engine = Engine.from_pretrained(folder, device="cpu", max_context=512, max_batch=16)
     results: list[tuple[str, bool]] = []
     shown: dict[str, int] = defaultdict(int)
-    todo = cases(drawing, per_task, seed)
-    for start in tqdm(range(0, len(todo), 16), desc=drawing, unit="batch"):
-        for case, answers in answer_all(engine, todo[start : start + 16]):
+    waiting = cases(drawing, per_task, seed)
+    for start in tqdm(range(0, len(waiting), 16), desc=drawing, unit="batch"):
+        for case, answers in answer_all(engine, waiting[start : start + 16]):
             verdicts = judged(case, answers)
             results += verdicts
             for turn, answer, (task, right) in zip(case.dialogue.turns, answers, verdicts, strict=True):
