@@ -22,10 +22,10 @@ from tqdm import tqdm
 from recipes.owl_nano.dialogues import training_scene
 from recipes.owl_nano.draw import Layout, draw_with_layout, patch_labels, sample_size
 from recipes.owl_nano.settings import IMAGE_SIDE
-from recipes.owl_nano.world import Scene
+from recipes.owl_nano.world import COLOR_NAMES, Scene
 
 SHARD = 2000
-LABEL_KINDS = 4  # shape, color, character, place of the character in the word
+LABEL_KINDS = 5  # shape, color, character, place of the shape in reading order, of the character in the word
 
 
 def draw_shard(folder: Path, index: int, seed: int) -> None:
@@ -49,13 +49,17 @@ def draw_shard(folder: Path, index: int, seed: int) -> None:
 
 
 def all_labels(scene: Scene, layout: Layout) -> NDArray[np.int64]:
-    """(4, 64): patch_labels, and 1 + the place of the letter under the patch in its word (0: none)."""
-    labels = patch_labels(scene, layout).reshape(3, -1)
-    order = np.zeros_like(labels[:1])
-    if scene.text is not None:
-        counted = replace(scene, text="ABCDEF"[: len(scene.text)])
-        order = patch_labels(counted, layout).reshape(3, -1)[2:]
-    return np.concatenate([labels, order])
+    """(5, 64): patch_labels, then the place in reading order of the shape and of the letter under the patch.
+
+    Places count from 1; 0 is nothing there.
+    """
+    counted = replace(
+        scene,
+        shapes=tuple(replace(s, color=c) for s, c in zip(scene.shapes, COLOR_NAMES, strict=False)),
+        text=None if scene.text is None else "ABCDEF"[: len(scene.text)],
+    )
+    labels, places = patch_labels(scene, layout), patch_labels(counted, layout)[1:]
+    return np.concatenate([labels, places]).reshape(LABEL_KINDS, -1)
 
 
 def draw_pool(folder: Path, shards: Iterable[int], seed: int) -> None:
@@ -89,7 +93,7 @@ class Pool:
         return normalise(torch.from_numpy(np.stack([self.pixels[i // SHARD][i % SHARD] for i in indices])))
 
     def patch_labels(self, indices: list[int]) -> Tensor:
-        """(n, 4, 64) int64."""
+        """(n, LABEL_KINDS, 64) int64."""
         return torch.from_numpy(np.stack([self.labels[i // SHARD][i % SHARD] for i in indices])).long()
 
 

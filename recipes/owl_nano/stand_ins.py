@@ -1,8 +1,8 @@
 """What stands in a picture's place while the language model learns without eyes.
 
 Either the caption as text, or rows like those the abstractor will have to produce: one row per object, the
-sum of the vectors of its color, shape and place, mostly in reading order, among empty rows, and one row per
-printed letter.
+sum of the vectors of its color, shape and place, in reading order, mostly side by side; one row with the
+number of shapes; one row per printed letter; empty rows in between.
 """
 
 from __future__ import annotations
@@ -10,7 +10,17 @@ from __future__ import annotations
 import random
 
 from recipes.owl_nano.encoding import IMAGE_ROWS, Encoded, Encoder
-from recipes.owl_nano.world import POSITIONS, TEXT_ROWS, Scene, Shape, caption
+from recipes.owl_nano.world import (
+    MAX_SHAPES,
+    NUMBER_WORDS,
+    POSITIONS,
+    TEXT_ROWS,
+    Scene,
+    Shape,
+    caption,
+)
+
+TOGETHER = 0.8  # share of pictures whose shapes stand in neighbouring rows
 
 
 class StandIns:
@@ -26,15 +36,16 @@ class StandIns:
         """IMAGE_ROWS rows; the last is the closing row, which vit_eos takes over."""
         rng = self.rng
         objects = [self._object(shape) for shape in scene.shapes]
-        if rng.random() < 0.25:
-            rng.shuffle(objects)
         letters = self._letters(scene)
-        free = IMAGE_ROWS - 1 - len(letters)
-        start = rng.randrange(free + 1)
-        slots = sorted(rng.sample(range(free), len(objects)))
-        rows = [self._empty(scene) for _ in range(free)]
-        for slot, row in zip(slots, objects, strict=True):
-            rows[slot] = row
+        rows = [self._empty(scene) for _ in range(IMAGE_ROWS - 1 - len(letters) - len(objects))]
+        rows[rng.randrange(len(rows))] = self._number(scene)
+        if rng.random() < TOGETHER:
+            start = rng.randrange(len(rows) + 1)
+            rows[start:start] = objects
+        else:
+            for place, row in zip(sorted(rng.sample(range(len(rows)), len(objects))), objects, strict=True):
+                rows.insert(place, row)
+        start = rng.randrange(len(rows) + 1)
         rows[start:start] = letters
         result.add_rows([*rows, self._word(".")])
 
@@ -48,6 +59,11 @@ class StandIns:
     def _object(self, shape: Shape) -> tuple[int, ...]:
         return self._word(shape.color) + self._word(shape.shape) + self._word(shape.position)
 
+    def _number(self, scene: Scene) -> tuple[int, ...]:
+        """How many shapes there are; nothing for more than a picture can hold."""
+        count = len(scene.shapes)
+        return self._word(NUMBER_WORDS[count]) + self._word("shape") if count <= MAX_SHAPES else ()
+
     def _letters(self, scene: Scene) -> list[tuple[int, ...]]:
         if scene.text is None or scene.text_row is None:
             return []
@@ -58,6 +74,6 @@ class StandIns:
     def _empty(self, scene: Scene) -> tuple[int, ...]:
         """Nothing, or the place of a cell that holds no shape."""
         row, col = self.rng.randrange(3), self.rng.randrange(3)
-        if self.rng.random() < 0.6 or any((s.row, s.col) == (row, col) for s in scene.shapes):
+        if self.rng.random() < 0.8 or any((s.row, s.col) == (row, col) for s in scene.shapes):
             return ()
         return self._word(POSITIONS[row][col])

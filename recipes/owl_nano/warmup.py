@@ -1,8 +1,9 @@
 """Warm-up of the vision tower, the stand-in for CLIP's pre-training: name what lies under each patch.
 
-Linear heads on the tower's features name shape, color, character, the character's place in its word, and the
-patch's own row and column, which the tower forgets otherwise and no later phase brings back. The heads are
-thrown away. Muon on the matrices: it learns several times faster here than AdamW.
+Linear heads on the tower's features name shape, color, character, the shape's place in reading order, the
+character's place in its word, and the patch's own row and column, which the tower forgets otherwise and no
+later phase brings back; one on the class row names the number of shapes. The heads are thrown away. Muon on
+the matrices: it learns several times faster here than AdamW.
 """
 
 from __future__ import annotations
@@ -21,28 +22,39 @@ from recipes.owl_nano.language import lr_factor
 from recipes.owl_nano.parallel import ALONE, Team
 from recipes.owl_nano.pool import Pool
 from recipes.owl_nano.settings import Schedule
+from recipes.owl_nano.world import MAX_SHAPES
 
-CLASSES = (9, 9, 37, 7, 9, 9)
-NAMES = ("shape", "color", "character", "order", "row", "column")
+CLASSES = (9, 9, 37, 4, 7, 9, 9)  # of the heads on patches; class 0 is "nothing there"
+NAMES = ("shape", "color", "character", "turn", "order", "row", "column", "number")
+TURN = NAMES.index("turn")
 GROUND_WEIGHT = 0.2  # of patches where there is nothing to name
 
 
-def heads_loss(heads: nn.Linear, features: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
-    """features (n, 64, E), labels (n, 4, 64) -> the mean loss and, per head, accuracy on named patches."""
-    patch = torch.arange(labels.shape[2])
-    places = torch.stack((patch // 8, patch % 8)) + 1
-    labels = torch.cat((labels, places.expand(len(labels), -1, -1)), dim=1)
-    loss = torch.zeros(())
-    accuracy = []
-    logits = heads(features)
-    for kind, part in enumerate(logits.split(CLASSES, -1)):
-        target = labels[:, kind]
-        weight = torch.where(target > 0, 1.0, GROUND_WEIGHT)
-        each = F.cross_entropy(part.flatten(0, 1).float(), target.flatten(), reduction="none")
-        loss = loss + (each * weight.flatten()).sum() / weight.sum()
-        named = target > 0
-        accuracy.append(float((part.argmax(-1) == target)[named].float().mean()) if named.any() else 1.0)
-    return loss, accuracy
+class Heads(nn.Module):
+    """Linear heads: `patch` on the rows of the patches, `picture` on the class row."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.patch = nn.Linear(width, sum(CLASSES))
+        self.picture = nn.Linear(width, MAX_SHAPES + 1)
+
+    def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
+        """features (n, 65, E), labels (n, 5, 64) -> the summed mean losses and, per head, accuracy."""
+        patch = torch.arange(labels.shape[2])
+        places = torch.stack((patch // 8, patch % 8)) + 1
+        number = labels[:, TURN].amax(1)
+        labels = torch.cat((labels, places.expand(len(labels), -1, -1)), dim=1)
+        logits = self.picture(features[:, 0])
+        loss = F.cross_entropy(logits, number)
+        accuracy = []
+        for kind, part in enumerate(self.patch(features[:, 1:]).split(CLASSES, -1)):
+            target = labels[:, kind]
+            weight = torch.where(target > 0, 1.0, GROUND_WEIGHT)
+            each = F.cross_entropy(part.flatten(0, 1), target.flatten(), reduction="none")
+            loss = loss + (each * weight.flatten()).sum() / weight.sum()
+            named = target > 0
+            accuracy.append(float((part.argmax(-1) == target)[named].float().mean()) if named.any() else 1.0)
+        return loss, [*accuracy, float((logits.argmax(-1) == number).float().mean())]
 
 
 def warm_up(
@@ -50,7 +62,7 @@ def warm_up(
 ) -> None:
     tower = model.vision_model
     torch.manual_seed(seed)
-    heads = nn.Linear(model.config.vision.hidden_size, sum(CLASSES))
+    heads = Heads(model.config.vision.hidden_size)
     matrices = [p for n, p in tower.named_parameters() if p.ndim == 2]
     ids = {id(p) for p in matrices}
     rest = [p for p in [*tower.parameters(), *heads.parameters()] if id(p) not in ids]
@@ -69,8 +81,8 @@ def warm_up(
             group["lr"] = lr * factor
         indices = [rng.randrange(len(pool)) for _ in range(schedule.batch)]
         with torch.autocast("cpu", torch.bfloat16):
-            features = tower(pool.pictures(indices))[:, 1:]
-        loss, accuracy = heads_loss(heads, features.float(), pool.patch_labels(indices))
+            features = tower(pool.pictures(indices))
+        loss, accuracy = heads.loss(features.float(), pool.patch_labels(indices))
         for o in opts:
             o.zero_grad(set_to_none=True)
         loss.backward()

@@ -16,12 +16,12 @@ from recipes.owl_nano.encoding import Encoder
 from recipes.owl_nano.initialise import initialise, sin_cos_positions
 from recipes.owl_nano.language import exact_matches, gate_sets, train_language
 from recipes.owl_nano.picture_stages import LORA, STAGE1, prepare_abstractor, stage2, train_stage
-from recipes.owl_nano.pool import Pool, draw_pool
+from recipes.owl_nano.pool import LABEL_KINDS, Pool, draw_pool
 from recipes.owl_nano.run import _corpus
 from recipes.owl_nano.settings import CONFIG, Schedule
 from recipes.owl_nano.sources import PictureSamples, stage1_sources, stage2_sources
 from recipes.owl_nano.vocabulary import train_vocabulary
-from recipes.owl_nano.warmup import CLASSES, heads_loss, warm_up
+from recipes.owl_nano.warmup import CLASSES, NAMES, TURN, Heads, warm_up
 
 FEW = Schedule(steps=2, batch=3, lr=0.005, warmup=1)
 
@@ -103,12 +103,12 @@ def test_warm_up_trains_the_tower_alone(model: Owl, pool: Pool, tmp_path: Path) 
 
 def test_patch_labels_fit_the_heads(pool: Pool) -> None:
     labels = pool.patch_labels(list(range(len(pool))))
-    assert labels.shape[1:] == (4, 64)
-    assert all(int(labels[:, kind].max()) < CLASSES[kind] for kind in range(4))
-    heads = torch.nn.Linear(16, sum(CLASSES))
-    loss, rates = heads_loss(heads, torch.randn(len(labels), 64, 16), labels)
+    assert labels.shape[1:] == (LABEL_KINDS, 64)
+    assert all(int(labels[:, kind].max()) < CLASSES[kind] for kind in range(LABEL_KINDS))
+    assert labels[:, TURN].amax(1).tolist() == [len(scene.shapes) for scene in pool.scenes]
+    loss, rates = Heads(16).loss(torch.randn(len(labels), 65, 16), labels)
     assert torch.isfinite(loss)
-    assert len(rates) == len(CLASSES)
+    assert len(rates) == len(NAMES)
 
 
 def test_language_phase_trains_the_llama_alone(model: Owl, encoder: Encoder, tmp_path: Path) -> None:
