@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 import random
-import time
 from collections import defaultdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from owl_fast.models.batch import PackedBatch
 from owl_fast.models.owl import Owl
+from owl_fast.training.ranks import Ranks
+from owl_fast.training.sources import derive_seed
 from recipes.owl_nano.dialogues import (
     WEIGHTS,
     Dialogue,
@@ -26,7 +25,7 @@ from recipes.owl_nano.dialogues import (
 )
 from recipes.owl_nano.drills import Curriculum, recall_drill, scene_drill
 from recipes.owl_nano.encoding import BOS, EOS, IGNORED, Encoded, Encoder, Form
-from recipes.owl_nano.parallel import ALONE, Team
+from recipes.owl_nano.loop import run_updates
 from recipes.owl_nano.settings import Schedule
 from recipes.owl_nano.stand_ins import StandIns
 from recipes.owl_nano.statements import statements
@@ -46,12 +45,11 @@ ROW_NOISE = 0.15  # of a word vector's length, added to each stand-in row
 
 
 class TextSource:
-    """Draws drills, captions, statements and conversations, with stand-ins for the pictures."""
+    """Draws drills, captions, statements and conversations, with stand-ins for the pictures, from rng."""
 
-    def __init__(self, encoder: Encoder, seed: int) -> None:
-        self.encoder, self.rng = encoder, random.Random(seed)
+    def __init__(self, encoder: Encoder, curriculum: Curriculum) -> None:
+        self.encoder, self.curriculum, self.rng = encoder, curriculum, random.Random()
         self.stand_ins = StandIns(encoder, self.rng)
-        self.curriculum = Curriculum()
         self.recall_tokens = tuple(range(259, encoder.tokenizer.vocab_size))
 
     def scene(self):
@@ -118,25 +116,6 @@ def forward_logits(model: Owl, samples: list[Encoded], generator: torch.Generato
     return model.logits(model(batch)[where]), targets
 
 
-def optimizers(model: nn.Module, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for vectors, embedding and head."""
-    matrices, rest = [], []
-    for name, p in model.named_parameters():
-        inner = p.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
-        (matrices if inner else rest).append(p)
-    return [
-        torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-
-
-def lr_factor(step: int, schedule: Schedule) -> float:
-    if step < schedule.warmup:
-        return (step + 1) / schedule.warmup
-    done = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
 def gate_sets(encoder: Encoder, per_task: int, seed: int, as_rows: bool) -> dict[str, list[Encoded]]:
     """Per task, single conversations in chat form; only the last answer counts."""
     rng = random.Random(seed)
@@ -177,47 +156,32 @@ def train_language(
     encoder: Encoder,
     schedule: Schedule,
     drills: float,
-    out: Path,
+    folder: Path,
     seed: int,
-    adam_lr: float = 1.5e-3,
-    every: int = 100,
-    team: Team = ALONE,
-    start_rates: dict[str, float] | None = None,
+    curriculum: Curriculum,
 ) -> None:
-    source = TextSource(encoder, seed * 100 + team.rank)
-    source.curriculum.rates.update(start_rates or {})
-    generator = torch.Generator().manual_seed(seed * 100 + team.rank)
-    opts = optimizers(model.language_model, schedule.lr, adam_lr)
-    base = [g["lr"] for o in opts for g in o.param_groups]
-    sets = {"rows": gate_sets(encoder, 64, 99, True), "text": gate_sets(encoder, 64, 99, False)}
-    losses: list[float] = []
-    start = time.time()
-    for step in range(schedule.steps):
-        factor = lr_factor(step, schedule)
-        for group, lr in zip([g for o in opts for g in o.param_groups], base, strict=True):
-            group["lr"] = lr * factor
-        samples = [source.draw(drills) for _ in range(schedule.batch)]
+    """Train the LLaMA in place; snapshots and metrics go to folder. drills: their share of the samples."""
+    ranks = Ranks.current()
+    source = TextSource(encoder, curriculum)
+    generator = torch.Generator()
+    gate = {f"gate {k}": gate_sets(encoder, 64, 99, k == "rows") for k in ("rows", "text")}
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        own = derive_seed(seed, "language", step, ranks.rank)
+        source.rng.seed(own)
+        generator.manual_seed(own)
+        samples = [source.draw(drills) for _ in range(schedule.batch // ranks.size)]
         logits, targets = forward_logits(model, samples, generator)
-        loss = F.cross_entropy(logits, targets)
-        for o in opts:
-            o.zero_grad(set_to_none=True)
-        loss.backward()
-        team.average_gradients_(model.language_model.parameters())
-        torch.nn.utils.clip_grad_norm_(model.language_model.parameters(), 1.0)
-        for o in opts:
-            o.step()
-        losses.append(loss.item())
         kinds = [kind for s in samples for kind in s.kinds]
-        source.curriculum.record(kinds, (logits.argmax(-1) == targets).tolist())
-        if team.leads and (step + 1) % 20 == 0:
-            print(
-                f"{step + 1} loss {sum(losses[-20:]) / 20:.4f} {time.time() - start:.0f}s",
-                {k: round(v, 2) for k, v in source.curriculum.rates.items()},
-                flush=True,
-            )
-        if team.leads and ((step + 1) % every == 0 or step + 1 == schedule.steps):
-            scores = {
-                k: {t: round(exact_matches(model, s), 2) for t, s in v.items()} for k, v in sets.items()
-            }
-            print(json.dumps({"step": step + 1, **scores}), flush=True)
-            torch.save(model.state_dict(), out)
+        curriculum.record(kinds, (logits.argmax(-1) == targets).tolist())
+        return F.cross_entropy(logits, targets), {}
+
+    def evaluate() -> dict[str, float]:
+        return {
+            f"{k}, {task}": round(exact_matches(model, samples), 3)
+            for k, sets in gate.items()
+            for task, samples in sets.items()
+        }
+
+    parameters = dict(model.language_model.named_parameters())
+    run_updates(parameters, schedule, folder, loss, curriculum.rates, evaluate)

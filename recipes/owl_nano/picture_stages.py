@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
 from owl_fast.lora import LoraConfig
 from owl_fast.models.owl import Owl
 from owl_fast.training.loop import Evaluate, Trainer, TrainSettings
-from owl_fast.training.optimizer import OptimizerSettings, gradient_norm
-from owl_fast.training.packing import TrainingBatch
+from owl_fast.training.optimizer import OptimizerSettings
 from owl_fast.training.sources import Source
 from owl_fast.training.stages import STAGE1, Stage, stage2
 from recipes.owl_nano.encoding import Encoder
-from recipes.owl_nano.optimizer import muon_adamw
-from recipes.owl_nano.parallel import ALONE, Team
-from recipes.owl_nano.settings import Schedule
+from recipes.owl_nano.optimizer import MuonAdamW, muon_adamw
+from recipes.owl_nano.settings import ADAMW_LR, Schedule
 
 LORA = LoraConfig(r=8, alpha=32, dropout=0.0)
 TOWER_FACTOR = 0.2  # of the learning rate, for the vision tower, which is warmed up already
@@ -43,50 +41,26 @@ def train_stage(
     stage: Stage,
     sources: Sequence[Source],
     schedule: Schedule,
-    out: Path,
+    folder: Path,
     seed: int,
     evaluate: Evaluate | None = None,
     every: int = 100,
-    adamw_lr: float = 2e-3,
-    team: Team = ALONE,
 ) -> None:
-    """Train in place; metrics and snapshots go to out, and a run goes on from the newest snapshot there.
-
-    schedule.lr is Muon's; adamw_lr that of everything that is no matrix.
-    """
+    """Train in place; metrics and snapshots go to folder. It goes on from the newest snapshot there."""
     settings = TrainSettings(
         steps=schedule.steps,
         batch=schedule.batch,
-        optimizer=OptimizerSettings(lr=schedule.lr, warmup=schedule.warmup, final_fraction=0.05, clip=1.0),
+        optimizer=schedule.optimizer(),
         seed=seed,
         save_every=every,
         keep=1,
         eval_every=every,
-        progress=team.leads,
     )
-    folder = out if team.leads else out.with_name(f"{out.name}.{team.rank}")
-    trainer = _TeamTrainer(
-        model, stage, sources, settings, folder, evaluate=evaluate, adamw_lr=adamw_lr, team=team
-    )
-    trainer.run()
+    Trainer(model, stage, sources, settings, folder, evaluate=evaluate, optimizer=_optimizer).run()
 
 
-class _TeamTrainer(Trainer):
-    """The package's loop with Muon in AdamW's place and gradients averaged over the team."""
-
-    def __init__(self, *args: Any, adamw_lr: float, team: Team, **kwargs: Any) -> None:
-        self.adamw_lr, self.team = adamw_lr, team
-        super().__init__(*args, **kwargs)
-
-    def accumulate(self, batches: Sequence[TrainingBatch]) -> tuple[float, float]:
-        loss, _ = super().accumulate(batches)
-        self.team.average_gradients_(self.parameters.values())
-        return loss, gradient_norm(list(self.parameters.values())).item()
-
-    def _resume(self, wanted: bool) -> None:
-        slow = (("vision_model.", TOWER_FACTOR),)
-        self.optimizer = muon_adamw(self.parameters, self.settings.optimizer.lr, self.adamw_lr, slow)
-        super()._resume(wanted)
+def _optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> MuonAdamW:
+    return muon_adamw(parameters, settings.lr, ADAMW_LR, (("vision_model.", TOWER_FACTOR),))
 
 
 __all__ = ["LORA", "STAGE1", "prepare_abstractor", "stage2", "train_stage"]

@@ -3,10 +3,10 @@
 | phase | what happens | leaves in DIR |
 |---|---|---|
 | vocabulary | SentencePiece on generated text | tokenizer.model |
-| pictures | the pool of training pictures is drawn | pictures/ |
-| warmup | the vision tower learns to name what lies under each patch | warmup.pt |
-| language | the LLaMA learns to look things up, then to converse, with stand-ins for pictures | language.pt |
+| language | the LLaMA learns look-ups, then conversations, without eyes | language/, language.pt |
 | gate | every kind of question in text alone | gate.json |
+| pictures | the pool of training pictures is drawn | pictures/ |
+| warmup | the vision tower learns to name what lies under each patch | warmup/, warmup.pt |
 | stage1 | vision tower + abstractor, LLaMA frozen: captions and statements | stage1/, stage1.pt |
 | stage2 | LoRA + abstractor, vision tower frozen: conversations | stage2/, adapter/ |
 | merge | the bundled folder in bf16 | owl-nano/ |
@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from owl_fast.checkpoints import save_model
 from owl_fast.images import ImageProcessor
@@ -33,14 +34,16 @@ from owl_fast.lora import merge_, save_adapter
 from owl_fast.models.owl import Owl
 from owl_fast.prompts import TextPiece
 from owl_fast.tokenizer import Tokenizer
+from owl_fast.training.ranks import Ranks
 from recipes.owl_nano import settings
 from recipes.owl_nano.dialogues import sample_dialogue, training_scene
+from recipes.owl_nano.drills import Curriculum
 from recipes.owl_nano.encoding import Encoder, pieces
 from recipes.owl_nano.evaluate import evaluate
 from recipes.owl_nano.held_out import HeldOut
 from recipes.owl_nano.initialise import initialise
 from recipes.owl_nano.language import exact_matches, gate_sets, train_language
-from recipes.owl_nano.parallel import Team
+from recipes.owl_nano.parallel import join
 from recipes.owl_nano.picture_stages import LORA, STAGE1, prepare_abstractor, stage2, train_stage
 from recipes.owl_nano.pool import Pool, draw_pool
 from recipes.owl_nano.scoring import acceptance_table
@@ -56,16 +59,12 @@ GATE = 0.97
 class Run:
     """The phases, each a method that reads and writes files of one folder."""
 
-    def __init__(self, out: Path, scale: float, team: Team) -> None:
-        self.out, self.scale, self.team = out, scale, team
+    def __init__(self, out: Path, scale: float, ranks: Ranks) -> None:
+        self.out, self.scale, self.ranks = out, scale, ranks
         out.mkdir(parents=True, exist_ok=True)
 
     def _steps(self, schedule: settings.Schedule) -> settings.Schedule:
         return schedule.scaled(self.scale)
-
-    def _own_seed(self, number: int) -> int:
-        """Another one for each process of the team, so that they draw different samples."""
-        return settings.SEED + number + 1000 * self.team.rank
 
     @property
     def encoder(self) -> Encoder:
@@ -81,24 +80,27 @@ class Run:
 
     def pictures(self) -> None:
         folder, shards = self.out / "pictures", max(1, round(settings.SHARDS * self.scale))
-        draw_pool(folder, range(self.team.rank, shards, self.team.size), settings.SEED)
-        self.team.wait()
+        draw_pool(folder, range(self.ranks.rank, shards, self.ranks.size), settings.SEED)
+        self.ranks.wait()
         (folder / "done").touch()
 
     def warmup(self) -> None:
+        model = self._model()
         pool = Pool(self.out / "pictures")
-        schedule = self._steps(settings.WARMUP)
-        warm_up(self._model(), pool, schedule, self.out / "warmup.pt", settings.SEED, self.team)
+        warm_up(model, pool, self._steps(settings.WARMUP), self.out / "warmup", settings.SEED)
+        self._save(model.vision_model, "warmup.pt")
 
     def language(self) -> None:
-        model, draft = self._model(), self.out / "language.draft.pt"
-        for drills, schedule, seed in (
-            (1.0, settings.DRILLS, settings.SEED + 1),
-            (settings.DRILL_SHARE, settings.TEXT, settings.SEED + 2),
+        model, curriculum = self._model(), Curriculum()
+        for name, drills, schedule in (
+            ("drills", 1.0, settings.DRILLS),
+            ("text", settings.DRILL_SHARE, settings.TEXT),
         ):
-            train_language(model, self.encoder, self._steps(schedule), drills, draft, seed, team=self.team)
-        if self.team.leads:
-            draft.rename(self.out / "language.pt")
+            folder = self.out / "language" / name
+            train_language(
+                model, self.encoder, self._steps(schedule), drills, folder, settings.SEED, curriculum
+            )
+        self._save(model, "language.pt")
 
     def gate(self) -> None:
         model = self._model()
@@ -117,10 +119,10 @@ class Run:
     def stage1(self) -> None:
         model = self._model()
         model.load_state_dict(torch.load(self.out / "language.pt"))
-        model.vision_model.load_state_dict(torch.load(self.out / "warmup.pt")["tower"])
+        model.vision_model.load_state_dict(torch.load(self.out / "warmup.pt"))
         prepare_abstractor(model, self.encoder, settings.SEED)
         samples = PictureSamples(self.encoder, Pool(self.out / "pictures"))
-        sources = stage1_sources(samples, self._own_seed(3))
+        sources = stage1_sources(samples, settings.SEED)
         self._train(model, STAGE1, sources, settings.STAGE1, "stage1")
         self._save(model, "stage1.pt")
 
@@ -129,15 +131,15 @@ class Run:
         model.load_state_dict(torch.load(self.out / "stage1.pt"))
         samples = PictureSamples(self.encoder, Pool(self.out / "pictures"))
         stage = stage2(LORA)
-        self._train(model, stage, stage2_sources(samples, self._own_seed(4)), settings.STAGE2, "stage2")
-        if self.team.leads:
+        self._train(model, stage, stage2_sources(samples, settings.SEED), settings.STAGE2, "stage2")
+        if self.ranks.leads:
             extra = stage.checkpoint_names(model)
             save_adapter(model, self.out / "adapter", LORA, base="owl-nano, stage 1", extra=extra)
         merge_(model)
         self._save(model, "stage2.pt")
 
     def _train(self, model, stage, sources, schedule, name) -> None:
-        held_out = HeldOut(self.encoder, 40, settings.SEED + 5) if self.team.leads else None
+        held_out = HeldOut(self.encoder, 40, settings.SEED + 5) if self.ranks.leads else None
         train_stage(
             model,
             stage,
@@ -146,11 +148,10 @@ class Run:
             self.out / name,
             settings.SEED,
             held_out,
-            team=self.team,
         )
 
-    def _save(self, model: Owl, name: str) -> None:
-        if self.team.leads:
+    def _save(self, model: nn.Module, name: str) -> None:
+        if self.ranks.leads:
             torch.save(model.state_dict(), self.out / name)
 
     def merge(self) -> None:
@@ -174,10 +175,10 @@ class Run:
 
 RESULTS = {
     "vocabulary": "tokenizer.model",
-    "pictures": "pictures/done",
-    "warmup": "warmup.pt",
     "language": "language.pt",
     "gate": "gate.json",
+    "pictures": "pictures/done",
+    "warmup": "warmup.pt",
     "stage1": "stage1.pt",
     "stage2": "stage2.pt",
     "merge": "owl-nano/config.json",
@@ -232,10 +233,10 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.phase is not None:
-        team = Team.join(options.rank, options.processes, options.out / f"{options.phase}.meeting")
-        phase: Callable[[], None] = getattr(Run(options.out, options.steps_scale, team), options.phase)
+        ranks = join(options.rank, options.processes, options.out / f"{options.phase}.meeting")
+        phase: Callable[[], None] = getattr(Run(options.out, options.steps_scale, ranks), options.phase)
         phase()
-        team.wait()
+        ranks.wait()
         return
     options.out.mkdir(parents=True, exist_ok=True)
     for name, result in RESULTS.items():

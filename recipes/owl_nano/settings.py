@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from owl_fast.config import AbstractorConfig, LlamaConfig, OwlConfig, VisionConfig
+from owl_fast.training.optimizer import OptimizerSettings
 
 SEED = 2023
 VOCABULARY_SIZE = 768
@@ -41,9 +42,12 @@ CONFIG = OwlConfig(
 )
 
 
+ADAMW_LR = 1.5e-3  # of what is no matrix inside a layer
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """One phase. steps: updates; batch: samples of each; lr: peak after warm-up, then cosine to 5 %."""
+    """steps: updates; batch: samples of each; lr: Muon's peak after warm-up, then cosine to 5 %."""
 
     steps: int
     batch: int
@@ -55,13 +59,15 @@ class Schedule:
             self, steps=max(1, round(self.steps * factor)), warmup=round(self.warmup * min(1, factor))
         )
 
+    def optimizer(self) -> OptimizerSettings:
+        return OptimizerSettings(lr=self.lr, warmup=self.warmup, final_fraction=0.05, clip=1.0)
 
-# Batches are per process; two processes share a phase.
+
 CORPUS_DIALOGUES = 4000
 SHARDS = 18  # of 2000 pictures
-WARMUP = Schedule(steps=1600, batch=32, lr=0.012)
-DRILLS = Schedule(steps=2500, batch=12, lr=0.008)
+WARMUP = Schedule(steps=2000, batch=64, lr=0.012)
+DRILLS = Schedule(steps=1000, batch=24, lr=0.008)
 DRILL_SHARE = 0.3  # of the samples while the language model learns to converse
-TEXT = Schedule(steps=5000, batch=14, lr=0.008)
-STAGE1 = Schedule(steps=2600, batch=12, lr=0.009)
-STAGE2 = Schedule(steps=1400, batch=10, lr=0.004)
+TEXT = Schedule(steps=4500, batch=28, lr=0.008)
+STAGE1 = Schedule(steps=3600, batch=24, lr=0.009)
+STAGE2 = Schedule(steps=2400, batch=20, lr=0.004)

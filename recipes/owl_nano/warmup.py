@@ -8,9 +8,7 @@ the matrices: it learns several times faster here than AdamW.
 
 from __future__ import annotations
 
-import json
 import random
-import time
 from pathlib import Path
 
 import torch
@@ -18,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owl_fast.models.owl import Owl
-from recipes.owl_nano.language import lr_factor
-from recipes.owl_nano.parallel import ALONE, Team
+from owl_fast.training.ranks import Ranks
+from owl_fast.training.sources import derive_seed
+from recipes.owl_nano.loop import run_updates
 from recipes.owl_nano.pool import Pool
 from recipes.owl_nano.settings import Schedule
 from recipes.owl_nano.world import MAX_SHAPES
@@ -57,45 +56,19 @@ class Heads(nn.Module):
         return loss, [*accuracy, float((logits.argmax(-1) == number).float().mean())]
 
 
-def warm_up(
-    model: Owl, pool: Pool, schedule: Schedule, out: Path, seed: int, team: Team = ALONE, every: int = 100
-) -> None:
-    tower = model.vision_model
+def warm_up(model: Owl, pool: Pool, schedule: Schedule, folder: Path, seed: int) -> None:
+    """Train the tower in place; snapshots and metrics go to folder."""
+    tower, ranks = model.vision_model, Ranks.current()
     torch.manual_seed(seed)
     heads = Heads(model.config.vision.hidden_size)
-    matrices = [p for n, p in tower.named_parameters() if p.ndim == 2]
-    ids = {id(p) for p in matrices}
-    rest = [p for p in [*tower.parameters(), *heads.parameters()] if id(p) not in ids]
-    opts = [
-        torch.optim.Muon(matrices, lr=schedule.lr, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    base = [g["lr"] for o in opts for g in o.param_groups]
-    rng = random.Random(seed + team.rank)
-    start, recent = time.time(), []
-    for step in range(schedule.steps):
-        if step % 50 == 0:
-            pool.refresh()
-        factor = lr_factor(step, schedule)
-        for group, lr in zip([g for o in opts for g in o.param_groups], base, strict=True):
-            group["lr"] = lr * factor
-        indices = [rng.randrange(len(pool)) for _ in range(schedule.batch)]
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(derive_seed(seed, "warm-up", step, ranks.rank))
+        indices = [rng.randrange(len(pool)) for _ in range(schedule.batch // ranks.size)]
         with torch.autocast("cpu", torch.bfloat16):
             features = tower(pool.pictures(indices))
-        loss, accuracy = heads.loss(features.float(), pool.patch_labels(indices))
-        for o in opts:
-            o.zero_grad(set_to_none=True)
-        loss.backward()
-        team.average_gradients_([*matrices, *rest])
-        for o in opts:
-            o.step()
-        recent.append([loss.item(), *accuracy])
-        if team.leads and (step + 1) % every == 0:
-            mean = torch.tensor(recent[-every:]).mean(0).tolist()
-            values = {k: round(v, 3) for k, v in zip(("loss", *NAMES), mean, strict=True)}
-            print(
-                json.dumps({"step": step + 1, "pool": len(pool), "s": round(time.time() - start), **values}),
-                flush=True,
-            )
-    if team.leads:
-        torch.save({"tower": tower.state_dict(), "heads": heads.state_dict()}, out)
+        value, accuracy = heads.loss(features.float(), pool.patch_labels(indices))
+        return value, dict(zip(NAMES, accuracy, strict=True))
+
+    parameters = dict(nn.ModuleDict({"tower": tower, "heads": heads}).named_parameters())
+    run_updates(parameters, schedule, folder, loss)

@@ -12,6 +12,7 @@ from owl_fast.models.batch import PackedBatch
 from owl_fast.models.owl import Owl
 from owl_fast.tokenizer import Tokenizer
 from recipes.owl_nano import pool as pools
+from recipes.owl_nano.drills import Curriculum
 from recipes.owl_nano.encoding import Encoder
 from recipes.owl_nano.initialise import initialise, sin_cos_positions
 from recipes.owl_nano.language import exact_matches, gate_sets, train_language
@@ -95,7 +96,7 @@ def test_pool_resumes_and_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_warm_up_trains_the_tower_alone(model: Owl, pool: Pool, tmp_path: Path) -> None:
     before = copy(model)
-    warm_up(model, pool, FEW, tmp_path / "warmup.pt", 1)
+    warm_up(model, pool, FEW, tmp_path, 1)
     names = changed(before, model)
     assert names
     assert all(name.startswith("vision_model.") for name in names)
@@ -113,7 +114,7 @@ def test_patch_labels_fit_the_heads(pool: Pool) -> None:
 
 def test_language_phase_trains_the_llama_alone(model: Owl, encoder: Encoder, tmp_path: Path) -> None:
     before = copy(model)
-    train_language(model, encoder, FEW, 0.5, tmp_path / "language.pt", 1, adam_lr=1e-3)
+    train_language(model, encoder, FEW, 0.5, tmp_path, 1, Curriculum())
     names = changed(before, model)
     assert names
     assert all(name.startswith("language_model.") for name in names)
