@@ -84,6 +84,7 @@ def answer_all(engine: Engine, batch: list[Case]) -> list[tuple[Case, tuple[str,
         open_cases = [i for i, case in enumerate(batch) if turn < len(case.dialogue.turns)]
         requests = [{"messages": messages(batch[i], answers[i])} for i in open_cases]
         outputs = engine.generate(requests, temperature=0.0, max_tokens=MAX_TOKENS)
+        assert isinstance(outputs, list)
         for i, output in zip(open_cases, outputs, strict=True):
             answers[i] = (*answers[i], output.text)
     return list(zip(batch, answers, strict=True))

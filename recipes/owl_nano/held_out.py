@@ -51,7 +51,7 @@ class HeldOut:
         if task == "text":
             return without_picture(rng)
         if task == "compare":
-            return about_pair(rng, *scenes, max_questions=1)
+            return about_pair(rng, scenes[0], scenes[1], max_questions=1)
         turns = ask_about(rng, scenes[0], task)
         return None if turns is None else Dialogue(tuple(scenes), turns)
 
@@ -70,5 +70,5 @@ class HeldOut:
                 batch.packed.visual_embeds = model.encode_images(batch.pixels).flatten(0, 1)
             hits = model.logits(model(batch.packed)[batch.rows]).argmax(-1) == batch.targets
             counts = [sum(label >= 0 for label in sample.labels) for sample in part]
-            right += sum(bool(h.all()) for h in hits.split(counts))
+            right += sum(bool(h.all()) for h in torch.split(hits, counts))
         return right / len(samples)

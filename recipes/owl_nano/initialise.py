@@ -10,11 +10,13 @@ dimensions: they look at rows with the same content.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from owl_fast.models.layers import init_weights
+from owl_fast.models.llama import LlamaLayer
 from owl_fast.models.owl import Owl
 
 EMBEDDING_STD = 0.15
@@ -30,16 +32,16 @@ def initialise(model: Owl, seed: int) -> None:
     init_weights(model, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     llama = model.language_model.model
-    width, layers = llama.config.hidden_size, llama.config.num_hidden_layers
+    width, layers = llama.config.hidden_size, [cast("LlamaLayer", layer) for layer in llama.layers]
     with torch.no_grad():
         embedding = llama.embed_tokens.weight
         embedding.normal_(0.0, EMBEDDING_STD, generator=generator)
         embedding[:, CONSTANT] = EMBEDDING_STD * 4
-        for index, layer in enumerate(llama.layers):
+        for index, layer in enumerate(layers):
             for linear in (layer.self_attn.qkv_proj, layer.mlp.gate_up_proj):
                 linear.weight.normal_(0.0, width**-0.5, generator=generator)
             for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                std = linear.weight.shape[1] ** -0.5 * (2 * layers) ** -0.5
+                std = linear.weight.shape[1] ** -0.5 * (2 * len(layers)) ** -0.5
                 linear.weight.normal_(0.0, std, generator=generator)
             weight = layer.self_attn.qkv_proj.weight
             if index == 0:

@@ -29,7 +29,7 @@ from recipes.owl_nano.loop import run_updates
 from recipes.owl_nano.settings import Schedule
 from recipes.owl_nano.stand_ins import StandIns
 from recipes.owl_nano.statements import statements
-from recipes.owl_nano.world import caption
+from recipes.owl_nano.world import Scene, caption
 
 # The slower a kind of question is learned in text, the more often it is asked.
 TEXT_WEIGHTS = WEIGHTS | {
@@ -52,7 +52,7 @@ class TextSource:
         self.stand_ins = StandIns(encoder, self.rng)
         self.recall_tokens = tuple(range(259, encoder.tokenizer.vocab_size))
 
-    def scene(self):
+    def scene(self) -> Scene:
         return training_scene(self.rng)
 
     def drill(self) -> Encoded:
@@ -146,8 +146,8 @@ def exact_matches(model: Owl, samples: list[Encoded]) -> float:
     for start in range(0, len(samples), 64):
         part = samples[start : start + 64]
         logits, targets = forward_logits(model, part, generator)
-        hits = (logits.argmax(-1) == targets).split([sum(x != IGNORED for x in s.labels) for s in part])
-        right += sum(bool(h.all()) for h in hits)
+        counts = [sum(label != IGNORED for label in s.labels) for s in part]
+        right += sum(bool(h.all()) for h in torch.split(logits.argmax(-1) == targets, counts))
     return right / len(samples)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from owl_fast.training.optimizer import (
 from owl_fast.training.ranks import Ranks
 from owl_fast.training.snapshots import load_snapshot, newest_snapshot, prune_snapshots, save_snapshot
 from recipes.owl_nano.optimizer import muon_adamw
-from recipes.owl_nano.settings import ADAMW_LR, Schedule
+from recipes.owl_nano.settings import ADAMW_LR, MAX_GRADIENT_NORM, Schedule
 
 MUON_DECAY = 0.01
 EVERY = 100  # updates between snapshots, and between lines of metrics.jsonl
@@ -59,7 +59,7 @@ def run_updates(
         value, numbers = loss(step)
         torch.autograd.backward(value / ranks.size)
         ranks.sum_gradients_(list(parameters.values()))
-        nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
+        nn.utils.clip_grad_norm_(parameters.values(), MAX_GRADIENT_NORM)
         optimizer.step()
         optimizer.zero_grad()
         recent.append({"loss": value.item(), **numbers})
@@ -72,7 +72,10 @@ def run_updates(
             line = {"step": step + 1, **seconds, **_means(recent), **memory, **further}
             with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
-            tensors = {"model": parameters, "optimizer": optimizer_tensors(optimizer, parameters)}
+            tensors: dict[str, Mapping[str, Tensor]] = {
+                "model": parameters,
+                "optimizer": optimizer_tensors(optimizer, parameters),
+            }
             save_snapshot(folder, step + 1, tensors, memory)
             prune_snapshots(folder, 1)
         recent.clear()

@@ -156,15 +156,22 @@ def absent_pair(rng: random.Random, scene: Scene) -> tuple[str, str]:
             return color, shape
 
 
-def ask_exist(rng: random.Random, scene: Scene) -> Turn:
-    """Yes in half of the cases, with and without a color."""
+def something(rng: random.Random, scene: Scene) -> tuple[str, bool] | None:
+    """A shape with or without a color, and whether it is in the picture: in half of the cases."""
     truth = bool(scene.shapes) and rng.random() < 0.5
     if rng.random() < 0.6:
         pair = rng.choice([(s.color, s.shape) for s in scene.shapes]) if truth else absent_pair(rng, scene)
-        thing = " ".join(pair)
-    else:
-        present = {s.shape for s in scene.shapes}
-        thing = rng.choice([n for n in SHAPES if (n in present) == truth])
+        return " ".join(pair), truth
+    present = {s.shape for s in scene.shapes}
+    names = [name for name in SHAPES if (name in present) == truth]
+    return (rng.choice(names), truth) if names else None
+
+
+def ask_exist(rng: random.Random, scene: Scene) -> Turn | None:
+    found = something(rng, scene)
+    if found is None:
+        return None
+    thing, truth = found
     question = rng.choice(("Is there {} {}?", "Do you see {} {}?")).format(article(thing), thing)
     return yes_no("exist", question, truth)
 

@@ -93,3 +93,12 @@ def acceptance_table(measured: dict[str, tuple[float, int]]) -> str:
     overall = sum(a * n for a, n in measured.values()) / max(1, total)
     lines.append(f"| all | {overall:.3f} (n={total}) | | |")
     return "\n".join(lines)
+
+
+def ablation_table(rates: dict[str, dict[str, float]]) -> str:
+    """Markdown: one row per task, one column per variant."""
+    names = list(rates)
+    lines = ["| task | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for task in next(iter(rates.values())):
+        lines.append(f"| {task} | " + " | ".join(f"{rates[name][task]:.2f}" for name in names) + " |")
+    return "\n".join(lines)

@@ -43,6 +43,7 @@ CONFIG = OwlConfig(
 
 
 ADAMW_LR = 1.5e-3  # of what is no matrix inside a layer
+MAX_GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Schedule:
         )
 
     def optimizer(self) -> OptimizerSettings:
-        return OptimizerSettings(lr=self.lr, warmup=self.warmup, final_fraction=0.05, clip=1.0)
+        return OptimizerSettings(lr=self.lr, warmup=self.warmup, final_fraction=0.05, clip=MAX_GRADIENT_NORM)
 
 
 CORPUS_DIALOGUES = 4000

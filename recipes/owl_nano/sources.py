@@ -10,7 +10,7 @@ from functools import partial
 from owl_fast.training.packing import EncodedSample
 from owl_fast.training.sources import Source, derive_seed
 from recipes.owl_nano.dialogues import SHARES, about_pair, about_picture, without_picture
-from recipes.owl_nano.encoding import BOS, EOS, IMAGE_ROWS, Encoded, Encoder
+from recipes.owl_nano.encoding import BOS, EOS, IMAGE_ROWS, Encoded, Encoder, Form
 from recipes.owl_nano.pool import Pool
 from recipes.owl_nano.statements import statements
 from recipes.owl_nano.world import Scene, caption
@@ -63,12 +63,12 @@ class PictureSamples:
         pictures = [rng.choice(self.by_count[count]) for count in counts]
         scenes = [self.pool.scenes[i] for i in pictures]
         if kind == "picture":
-            dialogue = about_picture(rng, *scenes, max_questions=6)
+            dialogue = about_picture(rng, scenes[0], max_questions=6)
         elif kind == "pair":
-            dialogue = about_pair(rng, *scenes)
+            dialogue = about_pair(rng, scenes[0], scenes[1])
         else:
             dialogue = without_picture(rng)
-        form = "training" if rng.random() < 0.6 else "chat"
+        form: Form = "training" if rng.random() < 0.6 else "chat"
         return self._sample(self.encoder.dialogue(dialogue, form, mark_picture), pictures)
 
 

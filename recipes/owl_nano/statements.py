@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from recipes.owl_nano.questions import absent_pair, unique_colors, unique_shapes
+from recipes.owl_nano.questions import something, unique_colors, unique_shapes
 from recipes.owl_nano.world import NUMBER_WORDS, PLURALS, SHAPES, Scene, Shape, article
 
 Sentence = list[tuple[str, bool]]
@@ -65,16 +65,10 @@ def say_what_is_at(rng: random.Random, scene: Scene) -> Sentence | None:
 
 
 def say_whether(rng: random.Random, scene: Scene) -> Sentence | None:
-    truth = bool(scene.shapes) and rng.random() < 0.5
-    if rng.random() < 0.6:
-        pair = rng.choice([(s.color, s.shape) for s in scene.shapes]) if truth else absent_pair(rng, scene)
-        thing = " ".join(pair)
-    else:
-        present = {s.shape for s in scene.shapes}
-        names = [n for n in SHAPES if (n in present) == truth]
-        if not names:
-            return None
-        thing = rng.choice(names)
+    found = something(rng, scene)
+    if found is None:
+        return None
+    thing, truth = found
     return [(f"Is there {article(thing)} {thing}?", False), ("Yes" if truth else "No", True), (".", False)]
 
 

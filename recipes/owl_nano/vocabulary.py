@@ -9,15 +9,20 @@ other, and no word is cut differently from another. Words that begin with a capi
 from __future__ import annotations
 
 import io
+import random
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
 
+from owl_fast.prompts import TextPiece
+from recipes.owl_nano.dialogues import sample_dialogue, training_scene
+from recipes.owl_nano.encoding import pieces
 from recipes.owl_nano.languages import COLORS_IN, SHAPES_IN
 from recipes.owl_nano.settings import VOCABULARY_SIZE
-from recipes.owl_nano.world import COLOR_NAMES, NUMBER_WORDS, POSITIONS, SHAPES
+from recipes.owl_nano.statements import statements
+from recipes.owl_nano.world import COLOR_NAMES, NUMBER_WORDS, POSITIONS, SHAPES, caption
 
 HEADERS = (
     "The following is a conversation between a curious human and AI assistant. "
@@ -41,6 +46,19 @@ def fixed_pieces() -> list[str]:
     marked = ["▁" + piece.replace(" ", "▁") for piece in (*HEADERS, *words)]
     unspaced = [word for code in ("zh", "ja") for word in (*COLORS_IN[code], *SHAPES_IN[code])]
     return list(dict.fromkeys([*marked, "Human:", "AI:", *string.ascii_uppercase, *unspaced]))
+
+
+def corpus(seed: int, count: int) -> Iterator[str]:
+    """Every kind of text that the vocabulary has to carry."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        dialogue = sample_dialogue(rng, lambda: training_scene(rng))
+        for form in ("chat", "training"):
+            yield from (piece.text for piece in pieces(dialogue, form) if isinstance(piece, TextPiece))
+        for scene in dialogue.scenes:
+            yield caption(scene)
+            for _, sentence in statements(rng, scene, 3):
+                yield " ".join(text for text, _ in sentence).replace(" .", ".")
 
 
 def train_vocabulary(sentences: Iterable[str], path: Path, size: int = VOCABULARY_SIZE) -> None:

@@ -12,18 +12,17 @@ from recipes.owl_nano.dialogues import about_pair, about_picture, training_scene
 from recipes.owl_nano.drills import Curriculum, crowd, recall_drill, scene_drill
 from recipes.owl_nano.encoding import BOS, EOS, IGNORED, IMAGE_ROWS, Encoded, Encoder
 from recipes.owl_nano.optimizer import muon_adamw, orthogonal
-from recipes.owl_nano.run import _corpus
 from recipes.owl_nano.sources import mark_picture
 from recipes.owl_nano.stand_ins import StandIns
 from recipes.owl_nano.statements import statements
-from recipes.owl_nano.vocabulary import HEADERS, train_vocabulary
+from recipes.owl_nano.vocabulary import HEADERS, corpus, train_vocabulary
 from recipes.owl_nano.world import COLOR_NAMES, POSITIONS, SHAPES, WORDS
 
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
-    train_vocabulary(_corpus(1, 1500), path)
+    train_vocabulary(corpus(1, 1500), path)
     return path
 
 
@@ -33,7 +32,7 @@ def encoder(model_file: Path) -> Encoder:
 
 
 def test_vocabulary_is_deterministic(model_file: Path, tmp_path: Path) -> None:
-    train_vocabulary(_corpus(1, 1500), tmp_path / "again.model")
+    train_vocabulary(corpus(1, 1500), tmp_path / "again.model")
     assert (tmp_path / "again.model").read_bytes() == model_file.read_bytes()
 
 

@@ -18,10 +18,9 @@ from recipes.owl_nano.initialise import initialise, sin_cos_positions
 from recipes.owl_nano.language import exact_matches, gate_sets, train_language
 from recipes.owl_nano.picture_stages import LORA, STAGE1, prepare_abstractor, stage2, train_stage
 from recipes.owl_nano.pool import LABEL_KINDS, Pool, draw_pool
-from recipes.owl_nano.run import _corpus
 from recipes.owl_nano.settings import CONFIG, Schedule
 from recipes.owl_nano.sources import PictureSamples, stage1_sources, stage2_sources
-from recipes.owl_nano.vocabulary import train_vocabulary
+from recipes.owl_nano.vocabulary import corpus, train_vocabulary
 from recipes.owl_nano.warmup import CLASSES, NAMES, TURN, Heads, warm_up
 
 FEW = Schedule(steps=2, batch=3, lr=0.005, warmup=1)
@@ -30,7 +29,7 @@ FEW = Schedule(steps=2, batch=3, lr=0.005, warmup=1)
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
-    train_vocabulary(_corpus(1, 1500), path)
+    train_vocabulary(corpus(1, 1500), path)
     return Encoder(Tokenizer.from_file(path))
 
 
