@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from owl_fast.checkpoints import save_model
+from owl_fast.checkpoints import read_tensors, save_model, write_tensors
 from owl_fast.checkpoints.writer import write_json
+from owl_fast.config import read_json
 from owl_fast.images import ImageProcessor
-from owl_fast.lora import merge_, save_adapter
+from owl_fast.lora import EXTRA_FILE, merge_, save_adapter
 from owl_fast.models.owl import Owl
 from owl_fast.tokenizer import Tokenizer
 from owl_fast.training.ranks import Ranks
 from recipes.owl_nano import settings
+from recipes.owl_nano.card import model_card
 from recipes.owl_nano.dialogues import SHARES
 from recipes.owl_nano.drills import Curriculum
 from recipes.owl_nano.encoding import Encoder
@@ -23,12 +26,13 @@ from recipes.owl_nano.held_out import HeldOut
 from recipes.owl_nano.initialise import initialise
 from recipes.owl_nano.language import exact_matches, gate_sets, train_language
 from recipes.owl_nano.picture_stages import LORA, STAGE1, prepare_abstractor, stage2, train_stage
-from recipes.owl_nano.pool import Pool, draw_pool
+from recipes.owl_nano.pool import SHARD, Pool, draw_pool
 from recipes.owl_nano.scoring import ablation_table, acceptance_table
 from recipes.owl_nano.sources import PictureSamples, stage1_sources, stage2_sources
 from recipes.owl_nano.vocabulary import corpus, train_vocabulary
 from recipes.owl_nano.warmup import warm_up
 
+TIMES = "seconds.json"  # how long each phase took
 RESULTS = {
     "vocabulary": "tokenizer.model",
     "language": "language.pt",
@@ -72,7 +76,7 @@ class Phases:
         train_vocabulary(corpus(settings.SEED, settings.CORPUS_DIALOGUES), self.out / "tokenizer.model")
 
     def pictures(self) -> None:
-        folder, shards = self.out / "pictures", max(1, round(settings.SHARDS * self.scale))
+        folder, shards = self.out / "pictures", max(1, round(settings.PICTURES * self.scale / SHARD))
         draw_pool(folder, range(self.ranks.rank, shards, self.ranks.size), settings.SEED)
         self.ranks.wait()
         (folder / "done").touch()
@@ -181,10 +185,16 @@ class Phases:
         save_model(self._load("stage2.pt").to(torch.bfloat16), folder)
         (folder / "tokenizer.model").write_bytes((self.out / "tokenizer.model").read_bytes())
         write_json(folder / "preprocessor_config.json", ImageProcessor(settings.IMAGE_SIDE).to_dict())
+        adapter = shutil.copytree(self.out / "adapter", folder / "adapter")
+        extra = read_tensors(adapter / EXTRA_FILE)
+        write_tensors(adapter / EXTRA_FILE, {name: t.to(torch.bfloat16) for name, t in extra.items()})
 
     def evaluate(self) -> None:
         report = {}
         for drawing in ("own", "blind"):
             report[drawing] = evaluate(self.out / "owl-nano", drawing, 200, 1)
             print(f"\n{drawing}\n{acceptance_table(report[drawing])}", flush=True)
+        seconds = read_json(self.out / TIMES)
+        card = model_card(report["own"], report["blind"], seconds)
+        (self.out / "owl-nano" / "README.md").write_text(card, encoding="utf-8")
         write_json(self.out / "accuracy.json", report)

@@ -9,7 +9,7 @@
 | warmup | the vision tower learns to name what lies under each patch | warmup/, warmup.pt |
 | stage1 | vision tower + abstractor, LLaMA frozen: captions and statements | stage1/, stage1.pt |
 | stage2 | LoRA + abstractor, vision tower frozen: conversations | stage2/, adapter/ |
-| merge | the bundled folder in bf16 | owl-nano/ |
+| merge | the folder to bundle, in bf16 | owl-nano/ |
 | evaluate | both drawing programs, the engine answering | accuracy.json |
 | ablation | only on request: stage 2 without stage 1, on text only, on pictures only | ablation.json |
 
@@ -21,10 +21,13 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from owl_fast.checkpoints.writer import write_json
+from owl_fast.config import read_json
 from recipes.owl_nano.parallel import join
-from recipes.owl_nano.phases import ON_REQUEST, RESULTS, SHARED, Phases
+from recipes.owl_nano.phases import ON_REQUEST, RESULTS, SHARED, TIMES, Phases
 
 
 def run_phase(name: str, options: argparse.Namespace) -> None:
@@ -34,10 +37,14 @@ def run_phase(name: str, options: argparse.Namespace) -> None:
     meeting.unlink(missing_ok=True)
     command = [sys.executable, "-m", "recipes.owl_nano.run", "--out", str(options.out), "--phase", name]
     command += ["--steps-scale", str(options.steps_scale), "--processes", str(count)]
+    begin = time.monotonic()
     running = [subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(count)]
     if any(process.wait() for process in running):
         raise SystemExit(f"phase {name} failed; what went before is kept in {options.out}")
     meeting.unlink(missing_ok=True)
+    times = options.out / TIMES
+    seconds = read_json(times) if times.exists() else {}
+    write_json(times, seconds | {name: round(seconds.get(name, 0) + time.monotonic() - begin)})
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ class Schedule:
 
 
 CORPUS_DIALOGUES = 4000
-SHARDS = 18  # of 2000 pictures
+PICTURES = 36_000
 WARMUP = Schedule(steps=2000, batch=64, lr=0.012)
 DRILLS = Schedule(steps=1000, batch=24, lr=0.008)
 DRILL_SHARE = 0.3  # of the samples while the language model learns to converse

@@ -4,9 +4,10 @@ import random
 
 import pytest
 
+from recipes.owl_nano.card import model_card
 from recipes.owl_nano.dialogues import sample_dialogue, training_scene
 from recipes.owl_nano.questions import Turn, place_of, yes_no
-from recipes.owl_nano.scoring import accuracies, is_right
+from recipes.owl_nano.scoring import TARGETS, ablation_table, accuracies, is_right
 from recipes.owl_nano.world import Shape
 
 
@@ -53,3 +54,18 @@ def test_describe_needs_every_pair() -> None:
 
 def test_accuracies() -> None:
     assert accuracies([("a", True), ("a", False), ("b", True)]) == {"a": (0.5, 2), "b": (1.0, 1)}
+
+
+def test_model_card_shows_every_task_and_phase() -> None:
+    own = dict.fromkeys(TARGETS, (0.5, 100))
+    seconds = dict.fromkeys(("warmup", "language", "stage1", "stage2"), 600.0)
+    card = model_card(own, own | {"color": (1.0, 300)}, seconds)
+    assert all(f"| {task} | 0.500 |" in card for task in TARGETS)
+    assert "| all 1300 + 1500 answers | 0.500 | 0.600 | |" in card
+    assert card.count("| 10 |") == 4
+
+
+def test_ablation_table_has_a_column_per_variant() -> None:
+    table = ablation_table({"full": {"color": 1.0, "mean": 0.9}, "no stage 1": {"color": 0.25, "mean": 0.2}})
+    assert table.splitlines()[0] == "| task | full | no stage 1 |"
+    assert "| color | 1.00 | 0.25 |" in table
