@@ -7,13 +7,16 @@ that the questions use, and key-value pairs of arbitrary tokens queried in both 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from recipes.owl_nano.dialogues import training_scene
 from recipes.owl_nano.encoding import BOS, Encoded, Encoder
+from recipes.owl_nano.questions import compare
 from recipes.owl_nano.stand_ins import StandIns
 from recipes.owl_nano.statements import BUILDERS, statements
 from recipes.owl_nano.world import COLOR_NAMES, NUMBERS, SHAPES, WORDS, Scene, Shape
+
+PAIR = "pair"
 
 
 def crowd(rng: random.Random) -> Scene:
@@ -42,6 +45,12 @@ def crowd(rng: random.Random) -> Scene:
     )
 
 
+# What stands on the other directions comes when they are there: colors asked for in another language, and
+# comparisons of two pictures.
+LATER = ("language", PAIR)
+FIRST = tuple(direction for direction in BUILDERS if direction not in LATER)
+
+
 class Curriculum:
     """One direction at a time: a third of the statements are of the first direction that is not yet mastered.
 
@@ -51,7 +60,11 @@ class Curriculum:
 
     def __init__(self, mastered: float = 0.88) -> None:
         self.mastered = mastered
-        self.rates = dict.fromkeys(BUILDERS, 0.0)  # running accuracy per supervised token
+        self.rates = dict.fromkeys(FIRST, 0.0)  # running accuracy per supervised token
+
+    def include(self, directions: Iterable[str]) -> None:
+        """Begin with further directions."""
+        self.rates |= {d: 0.0 for d in directions if d not in self.rates}
 
     def weights(self) -> dict[str, float]:
         weights = {direction: 0.3 + 1 - rate for direction, rate in self.rates.items()}
@@ -64,6 +77,27 @@ class Curriculum:
         for kind, hit in zip(kinds, hits, strict=True):
             if kind:
                 self.rates[kind] += 0.002 * (hit - self.rates[kind])
+
+
+def drill(rng: random.Random, encoder: Encoder, stand_ins: StandIns, weights: Mapping[str, float]) -> Encoded:
+    """A drill about one scene, or about two in the share that weights give PAIR."""
+    about_one = {direction: weight for direction, weight in weights.items() if direction != PAIR}
+    if PAIR in weights and rng.random() * sum(weights.values()) < weights[PAIR]:
+        return pair_drill(rng, encoder, stand_ins)
+    return scene_drill(rng, encoder, stand_ins, about_one)
+
+
+def pair_drill(rng: random.Random, encoder: Encoder, stand_ins: StandIns) -> Encoded:
+    """Stand-ins for two scenes, and 6 to 10 comparisons."""
+    scenes = training_scene(rng), training_scene(rng)
+    result = Encoded()
+    result.add([BOS])
+    for scene in scenes:
+        result.add(encoder.text("\nHuman: "))
+        stand_ins.either(result, scene)
+    turns = [compare(rng, *scenes) for _ in range(rng.randint(6, 10))]
+    encoder.sentences(result, [(PAIR, [(turn.question, False), (turn.answer, True)]) for turn in turns])
+    return result
 
 
 def scene_drill(

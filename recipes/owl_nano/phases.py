@@ -19,7 +19,7 @@ from owl_fast.training.ranks import Ranks
 from recipes.owl_nano import settings
 from recipes.owl_nano.card import model_card
 from recipes.owl_nano.dialogues import SHARES
-from recipes.owl_nano.drills import Curriculum
+from recipes.owl_nano.drills import LATER, Curriculum
 from recipes.owl_nano.encoding import Encoder
 from recipes.owl_nano.evaluate import evaluate
 from recipes.owl_nano.held_out import HeldOut
@@ -89,14 +89,14 @@ class Phases:
 
     def language(self) -> None:
         model, curriculum = self._model(), Curriculum()
-        for name, drills, schedule in (
-            ("drills", 1.0, settings.DRILLS),
-            ("text", settings.DRILL_SHARE, settings.TEXT),
+        for name, drills, schedule, directions, seed in (
+            ("drills", 1.0, settings.DRILLS, (), settings.SEED),
+            ("text", settings.DRILL_SHARE, settings.TEXT, (), settings.SEED),
+            ("later", settings.LATER_DRILL_SHARE, settings.LATER, LATER, settings.SEED + 1),
         ):
+            curriculum.include(directions)
             folder = self.out / "language" / name
-            train_language(
-                model, self.encoder, self._steps(schedule), drills, folder, settings.SEED, curriculum
-            )
+            train_language(model, self.encoder, self._steps(schedule), drills, folder, seed, curriculum)
         self._save(model, "language.pt")
 
     def gate(self) -> None:
