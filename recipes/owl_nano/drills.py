@@ -95,8 +95,10 @@ def pair_drill(rng: random.Random, encoder: Encoder, stand_ins: StandIns) -> Enc
     for scene in scenes:
         result.add(encoder.text("\nHuman: "))
         stand_ins.either(result, scene)
-    turns = [compare(rng, *scenes) for _ in range(rng.randint(6, 10))]
-    encoder.sentences(result, [(PAIR, [(turn.question, False), (turn.answer, True)]) for turn in turns])
+    for _ in range(rng.randint(6, 10)):
+        turn = compare(rng, *scenes)
+        decided = turn.accepted[0]
+        encoder.sentences(result, [(PAIR, [(turn.question, False), (decided, True), (".", False)])])
     return result
 
 

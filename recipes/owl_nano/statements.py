@@ -95,8 +95,12 @@ def say_text(rng: random.Random, scene: Scene) -> Sentence:
 
 
 def say_color_in_another_language(rng: random.Random, scene: Scene) -> Sentence | None:
-    turn = ask_color_in(rng.choice(tuple(COLORS_IN)), rng, scene)
-    return None if turn is None else [(turn.question, False), (turn.answer, True)]
+    code = rng.choice(tuple(COLORS_IN))
+    turn = ask_color_in(code, rng, scene)
+    if turn is None:
+        return None
+    color = next(c for c in COLORS_IN[code] if turn.answer.startswith(c))
+    return [(turn.question, False), (color, True), (".", False)]
 
 
 BUILDERS: dict[str, Builder] = {
