@@ -7,16 +7,15 @@ that the questions use, and key-value pairs of arbitrary tokens queried in both 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from recipes.owl_nano.dialogues import training_scene
 from recipes.owl_nano.encoding import BOS, Encoded, Encoder
-from recipes.owl_nano.questions import compare
+from recipes.owl_nano.languages import ask_color_abroad
+from recipes.owl_nano.questions import Turn, compare
 from recipes.owl_nano.stand_ins import StandIns
 from recipes.owl_nano.statements import BUILDERS, statements
 from recipes.owl_nano.world import COLOR_NAMES, NUMBERS, SHAPES, WORDS, Scene, Shape
-
-PAIR = "pair"
 
 
 def crowd(rng: random.Random) -> Scene:
@@ -45,10 +44,8 @@ def crowd(rng: random.Random) -> Scene:
     )
 
 
-# What stands on the other directions comes when they are there: colors asked for in another language, and
-# comparisons of two pictures.
-LATER = ("language", PAIR)
-FIRST = tuple(direction for direction in BUILDERS if direction not in LATER)
+# What stands on the statements comes when they are there: colors asked for in another language, two pictures.
+LATER = ("languages", "compare")
 
 
 class Curriculum:
@@ -60,7 +57,7 @@ class Curriculum:
 
     def __init__(self, mastered: float = 0.88) -> None:
         self.mastered = mastered
-        self.rates = dict.fromkeys(FIRST, 0.0)  # running accuracy per supervised token
+        self.rates = dict.fromkeys(BUILDERS, 0.0)  # running accuracy per supervised token
 
     def include(self, directions: Iterable[str]) -> None:
         """Begin with further directions."""
@@ -80,25 +77,34 @@ class Curriculum:
 
 
 def drill(rng: random.Random, encoder: Encoder, stand_ins: StandIns, weights: Mapping[str, float]) -> Encoded:
-    """A drill about one scene, or about two in the share that weights give PAIR."""
-    about_one = {direction: weight for direction, weight in weights.items() if direction != PAIR}
-    if PAIR in weights and rng.random() * sum(weights.values()) < weights[PAIR]:
-        return pair_drill(rng, encoder, stand_ins)
-    return scene_drill(rng, encoder, stand_ins, about_one)
+    """Statements about a scene, or questions, by the weights of the directions."""
+    later = {kind: weights[kind] for kind in LATER if kind in weights}
+    if later and rng.random() * sum(weights.values()) < sum(later.values()):
+        kind = rng.choices(tuple(later), tuple(later.values()))[0]
+        return question_drill(rng, encoder, stand_ins, kind)
+    return scene_drill(rng, encoder, stand_ins, {d: w for d, w in weights.items() if d not in later})
 
 
-def pair_drill(rng: random.Random, encoder: Encoder, stand_ins: StandIns) -> Encoded:
-    """Stand-ins for two scenes, and 6 to 10 comparisons."""
-    scenes = training_scene(rng), training_scene(rng)
+def question_drill(rng: random.Random, encoder: Encoder, stand_ins: StandIns, kind: str) -> Encoded:
+    """6 to 10 questions as they stand in conversations, the answer far from the word that it hangs on.
+
+    Only the word that decides an answer is supervised.
+    """
+    ask: Callable[..., Turn | None] = compare if kind == "compare" else ask_color_abroad
+    scenes: list[Scene] = []
+    while not scenes or ask(rng, *scenes) is None:
+        scenes = [training_scene(rng) for _ in range(2 if kind == "compare" else 1)]
     result = Encoded()
     result.add([BOS])
     for scene in scenes:
         result.add(encoder.text("\nHuman: "))
         stand_ins.either(result, scene)
-    for _ in range(rng.randint(6, 10)):
-        turn = compare(rng, *scenes)
-        decided = turn.accepted[0]
-        encoder.sentences(result, [(PAIR, [(turn.question, False), (decided, True), (".", False)])])
+    for turn in [ask(rng, *scenes) for _ in range(rng.randint(6, 10))]:
+        assert turn is not None, "the scenes allow the question"
+        result.add(encoder.text(f"\nHuman: {turn.question}\nAI: "))
+        for token in encoder.text(turn.answer):
+            word = encoder.tokenizer.decode([token]).lower()
+            result.add([token], supervised=bool(word) and word in turn.accepted[0], kind=kind)
     return result
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from recipes.owl_nano.languages import COLORS_IN, ask_color_in
 from recipes.owl_nano.questions import something, unique_colors, unique_shapes
 from recipes.owl_nano.world import NUMBER_WORDS, PLURALS, SHAPES, Scene, Shape, article
 
@@ -94,15 +93,6 @@ def say_text(rng: random.Random, scene: Scene) -> Sentence:
     return [("The text says", False), (f"{scene.text}.", True)]
 
 
-def say_color_in_another_language(rng: random.Random, scene: Scene) -> Sentence | None:
-    code = rng.choice(tuple(COLORS_IN))
-    turn = ask_color_in(code, rng, scene)
-    if turn is None:
-        return None
-    color = next(c for c in COLORS_IN[code] if turn.answer.startswith(c))
-    return [(turn.question, False), (color, True), (".", False)]
-
-
 BUILDERS: dict[str, Builder] = {
     "color": say_color,
     "name_place": name_place,
@@ -114,7 +104,6 @@ BUILDERS: dict[str, Builder] = {
     "total": say_total,
     "name_what_is_at": name_what_is_at,
     "what_is_at": say_what_is_at,
-    "language": say_color_in_another_language,
 }
 # Shares of the directions in stage 1.
 WEIGHTS = {
