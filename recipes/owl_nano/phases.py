@@ -92,7 +92,8 @@ class Phases:
         for name, drills, schedule, directions, seed in (
             ("drills", 1.0, settings.DRILLS, (), settings.SEED),
             ("text", settings.DRILL_SHARE, settings.TEXT, (), settings.SEED),
-            ("later", settings.LATER_DRILL_SHARE, settings.LATER, LATER, settings.SEED + 1),
+            ("later1", settings.LATER_DRILL_SHARE, settings.LATER, LATER, settings.SEED + 1),
+            ("later2", settings.LATER_DRILL_SHARE, settings.LATER, LATER, settings.SEED + 2),
         ):
             curriculum.include(directions)
             folder = self.out / "language" / name
