@@ -64,4 +64,4 @@ def test_unseen_pictures_of_another_program() -> None:
     rates = evaluate(None, "blind", per_task=6, seed=7)
     right = sum(rate * count for rate, count in rates.values())
     total = sum(count for _, count in rates.values())
-    assert right / total >= 0.7, rates  # far above chance; the full table is in the recipe's README
+    assert right / total >= 0.85, rates  # the full table is in the model card
