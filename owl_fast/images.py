@@ -1,7 +1,8 @@
 """Pictures -> what the vision tower eats.
 
 Inference follows the original to the bit: resize in the picture's own mode (bicubic; Pillow takes nearest for
-palettes), then RGB, then (x / 255 - mean) / std. Training converts to RGB first, again as the original does.
+palettes), then RGB, then (x / 255 - mean) / std. Training converts to RGB first, again as the original does,
+and so does inference with the first release's models.
 Every picture is decoded by load_image, which checks its header before it spends memory on it.
 """
 
@@ -77,11 +78,13 @@ def load_image(source: object) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Pictures -> normalised float32 (3, size, size). mean and std per channel on the 0..1 scale."""
+    """Pictures -> normalised float32 (3, size, size). mean and std per channel on the 0..1 scale.
+    rgb_first: RGB before the resize, in inference too."""
 
     size: int = 224
     mean: Triple = CLIP_MEAN
     std: Triple = CLIP_STD
+    rgb_first: bool = False
 
     @classmethod
     def from_folder(cls, folder: str | Path, default_size: int = 224) -> ImageProcessor:
@@ -133,7 +136,7 @@ class ImageProcessor:
     def __call__(self, source: object, training: bool = False) -> Tensor:
         """float32 (3, size, size) of anything load_image takes. training: RGB before the resize."""
         image = load_image(source)
-        if training:
+        if training or self.rgb_first:
             image = _rgb(image)
         return self._normalise(_rgb(self._resize(image)))
 

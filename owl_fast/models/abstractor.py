@@ -24,6 +24,10 @@ class AbstractorAttention(nn.Module):
         self.dropout = config.attention_probs_dropout_prob
         self.query = Linear(width, width)
         self.key_value = Linear(width, (width, width))
+        # One learned key and value of the first release; they pass through no linear layer and no norm.
+        self.bias_k, self.bias_v = (
+            nn.Parameter(torch.empty(1, 1, width)) if config.bias_kv else None for _ in range(2)
+        )
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
         """queries (N, Q, E) and image (N, P, E), both normed -> (N, Q, E)."""
@@ -32,7 +36,13 @@ class AbstractorAttention(nn.Module):
             self.key_value(x).unflatten(-1, (2, self.num_heads, -1)) for x in (queries, image)
         )  # (N, Q | P, 2, H, D)
         dropout = self.dropout if self.training else 0.0
-        return ops.cross_attention(q, query_kv, image_kv, dropout).flatten(2)
+        return ops.cross_attention(q, query_kv, image_kv, dropout, self._extra()).flatten(2)
+
+    def _extra(self) -> Tensor | None:
+        """The learned key and value (2, H, D), if the release has them."""
+        if self.bias_k is None or self.bias_v is None:
+            return None
+        return torch.cat((self.bias_k, self.bias_v)).view(2, self.num_heads, -1)
 
 
 class AbstractorMlp(nn.Module):
