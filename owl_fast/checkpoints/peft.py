@@ -121,8 +121,7 @@ def unwrap(path: Path, infos: Mapping[str, TensorInfo]) -> tuple[dict[str, str],
     for name in infos:
         plain = name.removeprefix(PREFIX).replace(".base_layer.", ".")
         if match := _HALF.fullmatch(plain):
-            adapters.add(match["adapter"])
-            plain = f"{match['module']}.lora_{match['half']}"
+            adapters.add(match["adapter"] or "without a name")
             halves.setdefault(match["module"], {})[match["half"]] = name
         else:
             names[name] = plain
@@ -131,7 +130,7 @@ def unwrap(path: Path, infos: Mapping[str, TensorInfo]) -> tuple[dict[str, str],
         origins[plain] = name
     if len(adapters) > 1:
         raise CheckpointError(
-            f"{path}: holds updates of several adapters ({', '.join(sorted(map(str, adapters)))}); "
+            f"{path}: holds updates of several adapters ({', '.join(sorted(adapters))}); "
             "wanted one: save the state dict with a single adapter"
         )
     weights = {f"{module}.weight": pair for module, pair in halves.items()}

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,7 +152,7 @@ def _base_of(adapter: Path) -> Path:
     name = read_json(adapter / CONFIG_FILE).get("base_model_name_or_path")
     if isinstance(name, str) and name:
         for base in (adapter / name, Path(name)):
-            if base.exists() and not _is_adapter(base):
+            if base.is_file() or _holds_weights(base):
                 return base
     raise CheckpointError(
         f"{adapter}: an adapter, and its base {name!r:.120} is no model on this machine; "
@@ -213,6 +214,8 @@ def _alpha(folder: Path, updates: Mapping[str, Update], given: float | None) -> 
             raise UnsupportedError(f"{folder}: lora_alpha {given} came, but no weight has a low-rank update")
         return ALPHA
     if given is not None:
+        if not math.isfinite(given):
+            raise UnsupportedError(f"lora_alpha {given}: wanted a finite number")
         return given
     beside = folder / CONFIG_FILE
     if not beside.is_file():
