@@ -74,7 +74,8 @@ class LlamaConfig:
 class OwlConfig:
     """The three parts and the number of query tokens that join them.
 
-    first_release: text and pictures are prepared as the first release did (docs/checkpoints.md).
+    first_release: text and pictures are prepared as the first release did; video: the modules and the
+    picture preparation of the video release (docs/checkpoints.md).
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -82,6 +83,7 @@ class OwlConfig:
     llama: LlamaConfig = field(default_factory=LlamaConfig)
     num_query_tokens: int = 64
     first_release: bool = False
+    video: bool = False
 
     @property
     def image_rows(self) -> int:
@@ -109,6 +111,7 @@ class OwlConfig:
             llama=_read(LlamaConfig, llama_raw, "text_config"),
             num_query_tokens=_typed(raw.get("num_query_tokens", 64), int, "num_query_tokens"),
             first_release=_typed(raw.get("first_release", False), bool, "first_release"),
+            video=_typed(raw.get("video", False), bool, "video"),
         )
         config.validate()
         return config
@@ -125,6 +128,7 @@ class OwlConfig:
             "architectures": ["MplugOwlForConditionalGeneration"],
             "num_query_tokens": self.num_query_tokens,
             "first_release": self.first_release,
+            "video": self.video,
             "tie_word_embeddings": False,
             "use_decoder_only_language_model": True,
             "vision_config": {"model_type": "mplug_owl_vision_model", **asdict(self.vision)},

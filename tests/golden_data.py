@@ -87,6 +87,23 @@ class FirstRelease(Golden):
         return load_model(self.source(), dtype=dtype)
 
 
+@dataclass(frozen=True)
+class VideoRelease(Golden):
+    """The reference model of the video release; its inputs are made-up pixels, stored with the results."""
+
+    name: str = "video_tiny"
+
+    @functools.cached_property
+    def picture(self) -> Tensor:
+        """(3, S, S)."""
+        return self.tensors("vision")["pixel_values"][0]
+
+    @functools.cached_property
+    def frames(self) -> Tensor:
+        """(T, 3, S, S); the original puts time behind the colours."""
+        return self.tensors("vision")["video_pixel_values"][0].transpose(0, 1)
+
+
 # The model's names -> the first release's, written down a second time and the other way round.
 _FIRST_RELEASE_NAMES = (
     (r"^(vision_model\.embeddings)\.cls_token$", r"\1.class_embedding"),
@@ -103,6 +120,15 @@ def first_release_name(name: str) -> str:
     for pattern, replacement in _FIRST_RELEASE_NAMES:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def assert_same_weights(model: Owl, other: Owl) -> None:
+    """Every parameter of one is bit-equal to that of the other, and there are no more."""
+    theirs = dict(other.named_parameters())
+    assert theirs.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == theirs[name].dtype, name
+        assert torch.equal(parameter, theirs[name]), name
 
 
 def image_files() -> list[Path]:

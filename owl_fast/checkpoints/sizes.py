@@ -13,6 +13,7 @@ from owl_fast.errors import CheckpointError
 Shapes = Mapping[str, tuple[int, ...]]
 
 LLAMA_HEAD_WIDTH = 128  # of every released LLaMA
+VIDEO_MARK = "temporal_query_tokens"
 MLP = "abstractor.encoder.layers.0.crossattention.output.mlp.w1.weight"
 
 
@@ -36,6 +37,7 @@ def infer_sizes(path: Path, shapes: Shapes) -> dict[str, Any]:
     vocab, hidden = _shape(path, shapes, f"{llama}.embed_tokens.weight", 2)
     return {
         "num_query_tokens": queries[1],
+        "video": VIDEO_MARK in shapes,
         "vision_config": {
             "hidden_size": width,
             "intermediate_size": _shape(path, shapes, "vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
@@ -47,7 +49,7 @@ def infer_sizes(path: Path, shapes: Shapes) -> dict[str, Any]:
             "hidden_size": queries[2],
             "encoder_hidden_size": queries[2],
             "num_hidden_layers": _layers(shapes, "abstractor.encoder"),
-            "intermediate_size": mlp_width(path, shapes),
+            "intermediate_size": _mlp_width(path, shapes),
         },
         "text_config": {
             "vocab_size": vocab,
@@ -59,8 +61,15 @@ def infer_sizes(path: Path, shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def mlp_width(path: Path, shapes: Shapes) -> int:
-    """Width of the abstractor's MLP; the originals' configs give another number than their code builds."""
+def unread_sizes(path: Path, shapes: Shapes) -> dict[str, Any]:
+    """What the original code of the first and of the video release does not take from its config.json."""
+    return {
+        "video": VIDEO_MARK in shapes,
+        "visual_abstractor_config": {"intermediate_size": _mlp_width(path, shapes)},
+    }
+
+
+def _mlp_width(path: Path, shapes: Shapes) -> int:
     return _shape(path, shapes, MLP, 2)[0]
 
 

@@ -22,7 +22,7 @@ from owl_fast.checkpoints.folder import FORMATS, Entry, WeightFolder
 from owl_fast.checkpoints.layout import LATER, Layout
 from owl_fast.checkpoints.names import map_name
 from owl_fast.checkpoints.peft import CONFIG_FILE, LoraConfig, Update, unwrap
-from owl_fast.checkpoints.sizes import infer_sizes, mlp_width
+from owl_fast.checkpoints.sizes import VIDEO_MARK, infer_sizes, unread_sizes
 from owl_fast.checkpoints.tensorfile import PICKLED, open_tensors
 from owl_fast.config import OwlConfig, read_json
 from owl_fast.errors import CheckpointError, UnsupportedError
@@ -70,7 +70,8 @@ class Source:
                 f"{self.weights.path}: preprocessor_config.json makes pictures of {processor.size} pixels a "
                 f"side, the vision tower takes {size}"
             )
-        return replace(processor, rgb_first=self.config.first_release)
+        early = self.config.first_release or self.config.video
+        return replace(processor, rgb_first=early, crop=self.config.video)
 
 
 def open_source(
@@ -181,9 +182,8 @@ def _own_config(
             f"{layout.release} ({layout.model_type!r}); put the config there that belongs to them"
         )
     sections = layout.sections(raw)
-    if layout is FIRST:
-        width = {"intermediate_size": mlp_width(path, shapes)}
-        sections = _overlay(sections, {"visual_abstractor_config": width})
+    if layout is FIRST or (VIDEO_MARK in shapes and "video" not in raw):
+        sections = _overlay(sections, unread_sizes(path, shapes))
     return beside, sections
 
 

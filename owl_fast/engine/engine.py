@@ -66,7 +66,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_context = min(max_context, model.config.llama.max_position_embeddings)
         self.max_batch = max_batch
-        self._reader = InputReader(tokenizer, processor, model.config.image_rows)
+        self._reader = InputReader(tokenizer, processor, model.config.image_rows, model.config.video)
         cache = KVCache(
             model.config.llama, max_batch * blocks_for(self.max_context), model.dtype, model.device
         )
@@ -176,9 +176,10 @@ class Engine:
         return Stream(self._loop, request)
 
     def encode_images(self, images: Sequence[object]) -> Tensor:
-        """(n, image_rows, hidden): the rows that stand for each picture in the language model's input."""
+        """(n, image_rows, hidden): the rows that stand for each picture (or video.Video) in the language
+        model's input."""
         pixels = self._reader.pixels(images)
-        if pixels is None:
+        if not pixels:
             shape = (0, self.config.image_rows, self.config.llama.hidden_size)
             return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)
         # A clone made here is an ordinary tensor, free to take part in training.

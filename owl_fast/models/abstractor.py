@@ -104,15 +104,30 @@ class AbstractorEncoder(nn.Module):
 
 
 class Abstractor(nn.Module):
-    """Queries (1, Q, E) and image features (N, P, E) -> rows (N, Q + 1, H_llm); the last is vit_eos."""
+    """Queries (1, Q, E) and image features (N, P, E) -> rows (N, Q + 1, H_llm); the last is vit_eos.
 
-    def __init__(self, config: AbstractorConfig, output_width: int) -> None:
+    A video comes with the features of all its frames in a row and with 2 Q queries, of which each row of the
+    result takes one of either half.
+    """
+
+    def __init__(self, config: AbstractorConfig, output_width: int, video: bool = False) -> None:
         super().__init__()
         self.encoder = AbstractorEncoder(config)
         self.visual_fc = Linear(config.hidden_size, output_width)
+        self.temporal_visual_fc = Linear(config.hidden_size, output_width) if video else None
         self.vit_eos = nn.Parameter(torch.empty(1, 1, output_width))
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        count = len(image)
-        rows = self.visual_fc(self.encoder(queries.expand(count, -1, -1), image))
-        return torch.cat((rows, self.vit_eos.expand(count, -1, -1)), dim=1)
+        return self._with_end(self.visual_fc(self._gather(queries, image)))
+
+    def forward_videos(self, queries: Tensor, frames: Tensor) -> Tensor:
+        """Queries (1, 2 Q, E) and features (N, T * P, E) -> rows (N, Q + 1, H_llm)."""
+        assert self.temporal_visual_fc is not None
+        of_pictures, of_time = self._gather(queries, frames).chunk(2, dim=1)  # (N, Q, E) each
+        return self._with_end(self.visual_fc(of_pictures) + self.temporal_visual_fc(of_time))
+
+    def _gather(self, queries: Tensor, features: Tensor) -> Tensor:
+        return self.encoder(queries.expand(len(features), -1, -1), features)
+
+    def _with_end(self, rows: Tensor) -> Tensor:
+        return torch.cat((rows, self.vit_eos.expand(len(rows), -1, -1)), dim=1)

@@ -16,19 +16,13 @@ from owl_fast.checkpoints import load_model, open_source, save_model
 from owl_fast.checkpoints.first_release import FIRST, MARK
 from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
 from owl_fast.errors import CheckpointError, UnsupportedError
-from owl_fast.models.owl import Owl
-from tests.golden_data import FirstRelease, first_release_name
+from tests.golden_data import FirstRelease, assert_same_weights, first_release_name
 
 GOLDEN = FirstRelease()
 TENSORS = read_tensors(GOLDEN.checkpoint)
 DROPPED = ("position_ids", "inv_freq")
 QUERY = "vision_model.encoder.layers.1.self_attn.q_proj.bias"
 EXTRA = "abstractor.encoder.layers.0.crossattention.attention.bias_k"
-
-
-def assert_same_weights(model: Owl, other: Owl) -> None:
-    theirs = dict(other.named_parameters())
-    assert all(torch.equal(parameter, theirs[name]) for name, parameter in model.named_parameters())
 
 
 def written(folder: Path, **changes: Tensor | None) -> Path:

@@ -22,8 +22,7 @@ from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
 from owl_fast.checkpoints.writer import whole_folder
 from owl_fast.config import OwlConfig
 from owl_fast.errors import CheckpointError, UnsupportedError
-from owl_fast.models.owl import Owl
-from tests.golden_data import first_release_name
+from tests.golden_data import assert_same_weights, first_release_name
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = [GOLDEN / "tiny/checkpoint", GOLDEN / "micro/checkpoint", GOLDEN / "micro/checkpoint_safetensors"]
@@ -34,13 +33,6 @@ INV_FREQ = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
 def file_tensors(folder: Path) -> dict[str, Tensor]:
     files = [*folder.glob("*.bin"), *folder.glob("*.safetensors")]
     return {name: tensor for file in files for name, tensor in read_tensors(file).items()}
-
-
-def assert_bit_equal(model: Owl, other: Owl) -> None:
-    theirs = dict(other.named_parameters())
-    for name, parameter in model.named_parameters():
-        assert parameter.dtype == theirs[name].dtype
-        assert torch.equal(parameter, theirs[name]), name
 
 
 @pytest.fixture
@@ -114,7 +106,7 @@ def test_save_and_load_is_bit_equal(
     assert (len(files) == 1) == (shard_bytes == 1 << 30)
     back = load_model(tmp_path / "out")
     assert back.config == model.config
-    assert_bit_equal(model, back)
+    assert_same_weights(model, back)
 
 
 def test_saved_names_and_values_are_the_released_ones(tmp_path: Path) -> None:

@@ -12,19 +12,13 @@ import torch
 from owl_fast.checkpoints import load_model, open_source
 from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
 from owl_fast.errors import CheckpointError, OwlError
-from owl_fast.models.owl import Owl
-from tests.golden_data import Golden
+from tests.golden_data import Golden, assert_same_weights
 
 GOLDEN = Golden("micro")
 MICRO = GOLDEN.checkpoint
 # What the tensors tell.
 SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "image_size", "patch_size"}
 SIZES |= {"encoder_hidden_size"}
-
-
-def assert_same_weights(model: Owl, other: Owl) -> None:
-    theirs = dict(other.named_parameters())
-    assert all(torch.equal(parameter, theirs[name]) for name, parameter in model.named_parameters())
 
 
 @pytest.fixture(scope="module")
