@@ -92,21 +92,14 @@ def _opened(source: object) -> Iterator[tuple[BinaryIO, str]]:
         raise ImageError("a URL came where a video was wanted; download it and pass the path or the bytes")
     if isinstance(source, (str, Path)):
         label = f"{str(source)!r:.200}"
-        try:
-            path = Path(source)
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise ImageError(f"{label}: not a regular file")
-            file = path.open("rb")
-        except (OSError, ValueError) as error:
-            if isinstance(error, ImageError):
-                raise
-            reason = "no such file" if isinstance(error, FileNotFoundError) else "cannot be read"
-            raise ImageError(f"{label}: {reason}") from None
-        with file:
+        with _open_path(Path(source), label) as file:
             yield file, label
         return
     if hasattr(source, "read"):
-        source = source.read(MAX_BYTES + 1)
+        try:
+            source = source.read(MAX_BYTES + 1)
+        except (OSError, ValueError):
+            raise ImageError("the file object cannot be read; open it for reading in binary mode") from None
     if not isinstance(source, (bytes, bytearray, memoryview)):
         raise ImageError(
             f"a {type(source).__name__} is no video; wanted a path, bytes, a binary file, a list of pictures "
@@ -115,6 +108,19 @@ def _opened(source: object) -> Iterator[tuple[BinaryIO, str]]:
     if len(source) > MAX_BYTES:
         raise ImageError(f"video of more than {MAX_BYTES >> 20} MiB in memory; pass a path")
     yield io.BytesIO(source), f"video of {len(source)} bytes"
+
+
+def _open_path(path: Path, label: str) -> BinaryIO:
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)  # before opening: a pipe would wait for its writer
+        file = path.open("rb") if regular else None
+    except FileNotFoundError:
+        raise ImageError(f"{label}: no such file") from None
+    except (OSError, ValueError):
+        raise ImageError(f"{label}: cannot be read") from None
+    if file is None:
+        raise ImageError(f"{label}: not a regular file")
+    return file
 
 
 def _read(file: BinaryIO, label: str, count: int) -> Sequence[Image.Image]:

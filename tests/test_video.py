@@ -69,6 +69,12 @@ def sound() -> bytes:
     return buffer.getvalue()
 
 
+def closed() -> io.BytesIO:
+    file = io.BytesIO(b"x")
+    file.close()
+    return file
+
+
 def test_frames_are_chosen_by_the_originals_rule() -> None:
     rule = json.loads(GOLDEN.read_text())["frame_index_rule"]
     assert len(rule) == 4
@@ -149,6 +155,7 @@ def test_broken_videos_are_refused(kind: str, tmp_path: Path) -> None:
         (np.zeros((4, 4, 3), np.uint8), r"frames of shape \(4, 4, 3\): wanted uint8 \(T, H, W, 3\)"),
         (7, "a int is no video"),
         (io.StringIO("x"), "a str is no video"),
+        (closed(), "cannot be read; open it"),
         ("nowhere.mp4", "no such file"),
         (".", "not a regular file"),
         ("a\0b", "cannot be read"),
@@ -161,6 +168,7 @@ def test_broken_videos_are_refused(kind: str, tmp_path: Path) -> None:
         "one picture",
         "number",
         "text",
+        "closed",
         "absent",
         "folder",
         "nul",

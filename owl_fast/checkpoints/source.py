@@ -204,7 +204,11 @@ def _read_config(told_by: Path, raw: dict[str, Any]) -> OwlConfig:
         return OwlConfig.from_dict(raw)
     except (CheckpointError, UnsupportedError) as error:
         reason = str(error).removeprefix("config.json: ")
-        hint = "" if told_by.name == "config.json" else "; tell what the file cannot with config="
+        hint = (
+            ""
+            if told_by.name == "config.json"
+            else "; tell it with vision_heads=, abstractor_heads= or config="
+        )
         raise type(error)(f"{told_by}: {reason}{hint}") from None
 
 
