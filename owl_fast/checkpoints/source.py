@@ -204,12 +204,9 @@ def _read_config(told_by: Path, raw: dict[str, Any]) -> OwlConfig:
         return OwlConfig.from_dict(raw)
     except (CheckpointError, UnsupportedError) as error:
         reason = str(error).removeprefix("config.json: ")
-        hint = (
-            ""
-            if told_by.name == "config.json"
-            else "; tell it with vision_heads=, abstractor_heads= or config="
-        )
-        raise type(error)(f"{told_by}: {reason}{hint}") from None
+        if told_by.name != "config.json":
+            reason += "; tell it with vision_heads=, abstractor_heads= or config="
+        raise type(error)(f"{told_by}: {reason}") from None
 
 
 def _alpha(folder: Path, updates: Mapping[str, Update], given: float | None) -> float:
