@@ -7,7 +7,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from owl_fast.engine.loop import output
 from owl_fast.engine.request import Request
 from owl_fast.engine.sampling import SamplingParams
 from tests.engine.fakes import BOS, VOCAB, FakeRunner, expected, make_loop, make_request, run_to_end
@@ -132,11 +131,11 @@ def test_numbers_that_are_not_finite_end_their_request_only() -> None:
     for request in (well, ill):
         loop.submit(request)
     run_to_end(loop, well, ill)
-    result = output(ill)
+    result = ill.output
     assert result.finish_reason == "error"
     assert result.token_ids == answer
     assert "not finite" in (result.error or "")
-    assert output(well).token_ids == expected([BOS, 5], well.params)
+    assert well.output.token_ids == expected([BOS, 5], well.params)
     assert loop.scheduler.allocator.free_blocks == loop.scheduler.allocator.num_blocks
 
 
