@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from owl_fast.engine.request import Request
 from owl_fast.engine.sampling import SamplingParams
+from owl_fast.lora import Adapter, LoraConfig
 from tests.engine.fakes import BOS, VOCAB, FakeRunner, expected, make_loop, make_request, run_to_end
 
 PARAMS = (
@@ -19,6 +20,7 @@ PARAMS = (
     SamplingParams(max_tokens=6, beams=3, no_repeat_ngram=2, early_stopping=True),
     SamplingParams(max_tokens=5, beams=2, length_penalty=0.5),
 )
+ADAPTERS = (None, None, Adapter(LoraConfig(), {}, {}), Adapter(LoraConfig(), {}, {}))
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=0, max_size=18).map(lambda ids: [BOS, *ids])
 
 
@@ -28,9 +30,9 @@ class LoopMachine(RuleBasedStateMachine):
         self.loop = make_loop()
         self.requests: list[Request] = []
 
-    @rule(prompt=prompts, params=st.sampled_from(PARAMS))
-    def add(self, prompt: list[int], params: SamplingParams) -> None:
-        self.requests.append(make_request(prompt, params))
+    @rule(prompt=prompts, params=st.sampled_from(PARAMS), adapter=st.sampled_from(ADAPTERS))
+    def add(self, prompt: list[int], params: SamplingParams, adapter: Adapter | None) -> None:
+        self.requests.append(make_request(prompt, params, adapter))
         self.loop.submit(self.requests[-1])
 
     @rule()
@@ -104,6 +106,20 @@ def test_requests_start_in_order_of_arrival_and_only_when_they_fit() -> None:
     loop.step()
     assert loop.scheduler.running == [large]
     run_to_end(loop, large, larger, small)
+
+
+def test_another_adapter_waits_and_nobody_overtakes_it() -> None:
+    loop = make_loop()
+    adapter = Adapter(LoraConfig(), {}, {})
+    first, second, third = (make_request([BOS, 5], adapter=name) for name in (None, adapter, None))
+    for request in (first, second, third):
+        loop.submit(request)
+    loop.step()
+    assert loop.scheduler.running == [first]
+    run_to_end(loop, first)
+    loop.step()
+    assert loop.scheduler.running == [second]
+    run_to_end(loop, second, third)
 
 
 def test_running_answers_go_on_while_a_long_prompt_is_computed_in_chunks() -> None:
