@@ -32,6 +32,7 @@ from owl_fast.engine.scheduler import Scheduler
 from owl_fast.engine.stream import Stream
 from owl_fast.errors import CheckpointError, ParameterError, PromptError
 from owl_fast.fetch import Fetcher
+from owl_fast.hub import local_path
 from owl_fast.images import ImageProcessor
 from owl_fast.models.owl import Owl
 from owl_fast.prompts import Message
@@ -98,7 +99,7 @@ class Engine:
         allow_urls: Collection[str] = (),
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
-        """Load a folder in Hugging Face layout; without a path the bundled owl-nano.
+        """Load a folder in Hugging Face layout, or its id on the hub; without a path the bundled owl-nano.
 
         device: "auto" takes CUDA where there is one. dtype: fp32, bf16, fp16 or a torch dtype; "auto" is
         bf16 on CUDA (fp16 on GPUs without it), on a CPU fp32, or bf16 from a billion weights on.
@@ -106,7 +107,7 @@ class Engine:
         from which pictures may be fetched (fetch.py), none unless said. progress(bytes done, bytes in all) is
         called while loading.
         """
-        folder = BUNDLED if path is None else Path(path)
+        folder = BUNDLED if path is None else local_path(path)
         if path is None and not folder.is_dir():
             raise CheckpointError(
                 "the bundled model owl-nano is not in this installation; give a model folder"
@@ -253,7 +254,7 @@ class Engine:
         return self._adapters.names
 
     def load_adapter(self, name: str, folder: str | Path, *, check_base: bool = True) -> None:
-        """Read a LoRA adapter, to be asked for by its name.
+        """Read a LoRA adapter from a folder or the hub, to be asked for by its name.
 
         Requests of one adapter run together, those of different ones in turn. CheckpointError when the folder
         does not fit the model, or, with check_base, says that it was trained on another one.
