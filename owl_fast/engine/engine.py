@@ -71,6 +71,7 @@ class Engine:
         self.config: OwlConfig = model.config
         self.model = model
         self.tokenizer = tokenizer
+        self.processor = processor
         self.max_context = min(max_context, model.config.llama.max_position_embeddings)
         self.max_batch = max_batch
         self._source = source
@@ -285,7 +286,7 @@ class Engine:
                 format=format,
                 side_files=self._source,
                 tokenizer=self.tokenizer.model_bytes,
-                preprocessor=self._reader.processor.to_dict(),
+                preprocessor=self.processor.to_dict(),
                 change=None if chosen is None else chosen.merged,
             )
 

@@ -92,9 +92,12 @@ def activation_bytes(config: OwlConfig, dtype: torch.dtype, scheduler: Scheduler
     llama, vision = config.llama, config.vision
     rows = min(scheduler.step_tokens, scheduler.max_batch * context)
     kv = llama.num_key_value_heads * llama.head_dim
-    mlp = rows * (2 * llama.hidden_size + 4 * llama.intermediate_size)  # residual, normed, gate | up, SwiGLU
-    # Residual, normed, q | k | v before and after the rotation, the result; keys and values of one sequence.
-    attention = rows * (5 * llama.hidden_size + 4 * kv) + 2 * context * kv
+    # Held all the while: the embedded rows, the layer's input, and one normed copy. Then in turn: the residual,
+    # gate | up and the two factors of SwiGLU; or q | k | v, q and k rotated, the answer and its parts, and the
+    # keys and values of one sequence.
+    held = 3 * llama.hidden_size
+    mlp = rows * (held + llama.hidden_size + 4 * llama.intermediate_size)
+    attention = rows * (held + 4 * llama.hidden_size + 3 * kv) + 2 * context * kv
     patches = vision.num_patches + 1
     picture = patches * (2 * vision.hidden_size + 3 * vision.intermediate_size)
     logits = (
