@@ -92,8 +92,8 @@ def activation_bytes(config: OwlConfig, dtype: torch.dtype, scheduler: Scheduler
     llama, vision = config.llama, config.vision
     rows = min(scheduler.step_tokens, scheduler.max_batch * context)
     kv = llama.num_key_value_heads * llama.head_dim
-    # Held all the while: the embedded rows, the layer's input, and one normed copy. Then in turn: the residual,
-    # gate | up and the two factors of SwiGLU; or q | k | v, q and k rotated, the answer and its parts, and the
+    # Held all the while: the embedded rows, the layer's input, one normed copy. Then in turn: the residual,
+    # gate | up and the factors of SwiGLU; or q | k | v, q and k rotated, the answer and its parts, and the
     # keys and values of one sequence.
     held = 3 * llama.hidden_size
     mlp = rows * (held + llama.hidden_size + 4 * llama.intermediate_size)
