@@ -35,7 +35,7 @@ class Assistant:
 
 def main(model: str | None = None) -> None:
     assistant = Assistant(model)
-    users = {
+    users: dict[str, list[tuple[str, Path | None]]] = {
         "ada": [("What color is the star?", PICTURES / "scene.png"), ("Where is the circle?", None)],
         "bob": [("What color is the heart?", PICTURES / "two.png")],
         "eve": [("What is this?", PICTURES / "missing.png")],

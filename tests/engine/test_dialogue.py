@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from owl_fast import Chat, Engine
+from owl_fast.engine.inputs import InputReader
 from owl_fast.errors import ContextLengthError, DataError, ImageError, ParameterError
 from tests.golden_data import Golden, image_files
 
@@ -107,12 +108,14 @@ def test_a_file_brings_the_conversation_back(engine: Engine, chat: Chat, tmp_pat
 def test_a_url_is_fetched_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[str] = []
 
-    def fetch(url: str) -> bytes:
-        fetched.append(url)
-        return IMAGES[0].read_bytes()
+    def fetch(reader: InputReader, picture: object) -> object:
+        if str(picture).startswith("https:"):
+            fetched.append(str(picture))
+            return IMAGES[0].read_bytes()
+        return picture
 
+    monkeypatch.setattr(InputReader, "load", fetch)
     chat = engine.chat(max_tokens=3)
-    monkeypatch.setattr(chat, "_load", fetch)
     chat("what?", ["https://example.org/a.png"])
     chat("and?")
     assert fetched == ["https://example.org/a.png"]
