@@ -84,7 +84,7 @@ class Fetcher:
             host, target = self._split(url)
             return _fetch(host, target)
         except (OSError, http.client.HTTPException, _Refused, UnicodeError) as error:
-            logger.warning("not fetched: %.80r: %s %.200r", url, type(error).__name__, str(error))
+            logger.info("not fetched: %.80r: %s %.200r", url, type(error).__name__, str(error))
         raise ImageError(FAILED)
 
     def _split(self, url: str) -> tuple[str, str]:

@@ -103,35 +103,31 @@ def spellings(port: int) -> list[str]:
     return [form.format(host, port) for host in PRIVATE for form in forms] + list(TRICKS)
 
 
-def test_no_spelling_reaches_the_loopback(
-    canary: Canary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_spelling_reaches_the_loopback(canary: Canary, monkeypatch: pytest.MonkeyPatch) -> None:
     urls = spellings(canary.port)
     assert len(urls) == len(set(urls)) >= 200
     # Any dialling at all would be seen, and every name that gets so far as to be resolved is the loopback's.
     monkeypatch.setattr(fetch, "_connect", lambda a, t: socket.create_connection(("127.0.0.1", canary.port)))
     monkeypatch.setattr(fetch, "_addresses", lambda host: ["127.0.0.1"])
     anywhere, named = Fetcher(["*"]), Fetcher([HOST])
-    with caplog.at_level(logging.CRITICAL):
-        for url in urls:
-            for fetcher in (anywhere, named):
-                with pytest.raises(ImageError) as caught:
-                    fetcher(url)
-                assert str(caught.value) == FAILED
+    for url in urls:
+        for fetcher in (anywhere, named):
+            with pytest.raises(ImageError) as caught:
+                fetcher(url)
+            assert str(caught.value) == FAILED
     assert canary.visits == 0
 
 
 def test_no_spelling_gets_past_the_reader_of_pictures(
-    canary: Canary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    canary: Canary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As an engine reads them: what does not look like a URL is a path, and no such file."""
     monkeypatch.setattr(fetch, "_connect", lambda a, t: socket.create_connection(("127.0.0.1", canary.port)))
     monkeypatch.setattr(fetch, "_addresses", lambda host: ["127.0.0.1"])
     reader = InputReader(None, ImageProcessor(16), 65, Fetcher(["*"]))  # type: ignore[arg-type]
-    with caplog.at_level(logging.CRITICAL):
-        for url in spellings(canary.port):
-            with pytest.raises(ImageError):
-                reader.pixels([url])
+    for url in spellings(canary.port):
+        with pytest.raises(ImageError):
+            reader.pixels([url])
     assert canary.visits == 0
 
 
@@ -404,6 +400,7 @@ def test_a_certificate_of_another_name_is_refused(web: Web) -> None:
 
 
 def test_the_log_says_why_and_cannot_be_forged(web: Web, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     with pytest.raises(ImageError):
         Fetcher([HOST])("https://x.org/\r\nowl_fast: all is well")
     web.behave = reply(status="404 Not Found")
