@@ -96,10 +96,7 @@ def _opened(source: object) -> Iterator[tuple[BinaryIO, str]]:
             yield file, label
         return
     if hasattr(source, "read"):
-        try:
-            source = source.read(MAX_BYTES + 1)
-        except (OSError, ValueError):
-            raise ImageError("the file object cannot be read; open it for reading in binary mode") from None
+        source = read_video(source)
     if not isinstance(source, (bytes, bytearray, memoryview)):
         raise ImageError(
             f"a {type(source).__name__} is no video; wanted a path, bytes, a binary file, a list of pictures "
@@ -108,6 +105,14 @@ def _opened(source: object) -> Iterator[tuple[BinaryIO, str]]:
     if len(source) > MAX_BYTES:
         raise ImageError(f"video of more than {MAX_BYTES >> 20} MiB in memory; pass a path")
     yield io.BytesIO(source), f"video of {len(source)} bytes"
+
+
+def read_video(file: Any) -> object:
+    """What is in an open file, up to a byte more than is taken."""
+    try:
+        return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError):
+        raise ImageError("the file object cannot be read; open it for reading in binary mode") from None
 
 
 def _open_path(path: Path, label: str) -> BinaryIO:

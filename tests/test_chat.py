@@ -161,7 +161,7 @@ def test_help_shows_examples(capfd: pytest.CaptureFixture[str]) -> None:
 def test_the_bundled_model_says_once_what_it_is(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("owl_fast.engine.engine.BUNDLED", Golden("micro").checkpoint)
+    monkeypatch.setattr("owl_fast.engine.opening.BUNDLED", Golden("micro").checkpoint)
     assert chat.main(["-p", "hello", "--max-tokens", "2"]) == 0
     err = capfd.readouterr().err
     assert err.count("demonstration") == 1

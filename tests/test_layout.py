@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("kernels",),
     ("config", "errors", "native", "ops"),
-    ("checkpoints", "images", "lora", "models", "prompts", "quantization", "tokenizer", "video"),
+    (
+        *("checkpoints", "conversation", "fetch", "hub", "images", "lora", "models", "prompts"),
+        *("quantization", "tokenizer", "video"),
+    ),
     ("engine", "evaluation", "serving", "training"),
     ("chat", "cli", "compat", "data", "doctor", "evaluate", "quantize", "serve", "train"),
     ("benchmarks", "export", "recipes"),
@@ -37,6 +40,7 @@ EXTERNAL = {
     "chat": INFERENCE | {"prompt_toolkit", "rich"},
     "data": INFERENCE | {"rich"},
     "doctor": INFERENCE | {"rich"},
+    "hub": {"huggingface_hub"},
     "video": INFERENCE | {"av"},
     "training": INFERENCE | {"matplotlib", "pyarrow", "rich"},
     "serving": INFERENCE | {"fastapi", "prometheus_client", "ray", "starlette", "uvicorn"},

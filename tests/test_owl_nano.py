@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from owl_fast import Engine
-from owl_fast.engine.engine import BUNDLED
+from owl_fast.engine.opening import BUNDLED
 from recipes.owl_nano.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -94,7 +94,7 @@ def open_source(
     path, adapter = Path(path), None
     if _is_adapter(path):
         path, adapter = _base_of(path), path
-    weights = _open_weights(path)
+    weights = open_weights(path)
     names, updates = unwrap(path, {name: entry.info for name, entry in weights.entries.items()})
     layout = FIRST if MARK in names.values() else LATER
     targets = {name: map_name(layout.names, plain) for name, plain in names.items()}
@@ -125,7 +125,7 @@ def open_source(
 # --- which files ------------------------------------------------------------------------------------------
 
 
-def _open_weights(path: Path) -> WeightFolder:
+def open_weights(path: Path) -> WeightFolder:
     """The weights of a folder, or of one file taken by itself."""
     if path.is_file():
         with open_tensors(path) as opened:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owl_fast.errors import PromptError, UnsupportedError
+from owl_fast.errors import ImageError, PromptError, UnsupportedError
+from owl_fast.fetch import Fetcher
 from owl_fast.images import ImageProcessor
 from owl_fast.prompts import (
     IMAGE_TEXT,
@@ -32,10 +33,11 @@ PromptItem = str | Mapping[str, Any]
 @dataclass(frozen=True)
 class PreparedPrompt:
     """ids with IMAGE_ID where rows of pictures and videos stand; pixels of each in order: (3, S, S), or
-    (T, 3, S, S) of a video."""
+    (T, 3, S, S) of a video; the name of the adapter asked for, None when none was named."""
 
     ids: list[int]
     pixels: list[Tensor]
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,12 @@ class InputReader:
     tokenizer: Tokenizer
     processor: ImageProcessor
     image_rows: int
+    fetcher: Fetcher
     videos: bool = False
 
-    def read(self, prompt: Prompt, images: Sequence[object] | None = None) -> PreparedPrompt:
+    def read(
+        self, prompt: Prompt, images: Sequence[object] | None = None, adapter: str | None = None
+    ) -> PreparedPrompt:
         """A raw prompt with its pictures, or messages that carry theirs."""
         if isinstance(prompt, str):
             pieces, pictures = raw_pieces(prompt, self.videos), list(_as_list(images))
@@ -67,32 +72,43 @@ class InputReader:
             pieces, pictures = chat_pieces(prompt)
             if not self.videos:
                 pieces, pictures = spread_videos(pieces, pictures)
-        return PreparedPrompt(encode(pieces, self.tokenizer, self.image_rows), self.pixels(pictures))
+        ids = encode(pieces, self.tokenizer, self.image_rows)
+        return PreparedPrompt(ids, self.pixels(pictures), adapter)
 
-    def read_item(self, item: PromptItem, index: int) -> PreparedPrompt:
-        """One entry of a list of requests: a raw prompt, {"prompt", "images"} or {"messages"}."""
+    def read_item(self, item: PromptItem, index: int, adapter: str | None = None) -> PreparedPrompt:
+        """One entry of a list of requests: a raw prompt, {"prompt", "images"} or {"messages"}, each dict with
+        an "adapter" if it wants one of its own."""
         if isinstance(item, str):
-            return self.read(item)
+            return self.read(item, adapter=adapter)
         if not isinstance(item, Mapping):
             raise PromptError(f"request {index}: a {type(item).__name__} came; wanted a prompt or a dict")
-        if item.get("adapter") is not None:
-            raise UnsupportedError(
-                f"request {index}: adapters by name are not supported; load one with adapter="
-            )
         unknown = item.keys() - {"prompt", "messages", "images", "adapter"}
         if unknown or ("prompt" in item) == ("messages" in item):
             raise PromptError(
                 f"request {index}: keys {sorted(map(str, item))}; "
-                'wanted {"prompt", "images"} or {"messages"}'
+                'wanted {"prompt", "images"} or {"messages"}, and "adapter" if one is meant'
             )
+        prompt = item["prompt"] if "prompt" in item else item["messages"]
+        own = item.get("adapter")
         try:
-            return self.read(item["prompt"] if "prompt" in item else item["messages"], item.get("images"))
-        except PromptError as error:
+            return self.read(prompt, item.get("images"), adapter if own is None else own)
+        except (PromptError, ImageError) as error:
             raise type(error)(f"request {index}: {error}") from None
 
     def pixels(self, pictures: Sequence[object]) -> list[Tensor]:
         """float32 (3, S, S) of each picture, (T, 3, S, S) of each video."""
-        return [self._pixels(picture) for picture in pictures]
+        return [self._pixels(self.load(picture)) for picture in pictures]
+
+    def load(self, picture: object) -> object:
+        """The picture itself where a URL came, anything else as it is."""
+        if isinstance(picture, str) and picture.lower().startswith(("http:", "https:")):
+            if not self.fetcher.hosts:
+                raise ImageError(
+                    "a URL came where a picture was wanted, and none is fetched unless its host is named in "
+                    'Engine.from_pretrained(..., allow_urls=["HOST"]); or pass the path or the bytes'
+                )
+            return self.fetcher(picture)
+        return picture
 
     def _pixels(self, picture: object) -> Tensor:
         if not isinstance(picture, Video):

@@ -1,0 +1,68 @@
+"""A conversation that remembers itself: Engine.chat gives one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from owl_fast.conversation import Conversation, user_message
+from owl_fast.engine.loop import Loop
+from owl_fast.engine.making import RequestMaker
+from owl_fast.engine.outputs import Output
+from owl_fast.engine.sampling import SamplingParams
+from owl_fast.engine.stream import Stream
+
+
+class Chat:
+    """Call it with a text and pictures; it answers with all that was said before in mind.
+
+    history is the list of messages, open to change. A question that fails leaves it as it was.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        make: RequestMaker,
+        conversation: Conversation,
+        params: SamplingParams,
+        adapter: str | None,
+    ) -> None:
+        self._loop, self._make = loop, make
+        self._conversation = conversation
+        self._params, self._adapter = params, adapter
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return self._conversation.messages
+
+    def __call__(self, text: str, images: Sequence[object] = (), **options: Any) -> Output:
+        """The answer to one more message; options are fields of SamplingParams."""
+        stream = self.stream(text, images, **options)
+        for _ in stream:
+            pass
+        return stream.output
+
+    def stream(self, text: str, images: Sequence[object] = (), **options: Any) -> Stream:
+        """The same answer as it comes. It enters the history when it is read to its end; a cancelled one too,
+        as far as it went."""
+        # A URL is fetched here, once, and not at every turn.
+        message = user_message(text, [self._make.reader.load(image) for image in images])
+        request = self._make.read([*self.history, message], self._params, None, self._adapter, options)
+        return Stream(self._loop, request, lambda output: self._conversation.add(message, output.text))
+
+    def undo(self) -> dict[str, Any] | None:
+        """Take back the last question with its answer; returns the question, if there was one."""
+        return self._conversation.undo()
+
+    def clear(self) -> None:
+        """Forget all but the system message."""
+        self._conversation.clear()
+
+    def save(self, path: str | Path, *, embed: bool = False) -> None:
+        """Write the history as JSON (owl_fast.conversation); embed: with the pictures that came as paths."""
+        self._conversation.save(path, embed=embed)
+
+    def load(self, path: str | Path) -> None:
+        """Go on with the history of such a file."""
+        self._conversation = Conversation.load(path)
