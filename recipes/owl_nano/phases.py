@@ -48,8 +48,6 @@ RESULTS = {
 # Phases that several processes share; the others run in one.
 SHARED = ("pictures", "warmup", "language", "stage1", "stage2", "ablation")
 ON_REQUEST = ("ablation",)
-
-
 GATE = 0.97  # exact answers in text alone, of every kind
 
 
