@@ -63,7 +63,7 @@ class Engine:
         llama, pieces = model.config.llama, tokenizer.vocab_size
         if pieces > llama.vocab_size:
             raise CheckpointError(
-                f"the tokenizer has {pieces} pieces, the model {llama.vocab_size} rows: not of one kind"
+                f"a tokenizer of {pieces} pieces does not belong to a model of {llama.vocab_size} rows"
             )
         self.config: OwlConfig = model.config
         self.model = model
