@@ -1,0 +1,107 @@
+"""What is typed, read with prompt_toolkit: editing over several lines, history, completion, a status line.
+
+Enter sends; Alt-Enter, or any Enter inside a block begun with three quotes, starts a new line. What is pasted
+arrives as one text: through the terminal's bracketed paste, or, where it has none, because more keys wait
+behind an Enter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.history import History as PromptHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding.key_processor import KeyPress
+from prompt_toolkit.keys import Keys
+from prompt_toolkit.styles import Style
+
+from owl_fast.chat.completion import Completion as Offers
+from owl_fast.chat.entry import CONTINUATION, PROMPT, in_block
+from owl_fast.chat.history import History
+from owl_fast.chat.text import safe
+
+STYLE = Style.from_dict({"prompt": "bold ansicyan", "bottom-toolbar": "noreverse ansibrightblack"})
+
+
+class Keyboard:
+    """status: the line below the input, asked anew at each key."""
+
+    def __init__(self, offers: Offers, history: History, status: Callable[[], str]) -> None:
+        self._status = status
+        self._session: PromptSession[str] = PromptSession(
+            multiline=True,
+            key_bindings=_bindings(),
+            completer=_Completer(offers),
+            complete_while_typing=True,
+            history=_Shown(history),
+            prompt_continuation=CONTINUATION,
+            bottom_toolbar=self._toolbar,
+            style=STYLE,
+            enable_suspend=True,
+        )
+
+    def read(self, draft: str = "") -> str:
+        """The next entry, which begins with `draft`; EOFError for Ctrl-D, KeyboardInterrupt for Ctrl-C, both
+        at an empty prompt."""
+        return self._session.prompt(FormattedText([("class:prompt", PROMPT)]), default=draft)
+
+    def _toolbar(self) -> FormattedText:
+        return FormattedText([("", safe(self._status()))])
+
+
+class _Shown(PromptHistory):
+    """Our history as prompt_toolkit reads it: newest first."""
+
+    def __init__(self, history: History) -> None:
+        super().__init__()
+        self._ours = history
+
+    def load_history_strings(self) -> Iterable[str]:
+        return reversed(self._ours.entries)
+
+    def store_string(self, string: str) -> None:
+        self._ours.add(string)
+
+
+class _Completer(Completer):
+    def __init__(self, offers: Offers) -> None:
+        self._offers = offers
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        replaced, texts = self._offers(document.text_before_cursor)
+        return [Completion(text, start_position=-len(replaced)) for text in texts]
+
+
+def _bindings() -> KeyBindings:
+    bindings = KeyBindings()
+
+    @bindings.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if in_block(buffer.text) or any(map(_is_typed, event.key_processor.input_queue)):
+            buffer.newline(copy_margin=False)
+        else:
+            buffer.validate_and_handle()
+
+    @bindings.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    @bindings.add("c-c")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.text:
+            buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
+
+    return bindings
+
+
+def _is_typed(key: KeyPress) -> bool:
+    """Text or an Enter, not a terminal's answer or prompt_toolkit's own mark."""
+    return key.key == Keys.Enter or (key.data.isprintable() and key.data != "_Flush")

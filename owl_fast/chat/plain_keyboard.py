@@ -1,0 +1,63 @@
+"""What is typed, read line by line without redrawing: for --plain and for terminals that can do no more."""
+
+from __future__ import annotations
+
+import readline
+import sys
+
+from owl_fast.chat.completion import Completion
+from owl_fast.chat.entry import CONTINUATION, PROMPT, in_block
+from owl_fast.chat.history import History
+
+
+class PlainKeyboard:
+    def __init__(self, offers: Completion, history: History) -> None:
+        self._offers, self._history = offers, history
+        self._found: list[str] = []
+        readline.set_completer(self._complete)
+        readline.set_completer_delims("")
+        readline.set_auto_history(False)
+        for line in ("tab: complete", "set enable-bracketed-paste on", r'"\e\C-m": "\C-v\C-j"'):
+            readline.parse_and_bind(line)
+        for entry in history.entries:
+            readline.add_history(entry)
+
+    def read(self, draft: str = "") -> str:
+        """The next entry, which begins with `draft`; EOFError for Ctrl-D, KeyboardInterrupt for Ctrl-C at an
+        empty prompt."""
+        entry = self._line(PROMPT, draft)
+        while in_block(entry):
+            entry += "\n" + self._line(CONTINUATION)
+        if entry.strip():
+            self._history.add(entry)
+            readline.add_history(entry)
+        return entry
+
+    def _line(self, prompt: str, draft: str = "") -> str:
+        """One line; Ctrl-C with something typed begins it anew."""
+        while True:
+            readline.set_startup_hook(lambda: readline.insert_text(draft))
+            try:
+                return self._input(prompt)
+            except KeyboardInterrupt:
+                print()
+                if not readline.get_line_buffer():
+                    raise
+                draft = ""
+            finally:
+                readline.set_startup_hook(None)
+
+    def _input(self, prompt: str) -> str:
+        if sys.stdout.isatty():
+            return input(prompt)
+        # The answers go to a file or pipe, where the prompt has no place.
+        print(prompt, end="", file=sys.stderr, flush=True)
+        return input()
+
+    def _complete(self, _text: str, state: int) -> str | None:
+        if state == 0:
+            line = readline.get_line_buffer()
+            replaced, texts = self._offers(line)
+            head = line[: len(line) - len(replaced)]
+            self._found = [head + text for text in texts]
+        return self._found[state] if state < len(self._found) else None
