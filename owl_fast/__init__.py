@@ -14,6 +14,7 @@ from owl_fast.errors import (
     DataError,
     ImageError,
     OwlError,
+    ParameterError,
     PromptError,
     UnsupportedError,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "ImageError",
     "OwlConfig",
     "OwlError",
+    "ParameterError",
     "PromptError",
     "SamplingParams",
     "UnsupportedError",

@@ -22,12 +22,16 @@ class PromptError(OwlError, ValueError):
     """A prompt or message list is malformed, or its pictures and placeholders do not match."""
 
 
+class ParameterError(OwlError, ValueError):
+    """An option is out of range or names something that is not there, such as an adapter."""
+
+
 class ContextLengthError(PromptError):
     """A prompt (plus the tokens asked for) does not fit the context."""
 
 
 class DataError(OwlError, ValueError):
-    """A training record or data file is malformed."""
+    """A training record, conversation file or other data file is malformed, missing or unreadable."""
 
 
 class UnsupportedError(OwlError, ValueError):

@@ -13,6 +13,7 @@ import ctypes
 import io
 import json
 import math
+import os
 import random
 import stat
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ Triple = tuple[float, float, float]
 def load_image(source: object) -> Image.Image:
     """Decode a picture, in its own mode, first frame.
 
-    source: path (str or Path), data URI, bytes, binary file object, PIL image, uint8 array (H, W) or
+    source: path (str or os.PathLike), data URI, bytes, binary file object, PIL image, uint8 array (H, W) or
     (H, W, C), uint8 tensor (C, H, W) or, where only that makes sense, (H, W, C). URLs are not fetched here.
     ImageError: anything else, broken data, more than MAX_BYTES encoded, MAX_PIXELS or MAX_SIDE; sizes are
     checked before pixels are decoded.
@@ -55,7 +56,7 @@ def load_image(source: object) -> Image.Image:
         return _decode(_data_uri(source), "data URI")
     if isinstance(source, str) and source.startswith(("http:", "https:")):
         raise ImageError("a URL came where a picture was wanted; download it and pass the path or the bytes")
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, os.PathLike)):
         return _decode(_read_file(source), f"{str(source)!r:.200}")
     if isinstance(source, Tensor):
         return _from_tensor(source)
@@ -230,7 +231,7 @@ def _data_uri(uri: str) -> bytes:
         raise ImageError("data URI: what follows the comma is not base64") from None
 
 
-def _read_file(source: str | Path) -> bytes:
+def _read_file(source: str | os.PathLike[str]) -> bytes:
     name = f"{str(source)!r:.200}"
     try:
         path = Path(source)

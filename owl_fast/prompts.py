@@ -129,6 +129,12 @@ def chat_pieces(messages: Sequence[Message], system: str | None = None) -> tuple
     return pieces, images
 
 
+def check_messages(messages: Sequence[Message]) -> None:
+    """PromptError names the message or part that is malformed. Anybody may speak last; pictures stay shut."""
+    # The last turn is there because a conversation without one is malformed too.
+    _read_messages([*messages, {"role": "user", "content": ""}], None)
+
+
 def _read_messages(messages: Sequence[Message], system: str | None) -> tuple[str, list[_Line], list[Any]]:
     """Header, turn lines and pictures of messages, with typed role markers made harmless."""
     headers: list[str] = []

@@ -15,7 +15,17 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("kernels",),
     ("config", "errors", "native", "ops"),
-    ("checkpoints", "images", "lora", "models", "prompts", "quantization", "tokenizer"),
+    (
+        "checkpoints",
+        "conversation",
+        "fetch",
+        "images",
+        "lora",
+        "models",
+        "prompts",
+        "quantization",
+        "tokenizer",
+    ),
     ("engine", "evaluation", "serving", "training"),
     ("chat", "cli", "compat", "data", "doctor", "evaluate", "quantize", "serve", "train"),
     ("benchmarks", "export", "recipes"),

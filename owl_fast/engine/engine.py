@@ -27,7 +27,14 @@ from owl_fast.engine.runner import Runner
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.engine.scheduler import Scheduler
 from owl_fast.engine.stream import Stream
-from owl_fast.errors import CheckpointError, ContextLengthError, OwlError, PromptError, UnsupportedError
+from owl_fast.errors import (
+    CheckpointError,
+    ContextLengthError,
+    OwlError,
+    ParameterError,
+    PromptError,
+    UnsupportedError,
+)
 from owl_fast.images import ImageProcessor
 from owl_fast.lora import load_adapter
 from owl_fast.models.owl import Owl
@@ -55,7 +62,7 @@ class Engine:
         """max_context: positions of prompt and answer, at most what the model was made for; max_batch: rows
         generated at once (a beam is a row). The cache takes max_context * max_batch positions."""
         if max_context < 1 or max_batch < 1:
-            raise PromptError(f"max_context {max_context}, max_batch {max_batch}; wanted at least 1 each")
+            raise ParameterError(f"max_context {max_context}, max_batch {max_batch}; wanted at least 1 each")
         if tokenizer.vocab_size > model.config.llama.vocab_size:
             raise CheckpointError(
                 f"the tokenizer has {tokenizer.vocab_size} pieces, the model only "

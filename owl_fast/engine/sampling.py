@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from owl_fast.errors import PromptError, UnsupportedError
+from owl_fast.errors import ParameterError, UnsupportedError
 
 MAX_LOGPROBS = 20
 _INT64 = range(-(1 << 63), 1 << 63)
@@ -61,7 +61,7 @@ class SamplingParams:
     logprobs: int = 0
 
     def __post_init__(self) -> None:
-        """PromptError for a value out of range, UnsupportedError for a pair that does not go together."""
+        """ParameterError for a value out of range, UnsupportedError for a pair that does not go together."""
         stop = self.stop_strings
         object.__setattr__(self, "stop", stop)
         for field in fields(self):
@@ -87,7 +87,7 @@ class SamplingParams:
             ("logprobs", 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
         ):
             if not ok:
-                raise PromptError(f"{name} is {getattr(self, name)!r:.80}; wanted {wanted}")
+                raise ParameterError(f"{name} is {getattr(self, name)!r:.80}; wanted {wanted}")
         if self.beams > 1:
             self._check_beams()
 
@@ -108,7 +108,7 @@ class SamplingParams:
         """`stop` as a tuple, whatever was given."""
         parts = [self.stop] if isinstance(self.stop, str) else self.stop
         if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
-            raise PromptError(f"stop is {self.stop!r:.80}; wanted a string or several")
+            raise ParameterError(f"stop is {self.stop!r:.80}; wanted a string or several")
         return tuple(parts)
 
 
@@ -121,7 +121,7 @@ def _check_type(name: str, value: object, kind: str) -> None:
         allowed = (int, float) if kind == "float" else (int,)
         ok = isinstance(value, allowed) and not isinstance(value, bool) and math.isfinite(value)
     if not ok:
-        raise PromptError(f"{name} is {value!r:.80}; wanted {kind}")
+        raise ParameterError(f"{name} is {value!r:.80}; wanted {kind}")
 
 
 def uniform(seed: int, position: int) -> float:

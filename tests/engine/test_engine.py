@@ -20,6 +20,7 @@ from owl_fast.errors import (
     ContextLengthError,
     ImageError,
     OwlError,
+    ParameterError,
     PromptError,
     UnsupportedError,
 )
@@ -430,7 +431,7 @@ def test_an_adapter_is_loaded_with_the_model() -> None:
         ({"device": "tpu"}, UnsupportedError),
         ({"device": "cuda:99"}, UnsupportedError),
         ({"dtype": "int3"}, UnsupportedError),
-        ({"max_batch": 0}, PromptError),
+        ({"max_batch": 0}, ParameterError),
         ({"adapter": "no/such/folder"}, CheckpointError),
     ],
     ids=str,

@@ -19,7 +19,7 @@ from owl_fast.engine.sampling import (
     repeated_ngram_ends,
     uniform,
 )
-from owl_fast.errors import OwlError, PromptError, UnsupportedError
+from owl_fast.errors import OwlError, ParameterError, UnsupportedError
 
 BOS, EOS = 1, 2
 rows = st.lists(st.floats(-8, 8, width=32), min_size=4, max_size=24).map(torch.tensor)
@@ -52,7 +52,7 @@ rows = st.lists(st.floats(-8, 8, width=32), min_size=4, max_size=24).map(torch.t
     ],
 )
 def test_a_value_out_of_range_is_named(name: str, value: Any) -> None:
-    with pytest.raises(PromptError, match=name):
+    with pytest.raises(ParameterError, match=name):
         SamplingParams(**{name: value})
 
 
