@@ -106,7 +106,10 @@ def _piece_ids(piece: Piece, tokenizer: Tokenizer, image_rows: int) -> list[int]
 
 
 def chat_pieces(messages: Sequence[Message], system: str | None = None) -> tuple[list[Piece], list[Any]]:
-    """Prompt of a conversation that ends with a user message -> (pieces ending in "AI: ", pictures in order).
+    """Prompt of a conversation -> (pieces ending in "AI: ", pictures in order).
+
+    When the last message is the assistant's, it is an answer that is to go on: the last piece is it, cut and
+    marked as answers are in training.
 
     A message is {"role": "system" | "developer" | "user" | "assistant", "content": text or list of parts}, a
     part {"type": "text", "text"}, {"type": "image", "image"} or {"type": "image_url", "image_url": {"url"}}.
@@ -114,8 +117,9 @@ def chat_pieces(messages: Sequence[Message], system: str | None = None) -> tuple
     PromptError names the message that does not fit.
     """
     header, lines, images = _read_messages(messages, system)
-    if lines[-1].role != "Human":
-        raise PromptError("the last message is the assistant's; end the conversation with a user message")
+    begun = lines.pop().text if lines[-1].role == "AI" else None
+    if not lines:
+        raise PromptError("no user message came; an answer that goes on needs its question")
     pieces: list[Piece] = []
     text = header
     for line in lines:
@@ -126,6 +130,8 @@ def chat_pieces(messages: Sequence[Message], system: str | None = None) -> tuple
         else:
             text += line.text
     pieces.append(TextPiece(text + "\nAI: "))
+    if begun:
+        pieces.append(TextPiece(begun, supervised=True))
     return pieces, images
 
 

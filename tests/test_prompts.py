@@ -125,7 +125,7 @@ def test_picture_and_place_counts_must_agree() -> None:
         ([{"role": "user", "content": [{"type": "image"}]}], "part 0: wanted"),
         ([_user({"type": "image_url", "image_url": {"url": "/etc/passwd"}})], "image_url wants"),
         ([_user({"type": "image_url", "image_url": "data:"})], "image_url wants"),
-        ([_user("x"), {"role": "assistant", "content": "y"}], "last message is the assistant's"),
+        ([{"role": "assistant", "content": "y"}], "no user message came"),
         ([_user("x"), {"role": "assistant", "content": [_image()]}, _user("z")], "only user messages carry"),
         ([{"role": "system", "content": [_image()]}, _user("z")], "only user messages carry"),
         ([_user("x"), {"role": "system", "content": "y"}], "put it at the beginning"),

@@ -53,7 +53,7 @@ class History:
         os.replace(f"{self._path}.new", str(self._path))
 
     def _give_up(self, error: OSError) -> None:
-        self._warn(f"the history {self._path} cannot be kept ({error.strerror}); this session goes on without")
+        self._warn(f"the history {self._path} cannot be kept ({error.strerror}); the chat goes on without")
         self._path = None
 
 

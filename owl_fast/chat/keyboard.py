@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import History as PromptHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -36,7 +38,7 @@ class Keyboard:
             multiline=True,
             key_bindings=_bindings(),
             completer=_Completer(offers),
-            complete_while_typing=True,
+            complete_while_typing=Condition(_names_a_command),
             history=_Shown(history),
             prompt_continuation=CONTINUATION,
             bottom_toolbar=self._toolbar,
@@ -73,7 +75,7 @@ class _Completer(Completer):
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         replaced, texts = self._offers(document.text_before_cursor)
-        return [Completion(text, start_position=-len(replaced)) for text in texts]
+        return [Completion(text, start_position=-len(replaced), display=_last_part(text)) for text in texts]
 
 
 def _bindings() -> KeyBindings:
@@ -100,6 +102,17 @@ def _bindings() -> KeyBindings:
             event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
 
     return bindings
+
+
+def _names_a_command() -> bool:
+    text = get_app().current_buffer.text
+    return text.startswith("/") and " " not in text
+
+
+def _last_part(path: str) -> str:
+    """Of a path, what a list of completions shows."""
+    head, slash, _ = path.rstrip("/").rpartition("/")
+    return path[len(head) + len(slash) :] if head else path
 
 
 def _is_typed(key: KeyPress) -> bool:

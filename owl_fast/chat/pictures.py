@@ -12,6 +12,8 @@ from typing import Any
 
 from owl_fast.errors import ImageError
 
+Part = dict[str, Any]
+
 MARK = "<image>"
 MAX_MATCHES = 64
 
@@ -25,7 +27,7 @@ class Picture:
     width: int
     height: int
 
-    def part(self) -> dict[str, Any]:
+    def part(self) -> Part:
         """The part of a message; the name is for us alone."""
         return {"type": "image", "image": self.data, "name": self.name}
 
@@ -70,14 +72,24 @@ def _matches(path: str) -> list[str]:
     return found
 
 
-def place(text: str, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+def place(text: str, pictures: Sequence[Part]) -> list[Part]:
     """Message parts: each typed <image> takes the next picture, the pictures left over come in front."""
     pieces = text.split(MARK, len(pictures))
     typed = len(pieces) - 1
-    parts = [picture.part() for picture in pictures[typed:]]
+    parts = list(pictures[typed:])
     for index, piece in enumerate(pieces):
         if index:
-            parts.append(pictures[index - 1].part())
+            parts.append(pictures[index - 1])
         if piece.strip() or not typed:
             parts.append({"type": "text", "text": piece.strip() if typed else piece})
     return parts
+
+
+def unplace(content: str | Sequence[Part]) -> tuple[str, list[Part]]:
+    """The text and pictures that `place` makes this content of. Pictures in front need no mark."""
+    if isinstance(content, str):
+        return content, []
+    pictures = [part for part in content if part["type"] != "text"]
+    in_front = list(content[: len(pictures)]) == pictures
+    words = [part["text"] if part["type"] == "text" else MARK for part in content]
+    return " ".join(words[len(pictures) :] if in_front else words), pictures

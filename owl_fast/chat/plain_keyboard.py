@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import readline
 import sys
 
@@ -35,24 +36,25 @@ class PlainKeyboard:
 
     def _line(self, prompt: str, draft: str = "") -> str:
         """One line; Ctrl-C with something typed begins it anew."""
+        # Into a file or pipe go the answers alone.
+        screen = sys.stdout if sys.stdout.isatty() else sys.stderr
         while True:
-            readline.set_startup_hook(lambda: readline.insert_text(draft))
+            readline.set_startup_hook(functools.partial(readline.insert_text, draft))
             try:
-                return self._input(prompt)
+                if screen is sys.stdout:
+                    return input(prompt)
+                print(prompt, end="", file=screen, flush=True)
+                return input()
+            except EOFError:
+                print(file=screen)
+                raise
             except KeyboardInterrupt:
-                print()
+                print(file=screen)
                 if not readline.get_line_buffer():
                     raise
                 draft = ""
             finally:
                 readline.set_startup_hook(None)
-
-    def _input(self, prompt: str) -> str:
-        if sys.stdout.isatty():
-            return input(prompt)
-        # The answers go to a file or pipe, where the prompt has no place.
-        print(prompt, end="", file=sys.stderr, flush=True)
-        return input()
 
     def _complete(self, _text: str, state: int) -> str | None:
         if state == 0:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from owl_fast.errors import PromptError, UnsupportedError
 from owl_fast.images import ImageProcessor
-from owl_fast.prompts import Message, chat_pieces, check_images, encode, raw_pieces
+from owl_fast.prompts import Message, TextPiece, chat_pieces, check_images, encode, raw_pieces
 from owl_fast.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Message]
@@ -20,10 +20,12 @@ PromptItem = str | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """ids with IMAGE_ID where picture rows stand; pixels (n, 3, S, S), None without pictures."""
+    """ids with IMAGE_ID where picture rows stand; pixels (n, 3, S, S), None without pictures; begun: the ids
+    end inside an answer that is to go on."""
 
     ids: list[int]
     pixels: Tensor | None
+    begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class InputReader:
                     '{"type": "image", "image": ...}'
                 )
             pieces, pictures = chat_pieces(prompt)
-        return PreparedPrompt(encode(pieces, self.tokenizer, self.image_rows), self.pixels(pictures))
+        begun = any(isinstance(piece, TextPiece) and piece.supervised for piece in pieces)
+        return PreparedPrompt(encode(pieces, self.tokenizer, self.image_rows), self.pixels(pictures), begun)
 
     def read_item(self, item: PromptItem, index: int) -> PreparedPrompt:
         """One entry of a list of requests: a raw prompt, {"prompt", "images"} or {"messages"}."""
