@@ -2,16 +2,15 @@
 
 An adapter folder holds adapter_config.json and adapter_model.safetensors (or .bin) as PEFT writes them, and,
 when more than the low-rank updates was trained (stage 2 trains the abstractor), non_lora.safetensors with
-those tensors under the checkpoint's names.
+those tensors under the checkpoint's names. base.json, if there, tells the weights it was trained on.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +19,14 @@ from torch import Tensor, nn
 
 from owl_fast.checkpoints.names import views
 from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
-from owl_fast.checkpoints.writer import whole_folder
+from owl_fast.checkpoints.writer import whole_folder, write_json
 from owl_fast.config import read_json
 from owl_fast.errors import CheckpointError, UnsupportedError
 from owl_fast.models.fusion import module_sources
 from owl_fast.models.layers import Linear, LoraPair
 
 PREFIX = "base_model.model."
-CONFIG_FILE, EXTRA_FILE = "adapter_config.json", "non_lora.safetensors"
+CONFIG_FILE, EXTRA_FILE, BASE_FILE = "adapter_config.json", "non_lora.safetensors", "base.json"
 WEIGHT_FILES = {"safetensors": "adapter_model.safetensors", "bin": "adapter_model.bin"}
 
 # PEFT options that change the mathematics, and the only value for which plain LoRA is what they describe.
@@ -105,6 +104,64 @@ class LoraConfig:
         }
 
 
+@dataclass(frozen=True)
+class Base:
+    """The model an adapter was trained on.
+
+    sha256: of its weights (checkpoints.weights_sha256). quantization: the scheme they were held in while the
+    adapter was trained, None for none.
+    """
+
+    name: str
+    sha256: str
+    quantization: str | None = None
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Base:
+        raw = read_json(path)
+        name, sha256, quantization = raw.get("name"), raw.get("sha256"), raw.get("quantization")
+        if (
+            not isinstance(name, str)
+            or not isinstance(sha256, str)
+            or not isinstance(quantization, str | None)
+        ):
+            raise CheckpointError(f"{path}: wanted the strings name, sha256 and quantization (or null)")
+        return cls(name, sha256, quantization)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """What an adapter folder holds, checked against a model.
+
+    pairs: the checkpoint's module name -> A (r, in), B (rows, r). extra: tensors that replace the model's.
+    """
+
+    config: LoraConfig
+    pairs: dict[str, tuple[Tensor, Tensor]]
+    extra: dict[str, Tensor]
+    base: Base | None = None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Adapter:
+        """The tensors as a model of this device and dtype takes them; updates stay in float32."""
+        pairs = {
+            name: (a.to(device, torch.float32), b.to(device, torch.float32))
+            for name, (a, b) in self.pairs.items()
+        }
+        return replace(self, pairs=pairs, extra={n: t.to(device, dtype) for n, t in self.extra.items()})
+
+    def merged(self, name: str, tensor: Tensor) -> Tensor:
+        """What merging makes of the model's tensor of this name (the checkpoint's)."""
+        if name in self.extra:
+            return self.extra[name]
+        pair = self.pairs.get(name.removesuffix(".weight"))
+        return tensor if pair is None else _merged(tensor, *pair, self.config.scale)
+
+    @property
+    def nbytes(self) -> int:
+        pairs = sum(tensor.nbytes for pair in self.pairs.values() for tensor in pair)
+        return pairs + sum(tensor.nbytes for tensor in self.extra.values())
+
+
 class Slot(NamedTuple):
     """A place an update can go: output rows [start, end) of a linear layer, by the checkpoint's part name."""
 
@@ -125,6 +182,10 @@ class Slot(NamedTuple):
         a, b = (x.to(self.linear.weight.device, torch.float32) for x in (a, b))
         self.linear.lora[self.part] = LoraPair(a, b, config.scale, config.dropout)
         self.linear.lora_rows[self.part] = (self.start, self.end)
+
+    def clear(self) -> None:
+        if self.pair is not None:
+            del self.linear.lora[self.part], self.linear.lora_rows[self.part]
 
 
 def lora_slots(model: nn.Module) -> dict[str, Slot]:
@@ -164,17 +225,18 @@ def merge_(model: nn.Module) -> None:
     for slot in lora_slots(model).values():
         if slot.pair is not None:
             rows = slot.linear.weight[slot.start : slot.end]
-            delta = slot.pair.lora_B.float() @ slot.pair.lora_A.float() * slot.pair.scale
-            rows.copy_((rows.float() + delta).to(rows.dtype))
+            rows.copy_(_merged(rows, slot.pair.lora_A, slot.pair.lora_B, slot.pair.scale))
     detach_(model)
+
+
+def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    return (weight.float() + b.float() @ a.float() * scale).to(weight.dtype)
 
 
 def detach_(model: nn.Module) -> None:
     """Remove every update, leaving the weights as they are."""
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.lora.clear()
-            module.lora_rows.clear()
+    for slot in lora_slots(model).values():
+        slot.clear()
 
 
 def save_adapter(
@@ -182,14 +244,14 @@ def save_adapter(
     folder: str | Path,
     config: LoraConfig,
     *,
-    base: str,
+    base: str | Base,
     extra: Iterable[str] = (),
     format: str = "safetensors",
 ) -> None:
     """Write the model's updates as PEFT does, in a new folder, whole or not at all.
 
-    base: name of the model they belong to. extra: checkpoint tensors trained beside them. format:
-    "safetensors" or "bin", of the updates' file.
+    base: the model they belong to, by name, or as a Base that is checked when the adapter is loaded. extra:
+    checkpoint tensors trained beside them. format: "safetensors" or "bin", of the updates' file.
     """
     if format not in WEIGHT_FILES:
         raise UnsupportedError(f"format {format!r}: wanted one of {', '.join(WEIGHT_FILES)}")
@@ -202,19 +264,26 @@ def save_adapter(
     model_views = views(model)
     others = {name: _pick(model_views, name) for name in extra}
     with whole_folder(Path(folder)) as staging:
-        (staging / CONFIG_FILE).write_text(
-            json.dumps(config.to_dict(base), indent=2) + "\n", encoding="utf-8"
-        )
+        write_json(staging / CONFIG_FILE, config.to_dict(base if isinstance(base, str) else base.name))
         write_tensors(staging / WEIGHT_FILES[format], tensors)
         if others:
             write_tensors(staging / EXTRA_FILE, others)
+        if isinstance(base, Base):
+            write_json(staging / BASE_FILE, asdict(base))
 
 
-@torch.no_grad()
 def load_adapter(model: nn.Module, folder: str | Path) -> LoraConfig:
-    """Attach the adapter in `folder`; strict: every file tensor fits a slot, every targeted slot gets both.
+    """Read the adapter in `folder` and attach it; see read_adapter."""
+    adapter = read_adapter(model, folder)
+    attach_adapter_(lora_slots(model), views(model), adapter)
+    return adapter.config
 
-    Tensors of non_lora.safetensors replace the model's. CheckpointError names file and tensor.
+
+def read_adapter(model: nn.Module, folder: str | Path) -> Adapter:
+    """The adapter in `folder`; strict: every file tensor fits a slot, every targeted slot gets both halves.
+
+    model: the one it is for, or any of its shape (also on the meta device); it stays as it is.
+    CheckpointError names file and tensor.
     """
     folder = Path(folder)
     config = LoraConfig.from_dict(read_json(folder / CONFIG_FILE))
@@ -224,17 +293,29 @@ def load_adapter(model: nn.Module, folder: str | Path) -> LoraConfig:
         raise CheckpointError(f"{folder}: wanted one of {wanted}, found {len(present)} of them")
     path = present[0]
     tensors = read_tensors(path)
-    slots = {name: slot for name, slot in lora_slots(model).items() if config.targets(name)}
-    for name, slot in slots.items():
-        a = _take(tensors, path, name, "lora_A", (config.r, slot.linear.weight.shape[1]))
-        b = _take(tensors, path, name, "lora_B", (slot.end - slot.start, config.r))
-        slot.put(a, b, config)
-    if tensors or not slots:
+    pairs = {
+        name: (
+            _take(tensors, path, name, "lora_A", (config.r, slot.linear.weight.shape[1])),
+            _take(tensors, path, name, "lora_B", (slot.end - slot.start, config.r)),
+        )
+        for name, slot in lora_slots(model).items()
+        if config.targets(name)
+    }
+    if tensors or not pairs:
         what = f"tensor {sorted(tensors)[0]} fits no" if tensors else "there is no"
         raise CheckpointError(f"{path}: {what} module matching {config.target_modules!r}")
-    if (folder / EXTRA_FILE).exists():
-        _load_extra(model, folder / EXTRA_FILE)
-    return config
+    extra = _read_extra(model, folder / EXTRA_FILE) if (folder / EXTRA_FILE).exists() else {}
+    base = Base.from_file(folder / BASE_FILE) if (folder / BASE_FILE).exists() else None
+    return Adapter(config, pairs, extra, base)
+
+
+@torch.no_grad()
+def attach_adapter_(slots: Mapping[str, Slot], model_views: Mapping[str, Tensor], adapter: Adapter) -> None:
+    """Put the updates into their slots and the extra tensors in the place of the model's."""
+    for name, (a, b) in adapter.pairs.items():
+        slots[name].put(a, b, adapter.config)
+    for name, tensor in adapter.extra.items():
+        model_views[name].copy_(tensor)
 
 
 def _take(tensors: dict[str, Tensor], path: Path, module: str, half: str, shape: tuple[int, int]) -> Tensor:
@@ -248,15 +329,15 @@ def _take(tensors: dict[str, Tensor], path: Path, module: str, half: str, shape:
     raise CheckpointError(f"{path}: {PREFIX}{module}.{half}.weight is missing")
 
 
-def _load_extra(model: nn.Module, path: Path) -> None:
-    model_views = views(model)
-    for name, tensor in read_tensors(path).items():
+def _read_extra(model: nn.Module, path: Path) -> dict[str, Tensor]:
+    model_views, extra = views(model), read_tensors(path)
+    for name, tensor in extra.items():
         view = _pick(model_views, name)
         if view.shape != tensor.shape:
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, wanted {tuple(view.shape)}"
             )
-        view.copy_(tensor)
+    return extra
 
 
 def _pick(model_views: dict[str, Tensor], name: str) -> Tensor:

@@ -62,6 +62,11 @@ class Tokenizer:
                 raise CheckpointError(f"{path}: the vocabulary has no {name} piece; LLaMA's has one")
         return cls(processor)
 
+    @property
+    def model_bytes(self) -> bytes:
+        """The content of a tokenizer.model with this model in it."""
+        return bytes(self._processor.serialized_model_proto())
+
     def encode(self, text: str, *, literal: bool) -> list[int]:
         """Ids of one piece of text, without BOS and EOS.
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from torch import Tensor
@@ -37,12 +38,17 @@ def save_model(
     format: str = "safetensors",
     shard_bytes: int = SHARD_BYTES,
     side_files: str | Path | None = None,
+    tokenizer: bytes | None = None,
+    preprocessor: Mapping[str, Any] | None = None,
+    change: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     """Write config.json and the weights under the checkpoint's names; `folder` must be new or empty.
 
     format: "safetensors" or "bin". shard_bytes: a new file is begun before this size is passed.
-    side_files: a model folder whose tokenizer and preprocessor files come along. The folder appears whole
-    or not at all. A model with an adapter attached is refused: merge it, or save the adapter.
+    side_files: a model folder whose tokenizer and preprocessor files come along; tokenizer, preprocessor: the
+    content of these two where it is at hand. change(name, tensor): what is written instead of a tensor, in
+    its shape and dtype. The folder appears whole or not at all. A model with an adapter attached is refused:
+    merge it, or save the adapter.
     """
     if format not in FORMATS:
         raise UnsupportedError(f"format {format!r}: wanted one of {', '.join(FORMATS)}")
@@ -55,13 +61,18 @@ def save_model(
     tensors = views(model)
     with whole_folder(folder) as target:
         infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in tensors.items()}
-        write_weights(target, infos, tensors.__getitem__, format=format, shard_bytes=shard_bytes)
+        read = tensors.__getitem__ if change is None else lambda name: change(name, tensors[name])
+        write_weights(target, infos, read, format=format, shard_bytes=shard_bytes)
         raw = model.config.to_dict()
         if len(dtypes := {dtype for _, dtype in infos.values()}) == 1:
             raw["torch_dtype"] = str(dtypes.pop()).removeprefix("torch.")
         write_json(target / "config.json", raw)
         if side_files is not None:
             copy_side_files(side_files, target)
+        if tokenizer is not None:
+            (target / "tokenizer.model").write_bytes(tokenizer)
+        if preprocessor is not None:
+            write_json(target / "preprocessor_config.json", preprocessor)
 
 
 def copy_side_files(source: str | Path, target: str | Path) -> tuple[str, ...]:

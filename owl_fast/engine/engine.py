@@ -5,41 +5,37 @@ A prompt is a raw text with its roles and "<image>" marks written out, or a list
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
 
-from owl_fast.checkpoints import load_model
+from owl_fast.checkpoints import load_model, save_model
 from owl_fast.config import OwlConfig
-from owl_fast.engine.beam import BeamSearch
-from owl_fast.engine.inputs import InputReader, PreparedPrompt, Prompt, PromptItem, is_messages
+from owl_fast.conversation import Conversation
+from owl_fast.engine.adapters import Adapters
+from owl_fast.engine.async_stream import AsyncStream, Pump
+from owl_fast.engine.dialogue import Chat
+from owl_fast.engine.inputs import InputReader, Prompt, PromptItem, is_messages
 from owl_fast.engine.kv_cache import BlockAllocator, KVCache, blocks_for
-from owl_fast.engine.loop import Loop, output
-from owl_fast.engine.outputs import Output, TextStream
+from owl_fast.engine.loop import Loop
+from owl_fast.engine.making import RequestMaker
+from owl_fast.engine.outputs import Output
 from owl_fast.engine.placement import pick_device, pick_dtype
+from owl_fast.engine.reports import Memory, Stats, activation_bytes
 from owl_fast.engine.request import Request
 from owl_fast.engine.runner import Runner
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.engine.scheduler import Scheduler
 from owl_fast.engine.stream import Stream
-from owl_fast.errors import (
-    CheckpointError,
-    ContextLengthError,
-    OwlError,
-    ParameterError,
-    PromptError,
-    UnsupportedError,
-)
+from owl_fast.errors import CheckpointError, ParameterError, PromptError
+from owl_fast.fetch import Fetcher
 from owl_fast.images import ImageProcessor
-from owl_fast.lora import load_adapter
 from owl_fast.models.owl import Owl
-from owl_fast.prompts import IMAGE_ID
-from owl_fast.tokenizer import StreamDecoder, Tokenizer
+from owl_fast.prompts import Message
+from owl_fast.tokenizer import Tokenizer
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "owl-nano"
 # Rows of one step: long prompts are computed in chunks of this size beside the running answers.
@@ -58,9 +54,12 @@ class Engine:
         max_context: int = 2048,
         max_batch: int = 8,
         step_tokens: int = STEP_TOKENS,
+        allow_urls: Collection[str] = (),
+        source: Path | None = None,
     ) -> None:
         """max_context: positions of prompt and answer, at most what the model was made for; max_batch: rows
-        generated at once (a beam is a row). The cache takes max_context * max_batch positions."""
+        generated at once (a beam is a row). The cache takes max_context * max_batch positions. source: where
+        the weights were read from, if from anywhere."""
         if max_context < 1 or max_batch < 1:
             raise ParameterError(f"max_context {max_context}, max_batch {max_batch}; wanted at least 1 each")
         if tokenizer.vocab_size > model.config.llama.vocab_size:
@@ -73,13 +72,18 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_context = min(max_context, model.config.llama.max_position_embeddings)
         self.max_batch = max_batch
-        self._reader = InputReader(tokenizer, processor, model.config.image_rows)
+        self._source = source
+        self._weights = sum(parameter.nbytes for parameter in model.parameters())
+        self._adapters = Adapters(model, source)
+        self._reader = InputReader(tokenizer, processor, model.config.image_rows, Fetcher(allow_urls))
+        self._make = RequestMaker(tokenizer, self._adapters, self.max_context, max_batch)
         cache = KVCache(
             model.config.llama, max_batch * blocks_for(self.max_context), model.dtype, model.device
         )
-        self._runner = Runner(model, cache)
+        self._runner = Runner(model, cache, self._adapters)
         scheduler = Scheduler(BlockAllocator(cache.num_blocks), max_batch, max(step_tokens, max_batch))
         self._loop = Loop(scheduler, self._runner, tokenizer.eos_id)
+        self._pump = Pump(self._loop)
 
     @classmethod
     def from_pretrained(
@@ -91,13 +95,16 @@ class Engine:
         adapter: str | Path | None = None,
         max_context: int = 2048,
         max_batch: int = 8,
+        allow_urls: Collection[str] = (),
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
         """Load a folder in Hugging Face layout; without a path the bundled owl-nano.
 
         device: "auto" takes CUDA where there is one. dtype: fp32, bf16, fp16 or a torch dtype; "auto" is
         bf16 on CUDA (fp16 on GPUs without it), on a CPU fp32, or bf16 from a billion weights on.
-        adapter: a folder with a LoRA adapter. progress(bytes done, bytes in all) is called while loading.
+        adapter: a folder with a LoRA adapter, used by every request that names no other. allow_urls: hosts
+        from which pictures may be fetched (fetch.py), none unless said. progress(bytes done, bytes in all) is
+        called while loading.
         """
         folder = BUNDLED if path is None else Path(path)
         if path is None and not folder.is_dir():
@@ -109,9 +116,18 @@ class Engine:
         tokenizer = Tokenizer.from_file(folder / "tokenizer.model")
         processor = ImageProcessor.from_folder(folder, config.vision.image_size)
         model = load_model(folder, dtype=pick_dtype(dtype, place, config), device=place, progress=progress)
+        engine = cls(
+            model,
+            tokenizer,
+            processor,
+            max_context=max_context,
+            max_batch=max_batch,
+            allow_urls=allow_urls,
+            source=folder,
+        )
         if adapter is not None:
-            load_adapter(model, adapter)
-        return cls(model, tokenizer, processor, max_context=max_context, max_batch=max_batch)
+            engine._adapters.load_default(adapter)
+        return engine
 
     @overload
     def generate(
@@ -120,12 +136,18 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         images: Sequence[object] | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> Output: ...
 
     @overload
     def generate(
-        self, prompt: Sequence[PromptItem], params: SamplingParams | None = None, **options: Any
+        self,
+        prompt: Sequence[PromptItem],
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **options: Any,
     ) -> Output | list[Output]: ...
 
     def generate(
@@ -134,24 +156,24 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         images: Sequence[object] | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> Output | list[Output]:
         """Answer one raw prompt or conversation, or a list of requests (in order, equal to one at a time).
 
-        options are fields of SamplingParams and override those of params. One request that fails raises
-        OwlError; of a list each failed one has finish_reason "error" and an error text.
+        adapter: a name given to load_adapter, or "base" for the model without. options are fields of
+        SamplingParams and override those of params. One request that fails raises OwlError; of a list each
+        failed one has finish_reason "error" and an error text.
         """
-        chosen = replace(params or SamplingParams(), **options)
         if isinstance(prompt, str) or is_messages(prompt):
-            prepared = self._reader.read(cast(Prompt, prompt), images)
-            result = self._complete([self._request(prepared, chosen)])[0]
-            return _raise_error(result)
+            return self._loop.answer(self._request(cast(Prompt, prompt), params, images, adapter, options))
         if images is not None:
             raise PromptError(
                 'images came beside a list of requests; give {"prompt": ..., "images": [...]} entries'
             )
-        items = [self._reader.read_item(item, index) for index, item in enumerate(prompt)]
-        return self._complete([self._request(item, chosen) for item in items])
+        chosen = (params or SamplingParams()).changed(options)
+        items = [self._reader.read_item(item, index, adapter) for index, item in enumerate(prompt)]
+        return self._loop.complete([self._make(item, chosen) for item in items])
 
     def stream(
         self,
@@ -159,81 +181,135 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         images: Sequence[object] | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> Stream:
-        """The answer to one raw prompt or conversation as it comes."""
-        request = self._request(
-            self._reader.read(prompt, images), replace(params or SamplingParams(), **options)
-        )
-        self._loop.submit(request)
-        return Stream(self._loop, request)
+        """The answer to one raw prompt or conversation as it comes; arguments as for generate."""
+        return Stream(self._loop, self._request(prompt, params, images, adapter, options))
 
-    def encode_images(self, images: Sequence[object]) -> Tensor:
+    def astream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        images: Sequence[object] | None = None,
+        adapter: str | None = None,
+        **options: Any,
+    ) -> AsyncStream:
+        """The same for asyncio, to be read with `async for`; nothing here blocks the event loop."""
+        return AsyncStream(self._pump, lambda: self._request(prompt, params, images, adapter, options))
+
+    def chat(
+        self,
+        system: str | None = None,
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **options: Any,
+    ) -> Chat:
+        """A conversation that remembers itself; system replaces its header, the rest as for generate."""
+
+        def ask(
+            messages: Sequence[Message], chosen: SamplingParams, on_end: Callable[[Output], None]
+        ) -> Stream:
+            return Stream(self._loop, self._request(messages, chosen, None, adapter, {}), on_end)
+
+        defaults = (params or SamplingParams()).changed(options)
+        return Chat(ask, self._reader.load, Conversation(system=system), defaults)
+
+    def encode_images(self, images: Sequence[object], *, adapter: str | None = None) -> Tensor:
         """(n, image_rows, hidden): the rows that stand for each picture in the language model's input."""
-        pixels = self._reader.pixels(images)
+        pixels, chosen = self._reader.pixels(images), self._adapters.find(adapter)
         if pixels is None:
             shape = (0, self.config.image_rows, self.config.llama.hidden_size)
             return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)
-        # A clone made here is an ordinary tensor, free to take part in training.
-        return self._runner.encode_images(pixels).clone()
+        with self._loop.between_steps():
+            self._adapters.use(chosen)
+            # A clone made here is an ordinary tensor, free to take part in training.
+            return self._runner.encode_images(pixels).clone()
 
-    def score(self, prompt: Prompt, images: Sequence[object] | None, continuation: str) -> list[float]:
+    def score(
+        self,
+        prompt: Prompt,
+        images: Sequence[object] | None,
+        continuation: str,
+        *,
+        adapter: str | None = None,
+    ) -> list[float]:
         """Natural log-prob of each token of the continuation after the prompt.
 
         The continuation is tokenized by itself and literally, as answers are in training.
         """
-        prepared = self._reader.read(prompt, images)
+        prepared = self._reader.read(prompt, images, adapter)
         tail = self.tokenizer.encode(continuation, literal=True)
         if not tail:
             return []
-        params = SamplingParams(max_tokens=len(tail))
-        request = self._request(prepared, params, continuation=tail)
-        return _raise_error(self._complete([request])[0]).logprobs
+        request = self._make(prepared, SamplingParams(max_tokens=len(tail)), tail)
+        return self._loop.answer(request).logprobs
 
-    def _request(
-        self, prepared: PreparedPrompt, params: SamplingParams, continuation: Sequence[int] = ()
-    ) -> Request:
-        length, left = len(prepared.ids), self.max_context - len(prepared.ids)
-        wanted = 1 if params.max_tokens is None else params.max_tokens
-        if wanted > left:
-            pictures = prepared.ids.count(IMAGE_ID)
-            raise ContextLengthError(
-                f"the prompt takes {length} positions ({pictures} of them pictures) and {wanted} more were "
-                f"asked for: {length + wanted}, the context has {self.max_context}; "
-                "shorten the prompt or ask for fewer tokens"
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the loaded adapters."""
+        return self._adapters.names
+
+    def load_adapter(self, name: str, folder: str | Path, *, check_base: bool = True) -> None:
+        """Read a LoRA adapter, to be asked for by its name.
+
+        Requests of one adapter run together, those of different ones in turn. CheckpointError when the folder
+        does not fit the model, or, with check_base, says that it was trained on another one.
+        """
+        self._adapters.load(name, folder, check_base)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; requests that are under way keep it until they end."""
+        self._adapters.unload(name)
+        with self._loop.between_steps():
+            if not self._loop.scheduler.running:
+                self._adapters.release()
+
+    def save_pretrained(
+        self, folder: str | Path, *, adapter: str | None = None, format: str = "safetensors"
+    ) -> None:
+        """Write a model folder, new or empty, that from_pretrained reads; answers wait meanwhile.
+
+        The adapter (as for generate) is merged into the weights: summed in float32, then rounded to the
+        model's dtype. format: "safetensors" or "bin".
+        """
+        chosen = self._adapters.find(adapter)
+        with self._loop.between_steps():
+            self._adapters.use(None)
+            save_model(
+                self.model,
+                folder,
+                format=format,
+                side_files=self._source,
+                tokenizer=self.tokenizer.model_bytes,
+                preprocessor=self._reader.processor.to_dict(),
+                change=None if chosen is None else chosen.merged,
             )
-        if params.beams > self.max_batch:
-            raise UnsupportedError(
-                f"beams={params.beams} is more than max_batch={self.max_batch}; raise max_batch"
-            )
-        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
-        max_tokens = left if params.max_tokens is None else params.max_tokens
-        return Request(
-            prompt_ids=[*prepared.ids, *continuation],
-            params=params,
-            max_tokens=max_tokens,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
-            bos_id=bos,
-            text=TextStream(StreamDecoder(self.tokenizer, prepared.begun), params.stop_strings),
-            pixels=prepared.pixels,
-            score_from=length if continuation else None,
-            beams=BeamSearch(params, bos, eos, max_tokens) if params.beams > 1 else None,
+
+    def memory(self) -> Memory:
+        """What the engine takes on its device."""
+        return Memory(
+            weights=self._weights,
+            adapters=self._adapters.nbytes,
+            cache=self._runner.cache.nbytes,
+            activations=activation_bytes(
+                self.config, self.model.dtype, self._loop.scheduler, self.max_context
+            ),
         )
 
-    def _complete(self, requests: list[Request]) -> list[Output]:
-        for request in requests:
-            self._loop.submit(request)
-        try:
-            while not all(request.finished for request in requests):
-                self._loop.step()
-        finally:
-            for request in requests:
-                request.cancelled = not request.finished
-            self._loop.reap()
-        return [output(request) for request in requests]
+    def stats(self) -> Stats:
+        """What the engine has done so far."""
+        return self._loop.stats()
 
-
-def _raise_error(result: Output) -> Output:
-    if result.finish_reason == "error":
-        raise OwlError(result.error)
-    return result
+    def _request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        images: Sequence[object] | None,
+        adapter: str | None,
+        options: Mapping[str, Any],
+    ) -> Request:
+        prepared = self._reader.read(prompt, images, adapter)
+        return self._make(prepared, (params or SamplingParams()).changed(options))

@@ -7,20 +7,28 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from owl_fast.engine.outputs import Event, FinishReason, Output, Timings, Usage
+from owl_fast.engine.outputs import Event, FinishReason, Output
+from owl_fast.engine.reports import Stats, Tally
 from owl_fast.engine.request import Request
 from owl_fast.engine.sampling import choose, process_scores
 from owl_fast.engine.scheduler import Scheduler, Span, StepPlan
+from owl_fast.errors import OwlError
+from owl_fast.lora import Adapter
 
 
 class StepRunner(Protocol):
     """What the loop needs of a runner (see runner.Runner)."""
+
+    def use_adapter(self, adapter: Adapter | None, /) -> None: ...
 
     def encode_images(self, pixels: Tensor, /) -> Tensor: ...
 
@@ -28,49 +36,119 @@ class StepRunner(Protocol):
 
 
 class Loop:
-    """Scheduler and runner together. One thread steps at a time; `cancelled` of a request needs no lock."""
+    """Scheduler and runner together, for any number of threads.
+
+    One thread at a time is in a step, which moves everybody's requests; the others wait for its end and look
+    whether theirs is answered. `submit`, and setting `cancelled` of a request, never wait.
+    """
 
     def __init__(self, scheduler: Scheduler, runner: StepRunner, eos_id: int) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.eos_id = eos_id
-        self._lock = threading.RLock()
+        self.tally = Tally()
+        self._arrived: deque[Request] = deque()
+        self._turn = threading.Condition()
+        self._stepping: int | None = None  # the thread that is in a step
+        self._guests = 0  # threads that want the model between two steps
 
     def submit(self, request: Request) -> None:
-        with self._lock:
-            self.scheduler.add(request)
+        self._arrived.append(request)
 
     def reap(self) -> None:
         """Finish the cancelled requests and free what they hold."""
-        with self._lock:
-            for request in self.scheduler.take_cancelled():
-                self._close(request, "cancelled")
+        with self.between_steps():
+            self._reap()
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """No step runs inside the block: what it does to the model happens between two."""
+        with self._turn:
+            self._guests += 1
+            try:
+                self._turn.wait_for(lambda: self._stepping is None)
+                yield
+            finally:
+                self._guests -= 1
+                self._turn.notify_all()
 
     def step(self) -> None:
         """Finish the cancelled, start what fits, compute one batch, give every complete row its next token.
 
-        If the model itself fails, the running requests end with an error, their blocks are freed, and the
-        exception goes on to the caller; the next step starts clean.
+        When another thread is doing that, wait for its end instead. If the model itself fails, the running
+        requests end with an error, their blocks are freed, and the exception goes on to the caller; the next
+        step starts clean.
         """
-        with self._lock:
+        thread = threading.get_ident()
+        try:
+            with self._turn:
+                if self._stepping is not None or self._guests:
+                    self._turn.wait()
+                    return
+                self._stepping = thread
+            self._step()
+        finally:
+            # Also when Ctrl-C comes anywhere above: a step that is left must not look like one that runs.
+            if self._stepping == thread:
+                with self._turn:
+                    self._stepping = None
+                    self._turn.notify_all()
+
+    def complete(self, requests: Seq[Request]) -> list[Output]:
+        """Submit them and step until all have ended; left early, they are taken out again."""
+        for request in requests:
+            self.submit(request)
+        try:
+            while not all(request.finished for request in requests):
+                self.step()
+        finally:
+            for request in requests:
+                request.cancelled = not request.finished
             self.reap()
-            try:
-                self._advance()
-            except BaseException as error:
-                for request in list(self.scheduler.running):
-                    self._fail(request, f"the step failed: {type(error).__name__}")
-                raise
+        return [request.output for request in requests]
+
+    def answer(self, request: Request) -> Output:
+        """The answer to one request; OwlError when it failed."""
+        (result,) = self.complete([request])
+        if result.finish_reason == "error":
+            raise OwlError(result.error)
+        return result
+
+    def stats(self) -> Stats:
+        return self.tally.stats(len(self._arrived), len(self.scheduler.waiting), len(self.scheduler.running))
+
+    def _step(self) -> None:
+        self._reap()
+        begin = time.perf_counter()
+        try:
+            self._advance()
+        except BaseException as error:
+            for request in list(self.scheduler.running):
+                self._fail(request, f"the step failed: {type(error).__name__}")
+            raise
+        finally:
+            self.tally.busy_seconds += time.perf_counter() - begin
+
+    def _reap(self) -> None:
+        while self._arrived:
+            self.tally.requests += 1
+            self.scheduler.add(self._arrived.popleft())
+        for request in self.scheduler.take_cancelled():
+            self._close(request, "cancelled")
 
     def _advance(self) -> None:
-        for request in self.scheduler.admit():
+        started = self.scheduler.admit()
+        if not self.scheduler.running:
+            return
+        self.runner.use_adapter(self.scheduler.running[0].adapter)
+        for request in started:
             request.clock.started = time.perf_counter()
             if request.pixels is not None:
                 request.visual = self.runner.encode_images(request.pixels).flatten(0, 1)
                 request.pixels = None
             request.clock.encoded = time.perf_counter()
         plan = self.scheduler.plan()
-        if not plan.spans:
-            return
+        self.tally.steps += 1
         logits = self.runner.run(plan)
         by_request: dict[Request, list[tuple[Span, int]]] = {}
         row = 0
@@ -161,31 +239,4 @@ class Loop:
         logprob = request.logprobs[-1] if len(token_ids) == 1 else None
         request.events.append(Event(text, token_ids, logprob, reason))
         request.visual = request.pixels = None
-
-
-def output(request: Request) -> Output:
-    """The finished request as the caller sees it."""
-    assert request.finish_reason is not None
-    clock = request.clock
-    started, encoded = clock.started or clock.submitted, clock.encoded or clock.submitted
-    first = clock.first_token or encoded
-    timings = Timings(
-        queued_ms=1e3 * (started - clock.submitted),
-        image_ms=1e3 * (encoded - started),
-        prompt_ms=1e3 * (first - encoded),
-        predicted_ms=1e3 * (clock.last_token - first) if clock.last_token else 0.0,
-        prompt_n=len(request.prompt_ids),
-        predicted_n=len(request.generated),
-    )
-    usage = Usage(len(request.prompt_ids), len(request.generated), image_tokens=request.image_tokens)
-    return Output(
-        text=request.text.shown,
-        token_ids=list(request.generated),
-        logprobs=list(request.logprobs),
-        finish_reason=request.finish_reason,
-        usage=usage,
-        timings=timings,
-        top_logprobs=list(request.top_logprobs) if request.params.logprobs else None,
-        score=request.beams.best.score if request.beams is not None else None,
-        error=request.error,
-    )
+        self.tally.end(reason, request.usage, request.timings)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from operator import add
 from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -20,6 +21,9 @@ class Usage:
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ class Timings:
         if self.predicted_n > 1 and self.predicted_ms > 0:
             return 1e3 * (self.predicted_n - 1) / self.predicted_ms
         return 1e3 * self.predicted_n / self.first_token_ms if self.first_token_ms > 0 else 0.0
+
+    def __add__(self, other: Timings) -> Timings:
+        return Timings(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)

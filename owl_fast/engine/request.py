@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from owl_fast.engine.beam import BeamSearch
-from owl_fast.engine.outputs import Event, FinishReason, TextStream
+from owl_fast.engine.outputs import Event, FinishReason, Output, TextStream, Timings, Usage
 from owl_fast.engine.sampling import SamplingParams
+from owl_fast.lora import Adapter
 from owl_fast.prompts import IMAGE_ID
 
 
@@ -71,6 +72,7 @@ class Request:
     pixels: Tensor | None = None
     score_from: int | None = None
     beams: BeamSearch | None = None
+    adapter: Adapter | None = None
 
     visual: Tensor | None = None
     sequences: list[Sequence] = field(default_factory=list)
@@ -104,3 +106,37 @@ class Request:
     @property
     def finished(self) -> bool:
         return self.finish_reason is not None
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(len(self.prompt_ids), len(self.generated), image_tokens=self.image_tokens)
+
+    @property
+    def timings(self) -> Timings:
+        clock = self.clock
+        started, encoded = clock.started or clock.submitted, clock.encoded or clock.submitted
+        first = clock.first_token or encoded
+        return Timings(
+            queued_ms=1e3 * (started - clock.submitted),
+            image_ms=1e3 * (encoded - started),
+            prompt_ms=1e3 * (first - encoded),
+            predicted_ms=1e3 * (clock.last_token - first) if clock.last_token else 0.0,
+            prompt_n=len(self.prompt_ids),
+            predicted_n=len(self.generated),
+        )
+
+    @property
+    def output(self) -> Output:
+        """The finished request as the caller sees it."""
+        assert self.finish_reason is not None
+        return Output(
+            text=self.text.shown,
+            token_ids=list(self.generated),
+            logprobs=list(self.logprobs),
+            finish_reason=self.finish_reason,
+            usage=self.usage,
+            timings=self.timings,
+            top_logprobs=list(self.top_logprobs) if self.params.logprobs else None,
+            score=self.beams.best.score if self.beams is not None else None,
+            error=self.error,
+        )

@@ -11,8 +11,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from owl_fast.engine.adapters import Adapters
 from owl_fast.engine.kv_cache import KVCache
 from owl_fast.engine.scheduler import Span, StepPlan
+from owl_fast.lora import Adapter
 from owl_fast.models.batch import PackedBatch, PagedCache
 from owl_fast.models.owl import Owl
 from owl_fast.prompts import IMAGE_ID
@@ -21,9 +23,13 @@ from owl_fast.prompts import IMAGE_ID
 class Runner:
     """The model and its cache; knows nothing of requests beyond the spans it is given."""
 
-    def __init__(self, model: Owl, cache: KVCache) -> None:
+    def __init__(self, model: Owl, cache: KVCache, adapters: Adapters) -> None:
         self.model = model
         self.cache = cache
+        self.adapters = adapters
+
+    def use_adapter(self, adapter: Adapter | None) -> None:
+        self.adapters.use(adapter)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:

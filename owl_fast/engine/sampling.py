@@ -8,11 +8,14 @@ sampling temperature, top-k, top-p, min-p. A draw is a pure function of (seed, p
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import struct
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +93,15 @@ class SamplingParams:
                 raise ParameterError(f"{name} is {getattr(self, name)!r:.80}; wanted {wanted}")
         if self.beams > 1:
             self._check_beams()
+
+    def changed(self, options: Mapping[str, Any]) -> SamplingParams:
+        """With some fields replaced; ParameterError for a name that is none of them."""
+        names = [field.name for field in fields(self)]
+        for name in options.keys() - set(names):
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"wanted one of {', '.join(names)}"
+            raise ParameterError(f"no option {name!r:.60}; {hint}")
+        return replace(self, **options)
 
     def _check_beams(self) -> None:
         for name, is_set in (

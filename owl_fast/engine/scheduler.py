@@ -2,7 +2,7 @@
 
 A step is one packed batch: first one row for every answer being generated, then as much of the prompts as
 the token budget allows. A request starts when its rows and the blocks it may ever need are free, in order of
-arrival, so a running request never waits for memory.
+arrival, so a running request never waits for memory. Requests of different adapters never run together.
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ class Scheduler:
         return request.width * blocks_for(request.longest, self.allocator.block_size)
 
     def _fits(self, request: Request) -> bool:
+        if any(other.adapter is not request.adapter for other in self.running):
+            return False
         rows = sum(other.width for other in self.running) + request.width
         blocks = sum(self._blocks(other) for other in self.running) + self._blocks(request)
         return rows <= self.max_batch and blocks <= self.allocator.num_blocks

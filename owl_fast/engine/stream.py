@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
-from owl_fast.engine.loop import Loop, output
+from owl_fast.engine.loop import Loop
 from owl_fast.engine.outputs import Event, Output
 from owl_fast.engine.request import Request
-from owl_fast.errors import OwlError, PromptError
+from owl_fast.errors import OwlError
 
 
 class Stream:
-    """Iterator over the events of one answer.
+    """Iterator over the events of one answer, which begins its way through the engine here.
 
     Dropping it early frees its place in the engine at the next step; `close`, or using it as a context
     manager, at once.
     """
 
-    def __init__(self, loop: Loop, request: Request) -> None:
+    def __init__(self, loop: Loop, request: Request, on_end: Callable[[Output], None] | None = None) -> None:
+        """on_end: called with the whole answer when its last event is read, unless it failed."""
         self._loop = loop
         self._request = request
+        self._on_end = on_end
+        loop.submit(request)
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -35,6 +38,8 @@ class Stream:
         event = request.events.popleft()
         if event.finish_reason == "error":
             raise OwlError(request.error)
+        if event.finish_reason is not None and self._on_end is not None:
+            self._on_end(request.output)
         return event
 
     def cancel(self) -> None:
@@ -53,8 +58,8 @@ class Stream:
     def output(self) -> Output:
         """The whole answer, once the last event has come."""
         if not self._request.finished:
-            raise PromptError("the answer is still being generated; read the stream to its end first")
-        return output(self._request)
+            raise OwlError("the answer is still being generated; read the stream to its end first")
+        return self._request.output
 
     def __enter__(self) -> Stream:
         return self

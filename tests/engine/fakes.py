@@ -19,6 +19,7 @@ from owl_fast.engine.outputs import TextStream
 from owl_fast.engine.request import Request
 from owl_fast.engine.sampling import SamplingParams, choose, process_scores
 from owl_fast.engine.scheduler import Scheduler, StepPlan
+from owl_fast.lora import Adapter
 
 BOS, EOS, VOCAB, BLOCK = 1, 2, 23, 4
 
@@ -45,6 +46,10 @@ class FakeRunner:
         self.slots: list[list[int | None]] = [[None] * BLOCK for _ in range(num_blocks)]
         self.poison: set[tuple[int, ...]] = set()
         self.largest_step = 0
+        self.adapter: Adapter | None = None
+
+    def use_adapter(self, adapter: Adapter | None) -> None:
+        self.adapter = adapter
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         return pixels
@@ -54,6 +59,7 @@ class FakeRunner:
             self.slots[target] = list(self.slots[source])
         self.largest_step = max(self.largest_step, sum(span.end - span.start for span in plan.spans))
         rows = []
+        assert all(span.request.adapter is self.adapter for span in plan.spans)
         for span in plan.spans:
             table = span.sequence.table
             for position in range(span.start, span.end):
@@ -74,7 +80,9 @@ def make_loop(num_blocks: int = 24, max_batch: int = 4, step_tokens: int = 7) ->
     return Loop(scheduler, FakeRunner(num_blocks), EOS)
 
 
-def make_request(prompt: Sequence[int], params: SamplingParams | None = None) -> Request:
+def make_request(
+    prompt: Sequence[int], params: SamplingParams | None = None, adapter: Adapter | None = None
+) -> Request:
     params = params or SamplingParams(max_tokens=6)
     assert params.max_tokens is not None
     return Request(
@@ -85,6 +93,7 @@ def make_request(prompt: Sequence[int], params: SamplingParams | None = None) ->
         bos_id=BOS,
         text=TextStream(PlainDecoder(), params.stop_strings),
         beams=BeamSearch(params, BOS, EOS, params.max_tokens) if params.beams > 1 else None,
+        adapter=adapter,
     )
 
 

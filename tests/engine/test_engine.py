@@ -353,7 +353,7 @@ def test_too_long_a_request_names_both_numbers(engine: Engine) -> None:
         ("<image> AI: ", [b"no picture"], ImageError),
         ([{"role": "user", "content": "x"}], [IMAGES[0]], PromptError),
         ([{"prompt": "AI: ", "messages": []}], None, PromptError),
-        ([{"prompt": "AI: ", "adapter": "a"}], None, UnsupportedError),
+        ([{"prompt": "AI: ", "adapter": "a"}], None, ParameterError),
         ([{"prompt": "AI: "}, {"prompt": "<image>"}], None, PromptError),
         ([5], None, PromptError),
         (["AI: "], [IMAGES[0]], PromptError),

@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from owl_fast.engine.loop import output
 from owl_fast.engine.request import Request
 from owl_fast.engine.sampling import SamplingParams
+from owl_fast.lora import Adapter, LoraConfig
 from tests.engine.fakes import BOS, VOCAB, FakeRunner, expected, make_loop, make_request, run_to_end
 
 PARAMS = (
@@ -20,6 +20,7 @@ PARAMS = (
     SamplingParams(max_tokens=6, beams=3, no_repeat_ngram=2, early_stopping=True),
     SamplingParams(max_tokens=5, beams=2, length_penalty=0.5),
 )
+ADAPTERS = (None, None, Adapter(LoraConfig(), {}, {}), Adapter(LoraConfig(), {}, {}))
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=0, max_size=18).map(lambda ids: [BOS, *ids])
 
 
@@ -29,9 +30,9 @@ class LoopMachine(RuleBasedStateMachine):
         self.loop = make_loop()
         self.requests: list[Request] = []
 
-    @rule(prompt=prompts, params=st.sampled_from(PARAMS))
-    def add(self, prompt: list[int], params: SamplingParams) -> None:
-        self.requests.append(make_request(prompt, params))
+    @rule(prompt=prompts, params=st.sampled_from(PARAMS), adapter=st.sampled_from(ADAPTERS))
+    def add(self, prompt: list[int], params: SamplingParams, adapter: Adapter | None) -> None:
+        self.requests.append(make_request(prompt, params, adapter))
         self.loop.submit(self.requests[-1])
 
     @rule()
@@ -107,6 +108,20 @@ def test_requests_start_in_order_of_arrival_and_only_when_they_fit() -> None:
     run_to_end(loop, large, larger, small)
 
 
+def test_another_adapter_waits_and_nobody_overtakes_it() -> None:
+    loop = make_loop()
+    adapter = Adapter(LoraConfig(), {}, {})
+    first, second, third = (make_request([BOS, 5], adapter=name) for name in (None, adapter, None))
+    for request in (first, second, third):
+        loop.submit(request)
+    loop.step()
+    assert loop.scheduler.running == [first]
+    run_to_end(loop, first)
+    loop.step()
+    assert loop.scheduler.running == [second]
+    run_to_end(loop, second, third)
+
+
 def test_running_answers_go_on_while_a_long_prompt_is_computed_in_chunks() -> None:
     loop = make_loop(num_blocks=40, step_tokens=8)
     answer = make_request([BOS, 4], SamplingParams(max_tokens=20, ignore_eos=True))
@@ -132,11 +147,11 @@ def test_numbers_that_are_not_finite_end_their_request_only() -> None:
     for request in (well, ill):
         loop.submit(request)
     run_to_end(loop, well, ill)
-    result = output(ill)
+    result = ill.output
     assert result.finish_reason == "error"
     assert result.token_ids == answer
     assert "not finite" in (result.error or "")
-    assert output(well).token_ids == expected([BOS, 5], well.params)
+    assert well.output.token_ids == expected([BOS, 5], well.params)
     assert loop.scheduler.allocator.free_blocks == loop.scheduler.allocator.num_blocks
 
 

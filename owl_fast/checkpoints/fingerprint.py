@@ -1,0 +1,36 @@
+"""Which weights a model folder or file holds, as one SHA-256."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch import Tensor
+
+from owl_fast.checkpoints.folder import WeightFolder
+from owl_fast.checkpoints.names import HF_NAMES, map_name
+from owl_fast.checkpoints.tensorfile import open_tensors
+
+
+def weights_sha256(path: str | Path) -> str:
+    """Hex digest over the name, dtype, shape and values of every tensor that a model keeps.
+
+    How the tensors are spread over files, in which format and order, makes no difference; another dtype does.
+    """
+    path = Path(path)
+    files = [path / file for file in WeightFolder.open(path).files] if path.is_dir() else [path]
+    lines: list[str] = []
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        for file in files:
+            with open_tensors(file) as opened:
+                names = [name for name in opened.infos if map_name(HF_NAMES, name) is not None]
+                lines += pool.map(_line, names, [opened.read(name) for name in names])
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _line(name: str, tensor: Tensor) -> str:
+    tensor = tensor.contiguous()
+    data = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()) if tensor.nbytes else b""
+    return f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(data).hexdigest()}\n"

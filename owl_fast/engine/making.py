@@ -1,0 +1,59 @@
+"""From a prepared prompt to a request the loop can run; what can never run is refused here."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from owl_fast.engine.adapters import Adapters
+from owl_fast.engine.beam import BeamSearch
+from owl_fast.engine.inputs import PreparedPrompt
+from owl_fast.engine.outputs import TextStream
+from owl_fast.engine.request import Request
+from owl_fast.engine.sampling import SamplingParams
+from owl_fast.errors import ContextLengthError, UnsupportedError
+from owl_fast.prompts import IMAGE_ID
+from owl_fast.tokenizer import StreamDecoder, Tokenizer
+
+
+@dataclass(frozen=True)
+class RequestMaker:
+    """Knows what an engine can take: positions of its context, rows of its batch, its adapters."""
+
+    tokenizer: Tokenizer
+    adapters: Adapters
+    max_context: int
+    max_batch: int
+
+    def __call__(
+        self, prepared: PreparedPrompt, params: SamplingParams, continuation: Sequence[int] = ()
+    ) -> Request:
+        """continuation: ids behind the prompt that are only to be scored."""
+        length, left = len(prepared.ids), self.max_context - len(prepared.ids)
+        wanted = 1 if params.max_tokens is None else params.max_tokens
+        if wanted > left:
+            pictures = prepared.ids.count(IMAGE_ID)
+            raise ContextLengthError(
+                f"the prompt takes {length} positions ({pictures} of them pictures) and {wanted} more were "
+                f"asked for: {length + wanted}, the context has {self.max_context}; "
+                "shorten the prompt or ask for fewer tokens"
+            )
+        if params.beams > self.max_batch:
+            raise UnsupportedError(
+                f"beams={params.beams} is more than max_batch={self.max_batch}; raise max_batch"
+            )
+        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
+        max_tokens = left if params.max_tokens is None else params.max_tokens
+        return Request(
+            prompt_ids=[*prepared.ids, *continuation],
+            params=params,
+            max_tokens=max_tokens,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            bos_id=bos,
+            text=TextStream(StreamDecoder(self.tokenizer, prepared.begun), params.stop_strings),
+            pixels=prepared.pixels,
+            score_from=length if continuation else None,
+            beams=BeamSearch(params, bos, eos, max_tokens) if params.beams > 1 else None,
+            adapter=self.adapters.find(prepared.adapter),
+        )

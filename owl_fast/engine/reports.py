@@ -1,0 +1,103 @@
+"""What an engine says of itself: the memory it takes and the work it has done."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from owl_fast.config import OwlConfig
+from owl_fast.engine.outputs import FinishReason, Timings, Usage
+from owl_fast.engine.scheduler import Scheduler
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the model's device. activations is an estimate of what the largest step takes for a while."""
+
+    weights: int
+    adapters: int
+    cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapters + self.cache + self.activations
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Work since the engine was made.
+
+    requests    taken in; each is waiting, running, or has been answered, cancelled or failed
+    usage       sums over the ended requests
+    timings     the same; in Timings.predicted_per_second a row counts for itself, not for its batch
+    steps       batches computed, and the seconds spent in them, out of `seconds` in all
+    """
+
+    requests: int
+    waiting: int
+    running: int
+    answered: int
+    cancelled: int
+    failed: int
+    usage: Usage
+    timings: Timings
+    steps: int
+    busy_seconds: float
+    seconds: float
+
+
+@dataclass
+class Tally:
+    """The counts behind Stats, as the loop keeps them."""
+
+    requests: int = 0
+    steps: int = 0
+    busy_seconds: float = 0.0
+    ended: dict[FinishReason, int] = field(
+        default_factory=lambda: {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
+    )
+    usage: Usage = field(default_factory=lambda: Usage(0, 0))
+    timings: Timings = field(default_factory=Timings)
+    since: float = field(default_factory=time.perf_counter)
+
+    def end(self, reason: FinishReason, usage: Usage, timings: Timings) -> None:
+        self.ended[reason] += 1
+        self.usage += usage
+        self.timings += timings
+
+    def stats(self, arrived: int, waiting: int, running: int) -> Stats:
+        return Stats(
+            requests=arrived + self.requests,
+            waiting=arrived + waiting,
+            running=running,
+            answered=self.ended["stop"] + self.ended["length"],
+            cancelled=self.ended["cancelled"],
+            failed=self.ended["error"],
+            usage=self.usage,
+            timings=self.timings,
+            steps=self.steps,
+            busy_seconds=self.busy_seconds,
+            seconds=time.perf_counter() - self.since,
+        )
+
+
+def activation_bytes(config: OwlConfig, dtype: torch.dtype, scheduler: Scheduler, context: int) -> int:
+    """What the largest step holds at its widest point, beside the weights and the cache.
+
+    C hidden, F feed-forward and V vocabulary of the language model, E and M those of the vision tower.
+    """
+    llama, vision = config.llama, config.vision
+    rows = min(scheduler.step_tokens, scheduler.max_batch * context)
+    kv = llama.num_key_value_heads * llama.head_dim
+    mlp = rows * (2 * llama.hidden_size + 4 * llama.intermediate_size)  # residual, normed, gate | up, SwiGLU
+    # Residual, normed, q | k | v before and after the rotation, the result; keys and values of one sequence.
+    attention = rows * (5 * llama.hidden_size + 4 * kv) + 2 * context * kv
+    patches = vision.num_patches + 1
+    picture = patches * (2 * vision.hidden_size + 3 * vision.intermediate_size)
+    logits = (
+        scheduler.max_batch * llama.vocab_size * (dtype.itemsize + 2 * 4 + 1)
+    )  # as they are, float32, log-probs
+    return max(max(mlp, attention, picture) * dtype.itemsize, logits)

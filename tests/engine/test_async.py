@@ -1,0 +1,224 @@
+"""Answers for asyncio: the same ones, without blocking the event loop and without anything left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from owl_fast import Engine
+from owl_fast.engine.async_stream import AsyncStream
+from owl_fast.engine.outputs import Event
+from owl_fast.errors import ContextLengthError, ImageError, OwlError, ParameterError
+from tests.golden_data import Golden, image_files
+
+PATIENCE = 20  # seconds; only a failing test waits that long
+PROMPT, IMAGES = "Human: <image>\nHuman: what?\nAI: ", image_files()[:1]
+
+
+@functools.cache
+def engine_() -> Engine:
+    return Engine.from_pretrained(Golden("micro").checkpoint, device="cpu", dtype="fp32", max_batch=4)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return engine_()
+
+
+def held_blocks(engine: Engine) -> int:
+    allocator = engine._loop.scheduler.allocator
+    return allocator.num_blocks - allocator.free_blocks
+
+
+def our_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("owl_fast")]
+
+
+async def idle(engine: Engine) -> None:
+    """Wait until nothing is held and no thread is left."""
+    for _ in range(1000):
+        if not our_threads() and held_blocks(engine) == 0:
+            return
+        await asyncio.sleep(PATIENCE / 1000)
+    raise AssertionError(f"left behind: {our_threads()}, {held_blocks(engine)} blocks")
+
+
+async def read(stream: Any) -> list[Event]:
+    return [event async for event in stream]
+
+
+def test_the_same_answer_as_from_generate(engine: Engine) -> None:
+    out = engine.generate(PROMPT, images=IMAGES, max_tokens=12, temperature=0.9, seed=4)
+
+    async def ask() -> None:
+        stream = engine.astream(PROMPT, images=IMAGES, max_tokens=12, temperature=0.9, seed=4)
+        with pytest.raises(OwlError, match="still being generated"):
+            _ = stream.output
+        events = await read(stream)
+        assert "".join(event.text for event in events) == out.text == stream.output.text
+        assert [token for event in events for token in event.token_ids] == out.token_ids
+        assert [event.finish_reason for event in events] == [None] * 11 + [out.finish_reason]
+        assert await read(stream) == []
+        await idle(engine)
+
+    asyncio.run(ask())
+
+
+def test_many_at_once_beside_a_blocking_one(engine: Engine) -> None:
+    prompts = [f"Human: {n}\nAI: " for n in range(7)]
+    alone = [engine.generate(prompt, max_tokens=10).token_ids for prompt in prompts]
+
+    async def ask() -> None:
+        answers = [read(engine.astream(prompt, max_tokens=10)) for prompt in prompts[:-1]]
+        blocking = asyncio.to_thread(engine.generate, prompts[-1], max_tokens=10)
+        *streams, last = await asyncio.gather(*answers, blocking)
+        assert [[t for e in events for t in e.token_ids] for events in streams] == alone[:-1]
+        assert last.token_ids == alone[-1]
+        await idle(engine)
+
+    asyncio.run(ask())
+
+
+def test_the_event_loop_runs_while_the_model_does(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, entered, release = engine._runner.run, threading.Event(), threading.Event()
+
+    def held_up(plan: Any) -> Tensor:
+        entered.set()
+        assert release.wait(PATIENCE), "the event loop was blocked by a step"
+        return run(plan)
+
+    monkeypatch.setattr(engine._runner, "run", held_up)
+
+    async def ask() -> None:
+        answer = asyncio.create_task(read(engine.astream("AI: ", max_tokens=2)))
+        while not entered.is_set():
+            await asyncio.sleep(0.001)
+        release.set()  # only a free event loop comes here
+        assert len(await answer) == 2
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("how", ["task", "drop", "cancel", "context"])
+def test_cancelling_frees_the_place_within_a_step(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Steps are let through one by one: three for three events, and the one that is under way then."""
+    run, gate, steps = engine._runner.run, threading.Semaphore(3), []
+
+    def gated(plan: Any) -> Tensor:
+        steps.append(plan)
+        assert gate.acquire(timeout=PATIENCE), "a step began after the answer was cancelled"
+        return run(plan)
+
+    monkeypatch.setattr(engine._runner, "run", gated)
+
+    async def three(stream: AsyncStream) -> None:
+        for _ in range(3):
+            await stream.__anext__()
+        asyncio.get_running_loop().call_later(0.01, gate.release)
+
+    async def talk(reached: asyncio.Event) -> None:
+        stream = engine.astream(PROMPT, images=IMAGES, max_tokens=200, ignore_eos=True)
+        if how == "context":
+            async with stream:
+                await three(stream)
+            assert held_blocks(engine) == 0
+            return
+        await three(stream)
+        reached.set()
+        if how == "cancel":
+            stream.cancel()
+        if how in ("task", "cancel"):
+            rest = await read(stream)
+            assert rest[-1].finish_reason == "cancelled"
+            assert len(stream.output.token_ids) == len(steps)
+
+    async def ask() -> None:
+        reached = asyncio.Event()
+        task = asyncio.create_task(talk(reached))
+        if how == "task":
+            await reached.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await asyncio.wait([task])
+        await idle(engine)
+        assert task.cancelled() or task.exception() is None
+
+    asyncio.run(ask())
+    assert len(steps) <= 4
+
+
+def test_what_does_not_fit_comes_out_at_the_first_event(engine: Engine) -> None:
+    messages = [{"role": "user", "content": [{"type": "image", "image": "none.png"}]}]
+
+    async def ask(error: type[OwlError], *arguments: Any, **options: Any) -> None:
+        with pytest.raises(error):
+            await read(engine.astream(*arguments, **options))
+        await idle(engine)
+
+    asyncio.run(ask(ImageError, messages))
+    asyncio.run(ask(ContextLengthError, "word " * 3000))
+    asyncio.run(ask(ParameterError, "AI: ", temprature=1))
+    asyncio.run(ask(ParameterError, "AI: ", adapter="none"))
+
+
+def test_a_failing_step_ends_the_answers_it_took_along(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    healthy = engine.generate("AI: ", max_tokens=4)
+
+    def broken(plan: Any) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    async def ask() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._runner, "run", broken)
+            with pytest.raises(OwlError, match="the step failed: RuntimeError"):
+                await read(engine.astream("AI: ", max_tokens=4))
+        events = await read(engine.astream("AI: ", max_tokens=4))
+        assert [token for event in events for token in event.token_ids] == healthy.token_ids
+        await idle(engine)
+
+    asyncio.run(ask())
+    assert "out of memory" in caplog.text
+
+
+def test_a_closed_event_loop_leaves_no_thread(engine: Engine) -> None:
+    loop = asyncio.new_event_loop()
+    stream = engine.astream("AI: ", max_tokens=200, ignore_eos=True)
+    loop.run_until_complete(stream.__anext__())
+    loop.close()
+    asyncio.run(idle(engine))
+
+
+def test_a_task_cancelled_while_its_picture_is_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, release = threading.Event(), threading.Event()
+    read_prompt = type(engine._reader).read
+
+    def slow(*arguments: Any) -> Any:
+        entered.set()
+        assert release.wait(PATIENCE)
+        return read_prompt(*arguments)
+
+    monkeypatch.setattr(type(engine._reader), "read", slow)
+
+    async def ask() -> None:
+        task = asyncio.create_task(read(engine.astream("AI: ")))
+        while not entered.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        release.set()
+        await idle(engine)
+
+    before = engine.stats().requests
+    asyncio.run(ask())
+    assert engine.stats().requests == before
