@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Area (first name below owl_fast, or a top-level folder) -> layer. An import may go sideways or down.
 LAYERS = (
     ("kernels",),
-    ("config", "errors", "native", "ops"),
+    ("config", "errors", "machine", "native", "ops"),
     (
         "checkpoints",
         "conversation",
@@ -27,7 +27,21 @@ LAYERS = (
         "tokenizer",
     ),
     ("engine", "evaluation", "serving", "training"),
-    ("chat", "cli", "compat", "data", "doctor", "evaluate", "quantize", "serve", "train"),
+    (
+        *(
+            "chat",
+            "cli",
+            "compat",
+            "completion",
+            "data",
+            "doctor",
+            "evaluate",
+            "quantize",
+            "serve",
+            "settings",
+        ),
+        *("summary", "train"),
+    ),
     ("benchmarks", "export", "recipes"),
 )
 LEVEL = {area: level for level, areas in enumerate(LAYERS) for area in areas}
@@ -47,6 +61,7 @@ EXTERNAL = {
     "chat": INFERENCE | {"prompt_toolkit", "rich"},
     "data": INFERENCE | {"rich"},
     "doctor": INFERENCE | {"rich"},
+    "settings": INFERENCE | {"tomli"},
     "training": INFERENCE | {"matplotlib", "pyarrow", "rich"},
     "serving": INFERENCE | {"fastapi", "prometheus_client", "ray", "starlette", "uvicorn"},
     "export": INFERENCE | {"onnx", "onnxruntime", "onnxscript"},

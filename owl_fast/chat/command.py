@@ -23,8 +23,8 @@ DEMONSTRATION = (
     "owl-nano, the bundled model, is a small demonstration: it knows simple drawn scenes and little else.\n"
     "The real one: python -m owl_fast.chat FOLDER, with FOLDER an mPLUG-Owl model in Hugging Face layout."
 )
-# Flags about loading a model, which a server has done already.
-LOADING = ("adapter", "tokenizer", "vision_heads", "abstractor_heads", "device", "dtype", "config")
+# Flags that Engine.from_pretrained takes.
+LOADING = ("tokenizer", "vision_heads", "abstractor_heads", "device", "dtype", "config")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,6 +119,8 @@ def _open(args: argparse.Namespace, params: SamplingParams, screen: Screen, gree
     if args.model is None and args.url is None:
         screen.note(DEMONSTRATION)
     session = Session(backend, params, screen, stream=not args.no_stream)
+    if args.adapter is not None:
+        session.choose_adapter(args.adapter)
     if args.load is not None:
         session.load(args.load)
     if args.system is not None:
@@ -156,7 +158,8 @@ def _params(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Sampli
 
     if args.url is None and args.api_key_file is not None:
         parser.error("--api-key-file is for a server; give its --url")
-    idle = [name for name in LOADING if getattr(args, name) not in (None, parser.get_default(name))]
+    loading = ("adapter", *LOADING)
+    idle = [name for name in loading if getattr(args, name) not in (None, parser.get_default(name))]
     if args.url is not None and idle:
         flag = idle[0].replace("_", "-")
         parser.error(f"--{flag} is about loading a model; with --url the server has done that")

@@ -12,7 +12,7 @@ from owl_fast.chat import sampling
 from owl_fast.chat.completion import Candidates, Completion, paths, words
 from owl_fast.chat.pictures import open_pictures
 from owl_fast.conversation import load_messages
-from owl_fast.errors import DataError, PromptError
+from owl_fast.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
     from owl_fast.chat.talk import Talk
@@ -40,10 +40,12 @@ def run(talk: Talk, line: str) -> None:
         COMMANDS[name].run(talk, argument.strip())
         return
     if os.path.exists(os.path.expanduser(line.strip())):
-        raise PromptError(f"to show a picture: /image {line.strip():.200}")
+        raise ParameterError(f"to show a picture: /image {line.strip():.200}")
     close = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {close[0]}?" if close else "/help lists the commands"
-    raise PromptError(f"no command {name:.40}; {hint} A message may begin with a space, or stand in quotes")
+    raise ParameterError(
+        f"no command {name:.40}; {hint} A message may begin with a space, or stand in quotes"
+    )
 
 
 def offers() -> Completion:
@@ -73,7 +75,9 @@ def _drop(talk: Talk, argument: str) -> None:
     queue = talk.session.queue
     number = int(argument) if argument.isdecimal() else 0
     if not 1 <= number <= len(queue):
-        raise PromptError(f"/drop wants a picture's number, 1 to {len(queue)}; /images lists those that wait")
+        raise ParameterError(
+            f"/drop wants a picture's number, 1 to {len(queue)}; /images lists those that wait"
+        )
     talk.screen.note(f"dropped {queue.pop(number - 1).name}")
 
 
@@ -152,7 +156,7 @@ def _set(talk: Talk, argument: str) -> None:
 def _show(talk: Talk, argument: str) -> None:
     topic = argument or "model"
     if topic not in TOPICS:
-        raise PromptError(f"/show wants one of {', '.join(TOPICS)}; {topic!r:.40} came")
+        raise ParameterError(f"/show wants one of {', '.join(TOPICS)}; {topic!r:.40} came")
     if topic == "params":
         _set(talk, "")
         return

@@ -6,13 +6,16 @@ import os
 import time
 from typing import Any
 
+from owl_fast import machine
 from owl_fast.chat.backend import Messages, Reply, Rows
 from owl_fast.chat.pictures import MARK
 from owl_fast.chat.screen import Screen
 from owl_fast.engine.engine import Engine
+from owl_fast.engine.placement import DTYPES
 from owl_fast.engine.sampling import SamplingParams
-from owl_fast.errors import UnsupportedError
+from owl_fast.errors import ParameterError, UnsupportedError
 from owl_fast.prompts import TextPiece, chat_pieces, encode
+from owl_fast.summary import config_rows, gib
 
 
 class LocalBackend:
@@ -33,11 +36,10 @@ class LocalBackend:
         return cls(engine, name, time.perf_counter() - begin)
 
     def ready(self) -> str:
-        model = self._engine.model
-        dtype = str(model.dtype).removeprefix("torch.")
-        weights = sum(parameter.numel() for parameter in model.parameters())
+        device = self._engine.model.device
+        used, total = (n / (1 << 30) for n in (self._engine.memory().total, machine.device_memory(device)))
         return (
-            f"ready: {self.name} {dtype} · {weights / 1e6:.1f} M weights · {model.device} · "
+            f"ready: {self.name} {self._dtype} · {machine.device_name(device)} · {used:.1f}/{total:.1f} GiB · "
             f"context {self.max_context} · {self._seconds:.1f} s"
         )
 
@@ -49,7 +51,7 @@ class LocalBackend:
             )
 
     def reply(self, messages: Messages, params: SamplingParams, adapter: str | None) -> Reply:
-        return self._engine.stream(messages, params)
+        return self._engine.stream(messages, params, adapter=adapter)
 
     def count_tokens(self, messages: Messages) -> int:
         return len(encode(chat_pieces(messages)[0], self._engine.tokenizer, self._engine.config.image_rows))
@@ -58,10 +60,53 @@ class LocalBackend:
         if topic == "template":
             pieces = chat_pieces(messages)[0]
             return "".join(piece.text if isinstance(piece, TextPiece) else MARK for piece in pieces)
-        raise UnsupportedError(topic)
+        rows = {"model": self._model_rows, "memory": self._memory_rows, "cache": self._cache_rows}
+        if topic not in rows:
+            raise ParameterError(f"nothing is known of {topic!r:.40}; wanted template, {', '.join(rows)}")
+        return rows[topic]()
 
     def load_adapter(self, name: str, folder: str) -> None:
-        raise UnsupportedError(name)
+        self._engine.load_adapter(name, folder)
 
     def adapters(self) -> list[str]:
-        return []
+        return list(self._engine.adapters)
+
+    @property
+    def _dtype(self) -> str:
+        return next(name for name, dtype in DTYPES.items() if dtype == self._engine.model.dtype)
+
+    def _model_rows(self) -> Rows:
+        model = self._engine.model
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        return [
+            ("name", self.name),
+            ("weights", f"{weights / 1e6:.1f} M, {self._dtype}, on {machine.device_name(model.device)}"),
+            *config_rows(self._engine.config),
+            ("context", f"{self.max_context} positions"),
+        ]
+
+    def _memory_rows(self) -> Rows:
+        memory, device = self._engine.memory(), self._engine.model.device
+        total = machine.device_memory(device)
+        rows = {
+            "weights": memory.weights,
+            "adapters": memory.adapters,
+            "cache": memory.cache,
+            "work space (estimate)": memory.activations,
+            "together": memory.total,
+            f"of {machine.device_name(device)}": total,
+        }
+        return [(name, gib(size)) for name, size in rows.items()]
+
+    def _cache_rows(self) -> Rows:
+        stats = self._engine.stats()
+        return [
+            ("size", gib(self._engine.memory().cache)),
+            ("room", f"{self.max_context} positions in each of {self._engine.max_batch} row(s)"),
+            (
+                "prompts so far",
+                f"{stats.usage.prompt_tokens} positions, {stats.usage.image_tokens} of pictures",
+            ),
+            ("of these reused", f"{stats.usage.cached_tokens}"),
+            ("answers so far", f"{stats.answered + stats.cancelled}, {stats.usage.completion_tokens} tokens"),
+        ]

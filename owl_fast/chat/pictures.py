@@ -33,10 +33,14 @@ class Picture:
 
 
 def open_picture(source: str | bytes) -> Picture:
-    """Read and check one picture: a path or the bytes themselves. ImageError as load_image."""
+    """Read and check one picture: a path, a URL, or the bytes themselves (from stdin). ImageError."""
     from owl_fast.images import load_image
 
     name = os.path.basename(source) if isinstance(source, str) else "stdin"
+    if isinstance(source, str) and _is_url(source):
+        from owl_fast.fetch import ANY_HOST, Fetcher
+
+        source = Fetcher([ANY_HOST])(source)
     image = load_image(source)
     data = Path(source).read_bytes() if isinstance(source, str) else source
     return Picture(name, data, image.width, image.height)
@@ -61,8 +65,12 @@ def find_paths(text: str) -> list[str]:
     return [path for word in words for path in _matches(os.path.expanduser(word))]
 
 
+def _is_url(source: str) -> bool:
+    return source.lower().startswith(("http:", "https:"))
+
+
 def _matches(path: str) -> list[str]:
-    if os.path.lexists(path) or not glob.has_magic(path):
+    if _is_url(path) or os.path.lexists(path) or not glob.has_magic(path):
         return [path]
     found = sorted(match for match in glob.glob(path) if os.path.isfile(match))
     if not found:

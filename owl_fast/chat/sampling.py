@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from owl_fast.errors import PromptError
+from owl_fast.errors import ParameterError
 
 if TYPE_CHECKING:
     from owl_fast.engine.sampling import SamplingParams
@@ -27,7 +27,7 @@ NAMES = (*SETTINGS, "stop")
 
 
 def from_flags(flags: Mapping[str, Any]) -> SamplingParams:
-    """PromptError or UnsupportedError for a value out of range."""
+    """ParameterError or UnsupportedError for a value out of range."""
     from owl_fast.engine.sampling import SamplingParams
 
     given = {name: flags[name] for name in SETTINGS if flags[name] is not None}
@@ -40,7 +40,7 @@ def change(params: SamplingParams, name: str, text: str) -> SamplingParams:
     if name not in NAMES:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"wanted one of {', '.join(NAMES)}"
-        raise PromptError(f"no setting {name!r:.40}; {hint}")
+        raise ParameterError(f"no setting {name!r:.40}; {hint}")
     return replace(params, **{name: _value(name, text)})
 
 
@@ -60,8 +60,7 @@ def changed(params: SamplingParams) -> dict[str, Any]:
 def default(name: str) -> Any:
     from owl_fast.engine.sampling import SamplingParams
 
-    (field,) = (field for field in fields(SamplingParams) if field.name == name)
-    return None if field.default is MISSING else field.default
+    return getattr(SamplingParams(), name)
 
 
 def _value(name: str, text: str) -> Any:
@@ -74,4 +73,4 @@ def _value(name: str, text: str) -> Any:
         return kind(text)
     except ValueError:
         wanted = "a whole number" if kind is int else "a number"
-        raise PromptError(f"{name} is {text!r:.40}; wanted {wanted}, or default") from None
+        raise ParameterError(f"{name} is {text!r:.40}; wanted {wanted}, or default") from None

@@ -83,6 +83,8 @@ class Session:
         if name is not None and name not in self.backend.adapters():
             folder = os.path.expanduser(name)
             name = os.path.basename(os.path.abspath(folder))
+            if name in self.backend.adapters():  # the same name in another folder
+                name = folder
             self.backend.load_adapter(name, folder)
         self.adapter = name
 

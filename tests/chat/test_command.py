@@ -96,7 +96,7 @@ def test_flags_do_not_change_the_answer(
     assert chat.main([*BASE, *flags, "-p", "hello"]) == 0
     out, err = capfd.readouterr()
     assert out == safe(answer(engine, user("hello"))) + "\n"
-    assert ("ready: checkpoint float32" in err) == ("-v" in flags)
+    assert ("ready: checkpoint fp32" in err) == ("-v" in flags)
 
 
 def test_sampling_flags_and_system_reach_the_engine(
@@ -237,7 +237,7 @@ def test_turns_build_on_each_other(
     out, err = capfd.readouterr()
     assert out == f"{safe(one)}\n{safe(two)}\n"
     assert f"picture 1: {os.path.basename(IMAGE)}" in err
-    assert "ready: checkpoint float32 · " in err
+    assert "ready: checkpoint fp32 · " in err
 
 
 def test_a_failed_turn_is_taken_back_and_its_pictures_wait(

@@ -173,8 +173,10 @@ def test_a_server_that_lists_no_model(server: FakeServer, models: Any) -> None:
         "http://",
         "http://a:b:c",
         "http://a/v1?x=1",
-    ]
-    + ["http://user:pass@a/v1", "http://a/v 1", "http://a/\nHost: b"],
+        "http://user:pass@a/v1",
+        "http://a/v 1",
+        "http://a/\nHost: b",
+    ],
 )
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(ParameterError):
