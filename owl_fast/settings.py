@@ -118,10 +118,10 @@ def _check(action: argparse.Action, value: Any, where: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
             raise DataError(f"{where} is {value!r:.60}; wanted a list of strings")
         return value
-    kind = bool if action.nargs == 0 else action.type or str
-    accepted: tuple[type, ...] = (int, float) if kind is float else (kind,) if isinstance(kind, type) else ()
+    kind: Any = bool if action.nargs == 0 else action.type or str
+    accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise DataError(f"{where} is {value!r:.60}; wanted {getattr(kind, '__name__', kind)}")
+        raise DataError(f"{where} is {value!r:.60}; wanted {kind.__name__}")
     if action.choices is not None and value not in action.choices:
         raise DataError(f"{where} is {value!r:.60}; wanted one of {', '.join(map(str, action.choices))}")
     return float(value) if kind is float else value

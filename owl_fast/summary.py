@@ -16,9 +16,9 @@ def config_rows(config: OwlConfig) -> list[tuple[str, str]]:
     ]
 
 
-def gib(size: float) -> str:
-    """Bytes as GiB."""
-    return f"{size / (1 << 30):.2f} GiB"
+def size_text(count: float) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{count / (1 << 20):.1f} MiB" if count < 1 << 30 else f"{count / (1 << 30):.2f} GiB"
 
 
 def _layers(part: VisionConfig | AbstractorConfig | LlamaConfig) -> str:

@@ -8,6 +8,7 @@
 Answers go to stdout, everything else to stderr. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.
 """
 
+from owl_fast.chat.arguments import build_parser
 from owl_fast.chat.command import main
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]

@@ -15,7 +15,7 @@ from owl_fast.engine.placement import DTYPES
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.errors import ParameterError, UnsupportedError
 from owl_fast.prompts import TextPiece, chat_pieces, encode
-from owl_fast.summary import config_rows, gib
+from owl_fast.summary import config_rows, size_text
 
 
 class LocalBackend:
@@ -38,10 +38,14 @@ class LocalBackend:
     def ready(self) -> str:
         device = self._engine.model.device
         used, total = (n / (1 << 30) for n in (self._engine.memory().total, machine.device_memory(device)))
-        return (
-            f"ready: {self.name} {self._dtype} · {machine.device_name(device)} · {used:.1f}/{total:.1f} GiB · "
-            f"context {self.max_context} · {self._seconds:.1f} s"
-        )
+        parts = [
+            f"ready: {self.name} {self._dtype}",
+            machine.device_name(device),
+            f"{used:.1f}/{total:.1f} GiB",
+            f"context {self.max_context}",
+            f"{self._seconds:.1f} s",
+        ]
+        return " · ".join(parts)
 
     def check(self, params: SamplingParams) -> None:
         if params.beams > self._engine.max_batch:
@@ -96,12 +100,12 @@ class LocalBackend:
             "together": memory.total,
             f"of {machine.device_name(device)}": total,
         }
-        return [(name, gib(size)) for name, size in rows.items()]
+        return [(name, size_text(size)) for name, size in rows.items()]
 
     def _cache_rows(self) -> Rows:
         stats = self._engine.stats()
         return [
-            ("size", gib(self._engine.memory().cache)),
+            ("size", size_text(self._engine.memory().cache)),
             ("room", f"{self.max_context} positions in each of {self._engine.max_batch} row(s)"),
             (
                 "prompts so far",

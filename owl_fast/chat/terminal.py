@@ -44,7 +44,7 @@ def quiet_keys() -> Iterator[None]:
     if attributes is None:
         yield
         return
-    quiet = [list(part) if isinstance(part, list) else part for part in attributes]
+    quiet = list(attributes)
     quiet[3] &= ~termios.ECHO
     termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
     try:
