@@ -24,6 +24,10 @@ class ColourScreen(Screen):
     def note(self, text: str) -> None:
         self._console.print(Text(safe(text), style="dim"))
 
+    def summary(self, text: str) -> None:
+        self.note(text)
+        self._console.print()
+
     def error(self, error: OwlError) -> None:
         self._console.print(Text.assemble(("error: ", "bold red"), safe(str(error))))
 

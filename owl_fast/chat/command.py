@@ -53,8 +53,9 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         return _answer_once(args, params)
     from owl_fast.chat.terminal import is_dumb, kept_terminal
 
-    with kept_terminal():
-        return _converse(args, params, plain=args.plain or is_dumb())
+    plain = args.plain or is_dumb()
+    with kept_terminal(redrawn=not plain):
+        return _converse(args, params, plain)
 
 
 def _answer_once(args: argparse.Namespace, params: SamplingParams) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 Candidates = Callable[[str], Iterable[str]]
 
@@ -36,6 +36,13 @@ def paths(typed: str) -> list[str]:
         shown = typed + path[len(expanded) :]
         found.append(shown + "/" if os.path.isdir(path) else shown)
     return found
+
+
+def common_start(texts: Sequence[str]) -> str:
+    """What all begin with."""
+    low, high = min(texts, default=""), max(texts, default="")
+    differing = (number for number, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1])
+    return low[: next(differing, len(low))]
 
 
 def words(names: Iterable[str]) -> Candidates:

@@ -13,7 +13,8 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import Condition
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import Condition, has_focus
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import History as PromptHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -22,6 +23,7 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.styles import Style
 
 from owl_fast.chat.completion import Completion as Offers
+from owl_fast.chat.completion import common_start
 from owl_fast.chat.entry import CONTINUATION, PROMPT, in_block
 from owl_fast.chat.history import History
 from owl_fast.chat.text import safe
@@ -36,11 +38,11 @@ class Keyboard:
         self._status = status
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
-            key_bindings=_bindings(),
+            key_bindings=_bindings(offers),
             completer=_Completer(offers),
             complete_while_typing=Condition(_names_a_command),
             history=_Shown(history),
-            prompt_continuation=CONTINUATION,
+            prompt_continuation=_continuation,
             bottom_toolbar=self._toolbar,
             style=STYLE,
             enable_suspend=True,
@@ -78,10 +80,11 @@ class _Completer(Completer):
         return [Completion(text, start_position=-len(replaced), display=_last_part(text)) for text in texts]
 
 
-def _bindings() -> KeyBindings:
+def _bindings(offers: Offers) -> KeyBindings:
     bindings = KeyBindings()
+    typing = has_focus(DEFAULT_BUFFER)  # and not in a search
 
-    @bindings.add("enter")
+    @bindings.add("enter", filter=typing)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if in_block(buffer.text) or any(map(_is_typed, event.key_processor.input_queue)):
@@ -89,11 +92,24 @@ def _bindings() -> KeyBindings:
         else:
             buffer.validate_and_handle()
 
-    @bindings.add("escape", "enter")
+    @bindings.add("escape", "enter", filter=typing)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
 
-    @bindings.add("c-c")
+    @bindings.add("tab", filter=typing)
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        choosing = buffer.complete_state is not None and buffer.complete_state.current_completion is not None
+        replaced, texts = offers(buffer.document.text_before_cursor)
+        common = common_start(texts)[len(replaced) :]
+        if common and not choosing:
+            buffer.insert_text(common)
+        elif buffer.complete_state:
+            buffer.complete_next()
+        else:
+            buffer.start_completion()
+
+    @bindings.add("c-c", filter=typing)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.text:
@@ -102,6 +118,11 @@ def _bindings() -> KeyBindings:
             event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
 
     return bindings
+
+
+def _continuation(width: int, line: int, wraps: int) -> str:
+    """What stands before a line but the first; one that was only wrapped is none."""
+    return " " * width if wraps else CONTINUATION
 
 
 def _names_a_command() -> bool:

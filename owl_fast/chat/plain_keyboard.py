@@ -1,14 +1,23 @@
-"""What is typed, read line by line without redrawing: for --plain and for terminals that can do no more."""
+"""What is typed, read line by line without redrawing: for --plain and for terminals that can do no more.
+
+What is pasted arrives as one text: through the terminal's bracketed paste, or, where it has none, because
+more input waits behind a line.
+"""
 
 from __future__ import annotations
 
 import functools
 import readline
+import select
 import sys
 
 from owl_fast.chat.completion import Completion
 from owl_fast.chat.entry import CONTINUATION, PROMPT, in_block
 from owl_fast.chat.history import History
+from owl_fast.chat.terminal import is_dumb
+
+# A paste is not highlighted; Alt-Enter puts a line end.
+SETTINGS = ("tab: complete", "set enable-active-region off", r'"\e\C-m": "\C-v\C-j"')
 
 
 class PlainKeyboard:
@@ -18,7 +27,7 @@ class PlainKeyboard:
         readline.set_completer(self._complete)
         readline.set_completer_delims("")
         readline.set_auto_history(False)
-        for line in ("tab: complete", "set enable-bracketed-paste on", r'"\e\C-m": "\C-v\C-j"'):
+        for line in (*SETTINGS, f"set enable-bracketed-paste {'off' if is_dumb() else 'on'}"):
             readline.parse_and_bind(line)
         for entry in history.entries:
             readline.add_history(entry)
@@ -27,7 +36,7 @@ class PlainKeyboard:
         """The next entry, which begins with `draft`; EOFError for Ctrl-D, KeyboardInterrupt for Ctrl-C at an
         empty prompt."""
         entry = self._line(PROMPT, draft)
-        while in_block(entry):
+        while in_block(entry) or _more_waits():
             entry += "\n" + self._line(CONTINUATION)
         if entry.strip():
             self._history.add(entry)
@@ -63,3 +72,11 @@ class PlainKeyboard:
             head = line[: len(line) - len(replaced)]
             self._found = [head + text for text in texts]
         return self._found[state] if state < len(self._found) else None
+
+
+def _more_waits() -> bool:
+    """Whether input is there already, which nobody can have typed so soon."""
+    try:
+        return bool(select.select([sys.stdin], [], [], 0)[0])
+    except (OSError, ValueError):  # no terminal behind it
+        return False

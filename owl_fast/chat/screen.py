@@ -31,6 +31,10 @@ class Screen:
         """Something about the conversation, not part of it."""
         print(safe(text), file=sys.stderr, flush=True)
 
+    def summary(self, text: str) -> None:
+        """The line under an answer, which ends the turn."""
+        self.note(text)
+
     def error(self, error: OwlError) -> None:
         print(f"error: {safe(str(error))}", file=sys.stderr, flush=True)
 

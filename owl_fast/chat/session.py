@@ -106,7 +106,7 @@ class Session:
         if output.error is not None:
             self.screen.error(OwlError(f"{output.error}; what was said is kept, /continue goes on with it"))
         else:
-            self.screen.note(statistics(output, self.backend.max_context))
+            self.screen.summary(statistics(output, self.backend.max_context))
         return output
 
 

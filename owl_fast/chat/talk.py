@@ -64,10 +64,12 @@ class Talk:
     def status(self) -> str:
         """What the line under the input says."""
         session = self.session
-        limit = "" if session.backend.max_context is None else f"/{session.backend.max_context}"
-        parts = [session.backend.name, f"context {session.used or 0}{limit}"]
+        parts = [session.backend.name]
         if session.adapter is not None:
-            parts.insert(1, f"adapter {session.adapter}")
+            parts.append(f"adapter {session.adapter}")
+        if session.used is not None:
+            limit = "" if session.backend.max_context is None else f"/{session.backend.max_context}"
+            parts.append(f"context {session.used}{limit}")
         if session.queue:
             parts.append(f"{len(session.queue)} picture(s) waiting")
         return " · ".join([*parts, "/help"])

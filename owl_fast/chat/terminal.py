@@ -21,8 +21,11 @@ def is_dumb() -> bool:
 
 
 @contextlib.contextmanager
-def kept_terminal() -> Iterator[None]:
-    """Give the terminal back as it was, also when the process is asked to end (SIGTERM, SIGHUP)."""
+def kept_terminal(redrawn: bool) -> Iterator[None]:
+    """Give the terminal back as it was, also when the process is asked to end (SIGTERM, SIGHUP).
+
+    redrawn: it may be left with a colour, a hidden cursor or marked pastes, which are then reset.
+    """
     attributes = _attributes()
     endings = (signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, _leave) for number in endings}
@@ -31,7 +34,7 @@ def kept_terminal() -> Iterator[None]:
     finally:
         # One more Ctrl-C now would leave the terminal half restored.
         interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _restore(attributes)
+        _restore(attributes, RESET if redrawn else "")
         for number, handler in {**before, signal.SIGINT: interrupt}.items():
             signal.signal(number, handler)
 
@@ -68,12 +71,11 @@ def _attributes() -> list[Any] | None:
         return None
 
 
-def _restore(attributes: list[Any] | None) -> None:
+def _restore(attributes: list[Any] | None, sequences: str) -> None:
     if attributes is None:
         return
     with contextlib.suppress(termios.error, OSError):
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, attributes)
-    if not is_dumb():
-        with contextlib.suppress(OSError):
-            sys.stdout.write(RESET)
-            sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.write(sequences)
+        sys.stdout.flush()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from owl_fast.chat.commands import COMMANDS, offers
-from owl_fast.chat.completion import paths
+from owl_fast.chat.completion import common_start, paths
 
 
 def test_commands_then_what_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +38,10 @@ def test_paths_are_completed_as_they_were_typed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HOME", str(tmp_path))
     assert paths("~/pho") == ["~/phone", "~/photos/"]
     assert paths("~") == ["~/"]
+
+
+def test_what_completions_have_in_common() -> None:
+    assert common_start(["photo", "phone"]) == "pho"
+    assert common_start(["photo", "photos", "phot"]) == "phot"
+    assert common_start(["one"]) == "one"
+    assert common_start([]) == ""
