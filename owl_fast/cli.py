@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import runpy
 import sys
 
-COMMANDS = {"chat": "ask a model about pictures in the terminal"}
+COMMANDS = {
+    "chat": "ask a model about pictures in the terminal",
+    "doctor": "what is installed, and what a model is and needs",
+    "completion": "print what lets a shell complete these commands",
+}
 
 
 def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["usage: owl-fast NAME [ARGUMENTS]", "", *lines])
+    return "\n".join(
+        ["usage: owl-fast NAME [ARGUMENTS]", "", *lines, "", "owl-fast NAME --help has examples."]
+    )
 
 
 def main() -> int:
@@ -22,7 +29,9 @@ def main() -> int:
         return 0
     if not arguments or arguments[0] not in COMMANDS:
         if arguments:
-            print(f"owl-fast: no command {arguments[0]!r}", file=sys.stderr)
+            close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            print(f"owl-fast: no command {arguments[0]!r}{hint}", file=sys.stderr)
         print(usage(), file=sys.stderr)
         return 2
     name = arguments[0]

@@ -113,18 +113,25 @@ def _piece_ids(piece: Piece, tokenizer: Tokenizer, image_rows: int) -> list[int]
 # --- the messages door ------------------------------------------------------------------------------------
 
 
-def chat_pieces(messages: Sequence[Message], system: str | None = None) -> tuple[list[Piece], list[Any]]:
-    """Prompt of a conversation that ends with a user message -> (pieces ending in "AI: ", pictures in order).
+def chat_pieces(
+    messages: Sequence[Message], system: str | None = None, videos: bool = True
+) -> tuple[list[Piece], list[Any]]:
+    """Prompt of a conversation -> (pieces ending in "AI: ", pictures in order).
+
+    When the last message is the assistant's, it is an answer that is to go on: the last piece is it, cut and
+    marked as answers are in training.
 
     A message is {"role": "system" | "developer" | "user" | "assistant", "content": text or list of parts}, a
     part {"type": "text", "text"}, {"type": "image", "image"}, {"type": "image_url", "image_url": {"url"}} or
     {"type": "video", "video", "num_frames": 4 by default}; a video is a video.Video among the pictures.
     System messages come first and replace the header, as `system` does when there is none; "" leaves it out.
+    videos: the model takes them; if not, the frames of each are opened and stand there as pictures.
     PromptError names the message that does not fit.
     """
     header, lines, images = _read_messages(messages, system)
-    if lines[-1].role != "Human":
-        raise PromptError("the last message is the assistant's; end the conversation with a user message")
+    begun = lines.pop().text if lines[-1].role == "AI" else None
+    if not lines:
+        raise PromptError("no user message came; an answer that goes on needs its question")
     pieces: list[Piece] = []
     text = header
     for line in lines:
@@ -135,14 +142,13 @@ def chat_pieces(messages: Sequence[Message], system: str | None = None) -> tuple
         else:
             text += line.text
     pieces.append(TextPiece(text + "\nAI: "))
-    return pieces, images
+    if begun:
+        pieces.append(TextPiece(begun, supervised=True))
+    return (pieces, images) if videos else _spread_videos(pieces, images)
 
 
-def spread_videos(pieces: Sequence[Piece], pictures: Sequence[Any]) -> tuple[list[Piece], list[Any]]:
-    """For models that take no videos: the frames of each as pictures, in lines of their own.
-
-    pieces and pictures of chat_pieces; the original's demonstration did the same.
-    """
+def _spread_videos(pieces: Sequence[Piece], pictures: Sequence[Any]) -> tuple[list[Piece], list[Any]]:
+    """The frames of each video as pictures, in lines of their own, as the original shows them."""
     spread: list[Piece] = []
     shown: list[Any] = []
     sources = iter(pictures)

@@ -111,10 +111,11 @@ class StreamDecoder:
     The pieces returned by push, with flush() at the end, add up to Tokenizer.decode of all ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, begun: bool = False) -> None:
+        """begun: the ids go on with a text, so that the first one keeps the space in front of its word."""
         self._tokenizer = tokenizer
         self._bytes = b""  # byte-fallback pieces that do not make a whole character yet
-        self._started = False
+        self._started = begun
 
     def push(self, token_id: int) -> str:
         """The text that became certain with this id; "" while a character is incomplete."""

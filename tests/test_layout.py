@@ -14,13 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 # Area (first name below owl_fast, or a top-level folder) -> layer. An import may go sideways or down.
 LAYERS = (
     ("kernels",),
-    ("config", "errors", "native", "ops"),
+    ("config", "errors", "machine", "native", "ops"),
     (
         *("checkpoints", "conversation", "fetch", "hub", "images", "lora", "models", "prompts"),
         *("quantization", "tokenizer", "video"),
     ),
     ("engine", "evaluation", "serving", "training"),
-    ("chat", "cli", "compat", "data", "doctor", "evaluate", "quantize", "serve", "train"),
+    (
+        *("chat", "cli", "compat", "completion", "data", "doctor", "evaluate", "quantize", "serve"),
+        *("settings", "summary", "train"),
+    ),
     ("benchmarks", "export", "recipes"),
 )
 LEVEL = {area: level for level, areas in enumerate(LAYERS) for area in areas}
@@ -41,6 +44,7 @@ EXTERNAL = {
     "data": INFERENCE | {"rich"},
     "doctor": INFERENCE | {"rich"},
     "hub": {"huggingface_hub"},
+    "settings": INFERENCE | {"tomli"},
     "video": INFERENCE | {"av"},
     "training": INFERENCE | {"matplotlib", "pyarrow", "rich"},
     "serving": INFERENCE | {"fastapi", "prometheus_client", "ray", "starlette", "uvicorn"},

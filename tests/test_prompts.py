@@ -26,7 +26,6 @@ from owl_fast.prompts import (
     encode_training,
     parse_record_text,
     raw_pieces,
-    spread_videos,
     training_pieces,
 )
 from owl_fast.tokenizer import Tokenizer
@@ -77,7 +76,7 @@ def test_video_marks_are_words_for_other_models() -> None:
 
 def test_frames_in_place_of_a_video() -> None:
     content = [_text("one"), {"type": "video", "video": list("abcdef"), "num_frames": 3}, _image("x")]
-    pieces, images = spread_videos(*chat_pieces([_user(*content)], system=""))
+    pieces, images = chat_pieces([_user(*content)], system="", videos=False)
     assert images == ["a", "c", "d", "x"]
     frames = [_image(frame) for frame in images]
     assert pieces == chat_pieces([_user(_text("one"), *frames)], system="")[0]
@@ -156,7 +155,7 @@ def test_picture_and_place_counts_must_agree() -> None:
         ([{"role": "user", "content": [{"type": "image"}]}], "part 0: wanted"),
         ([_user({"type": "image_url", "image_url": {"url": "/etc/passwd"}})], "image_url wants"),
         ([_user({"type": "image_url", "image_url": "data:"})], "image_url wants"),
-        ([_user("x"), {"role": "assistant", "content": "y"}], "last message is the assistant's"),
+        ([{"role": "assistant", "content": "y"}], "no user message came"),
         ([_user("x"), {"role": "assistant", "content": [_image()]}, _user("z")], "only user messages carry"),
         ([{"role": "system", "content": [_image()]}, _user("z")], "only user messages carry"),
         ([_user("x"), {"role": "system", "content": "y"}], "put it at the beginning"),

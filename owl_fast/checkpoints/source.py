@@ -41,7 +41,8 @@ class Source:
 
     targets: a tensor's name in the files -> the model's name, None for what is knowingly dropped; low-rank
     updates are not among them. updates: by the model's name of the weight they change, alpha their common
-    numerator. adapter: a folder with updates to attach to the loaded model.
+    numerator. adapter: a folder with updates to attach to the loaded model. told_heads: of the vision tower
+    and of the abstractor, None where nothing but the release's default speaks: weights do not show them.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Source:
     alpha: float
     tokenizer_file: Path
     adapter: Path | None
+    told_heads: tuple[int | None, int | None]
 
     def tokenizer(self) -> Tokenizer:
         if not self.tokenizer_file.is_file():
@@ -102,16 +104,16 @@ def open_source(
     given = read_json(config) if isinstance(config, (str, Path)) else config or {}
     heads = {"vision_config": vision_heads, "visual_abstractor_config": abstractor_heads}
     told_by, own = _own_config(path, weights.path, layout, shapes)
-    raw = _overlay(
-        layout.defaults,
-        own,
-        layout.sections(given),
-        {section: {"num_attention_heads": n} for section, n in heads.items() if n is not None},
-    )
+    options = {section: {"num_attention_heads": n} for section, n in heads.items() if n is not None}
+    told = _overlay(own, layout.sections(given), options)
+    model = _read_config(told_by, _overlay(layout.defaults, told))
+    told_heads = [told.get(section, {}).get("num_attention_heads") for section in heads]
+    if told_by.name == "config.json":
+        told_heads = [model.vision.num_attention_heads, model.abstractor.num_attention_heads]
     beside = weights.path / TOKENIZER if tokenizer is None else Path(tokenizer)
     return Source(
         path=path,
-        config=_read_config(told_by, raw),
+        config=model,
         layout=layout,
         weights=weights,
         targets=targets,
@@ -119,6 +121,7 @@ def open_source(
         alpha=_alpha(weights.path, updates, lora_alpha),
         tokenizer_file=beside / TOKENIZER if beside.is_dir() else beside,
         adapter=adapter,
+        told_heads=(told_heads[0], told_heads[1]),
     )
 
 

@@ -17,11 +17,11 @@ from owl_fast.prompts import (
     VIDEO_TEXT,
     ImagePiece,
     Message,
+    TextPiece,
     chat_pieces,
     check_images,
     encode,
     raw_pieces,
-    spread_videos,
 )
 from owl_fast.tokenizer import Tokenizer
 from owl_fast.video import Video, load_frames
@@ -33,11 +33,13 @@ PromptItem = str | Mapping[str, Any]
 @dataclass(frozen=True)
 class PreparedPrompt:
     """ids with IMAGE_ID where rows of pictures and videos stand; pixels of each in order: (3, S, S), or
-    (T, 3, S, S) of a video; the name of the adapter asked for, None when none was named."""
+    (T, 3, S, S) of a video; the name of the adapter asked for, None when none was named; begun: the ids end
+    inside an answer that is to go on."""
 
     ids: list[int]
     pixels: list[Tensor]
     adapter: str | None = None
+    begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,10 @@ class InputReader:
                     f"{len(images)} picture(s) came beside messages; put them into the messages as parts "
                     '{"type": "image", "image": ...}'
                 )
-            pieces, pictures = chat_pieces(prompt)
-            if not self.videos:
-                pieces, pictures = spread_videos(pieces, pictures)
+            pieces, pictures = chat_pieces(prompt, videos=self.videos)
         ids = encode(pieces, self.tokenizer, self.image_rows)
-        return PreparedPrompt(ids, self.pixels(pictures), adapter)
+        begun = any(isinstance(piece, TextPiece) and piece.supervised for piece in pieces)
+        return PreparedPrompt(ids, self.pixels(pictures), adapter, begun)
 
     def read_item(self, item: PromptItem, index: int, adapter: str | None = None) -> PreparedPrompt:
         """One entry of a list of requests: a raw prompt, {"prompt", "images"} or {"messages"}, each dict with

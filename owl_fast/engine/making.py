@@ -81,7 +81,7 @@ class RequestMaker:
             max_tokens=max_tokens,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             bos_id=bos,
-            text=TextStream(StreamDecoder(tokenizer), params.stop_strings),
+            text=TextStream(StreamDecoder(tokenizer, prepared.begun), params.stop_strings),
             pixels=prepared.pixels,
             score_from=length if continuation else None,
             beams=BeamSearch(params, bos, eos, max_tokens) if params.beams > 1 else None,

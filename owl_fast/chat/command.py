@@ -1,0 +1,183 @@
+"""From the arguments to one answer or a conversation."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from owl_fast.chat.arguments import build_parser
+from owl_fast.chat.screen import Screen
+from owl_fast.errors import DataError, OwlError
+from owl_fast.settings import read_settings
+
+if TYPE_CHECKING:
+    from owl_fast.chat.backend import Backend
+    from owl_fast.chat.session import Session
+    from owl_fast.chat.talk import Reader, Talk
+    from owl_fast.engine.sampling import SamplingParams
+
+DEMONSTRATION = (
+    "owl-nano, the bundled model, is a small demonstration: it knows simple drawn scenes and little else.\n"
+    "A real one: python -m owl_fast.chat MODEL, with MODEL a folder, a .pth file or an id on the hub."
+)
+# Flags that Engine.from_pretrained takes.
+LOADING = ("tokenizer", "vision_heads", "abstractor_heads", "device", "dtype", "config")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code (argparse itself leaves with 2 on wrong usage)."""
+    parser = build_parser()
+    args = read_settings(parser, argv)
+    # A terminal that cannot show a letter is no reason to stop.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        return _run(parser, args)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left; keep the interpreter from complaining once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    _read_pipe(parser, args)
+    params = _params(parser, args)
+    if args.prompt is not None:
+        return _answer_once(args, params)
+    from owl_fast.chat.terminal import is_dumb, kept_terminal
+
+    plain = args.plain or is_dumb()
+    with kept_terminal(redrawn=not plain):
+        return _converse(args, params, plain)
+
+
+def _answer_once(args: argparse.Namespace, params: SamplingParams) -> int:
+    screen = Screen(bar=not args.plain)
+    try:
+        session = _open(args, params, screen, greeting=args.verbose)
+        reason = session.ask(args.prompt).finish_reason
+    except OwlError as error:
+        screen.error(error)
+        return 1
+    return {"cancelled": 130, "error": 1}.get(reason, 0)
+
+
+def _converse(args: argparse.Namespace, params: SamplingParams, plain: bool) -> int:
+    from owl_fast.chat.talk import Talk
+    from owl_fast.chat.terminal import quiet_keys
+
+    screen = _screen(plain)
+    try:
+        with quiet_keys():
+            session = _open(args, params, screen, greeting=True)
+            talk = Talk(session, screen)
+            reader = _reader(talk, screen, plain, keep=not args.no_history)
+    except OwlError as error:
+        screen.error(error)
+        return 1
+    screen.note("Type a message, /help for the commands.")
+    return talk.run(reader)
+
+
+def _screen(plain: bool) -> Screen:
+    if plain:
+        return Screen()
+    from owl_fast.chat.colour import ColourScreen
+
+    return ColourScreen()
+
+
+def _reader(talk: Talk, screen: Screen, plain: bool, keep: bool) -> Reader:
+    from owl_fast.chat.commands import offers
+    from owl_fast.chat.history import History, default_path
+
+    history = History(default_path() if keep else None, screen.note)
+    if plain:
+        from owl_fast.chat.plain_keyboard import PlainKeyboard
+
+        return PlainKeyboard(offers(), history)
+    from owl_fast.chat.keyboard import Keyboard
+
+    return Keyboard(offers(), history, talk.status)
+
+
+def _open(args: argparse.Namespace, params: SamplingParams, screen: Screen, greeting: bool) -> Session:
+    """The session of the command line, with its model and pictures."""
+    from owl_fast.chat.pictures import open_picture, open_video
+    from owl_fast.chat.session import Session
+
+    backend = _backend(args, params, screen)
+    backend.check(params)
+    if greeting:
+        screen.note(backend.ready())
+    if args.model is None and args.url is None:
+        screen.note(DEMONSTRATION)
+    session = Session(backend, params, screen, stream=not args.no_stream)
+    if args.adapter is not None:
+        session.choose_adapter(args.adapter)
+    if args.load is not None:
+        session.load(args.load)
+    if args.system is not None:
+        session.conversation.set_system(args.system)
+    session.queue = [*map(open_picture, args.image), *map(open_video, args.video)]
+    return session
+
+
+def _backend(args: argparse.Namespace, params: SamplingParams, screen: Screen) -> Backend:
+    if args.url is not None:
+        from owl_fast.chat.remote import RemoteBackend
+        from owl_fast.chat.server import Server
+
+        return RemoteBackend(Server(args.url, _api_key(args)), args.model)
+    from owl_fast.chat.local import LocalBackend
+
+    options = {name: getattr(args, name) for name in LOADING}
+    return LocalBackend.load(args.model, screen, max_batch=params.beams, **options)
+
+
+def _api_key(args: argparse.Namespace) -> str | None:
+    if args.api_key_file is None:
+        return os.environ.get("OWL_API_KEY")
+    try:
+        with open(args.api_key_file, encoding="ascii") as file:
+            return file.read(4096).strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not plain text"
+        raise DataError(f"{args.api_key_file}: cannot be read ({reason})") from None
+
+
+def _params(parser: argparse.ArgumentParser, args: argparse.Namespace) -> SamplingParams:
+    """Sampling flags as SamplingParams. Wrong usage: values out of range, flags without meaning."""
+    from owl_fast.chat import sampling
+
+    if args.url is None and args.api_key_file is not None:
+        parser.error("--api-key-file is for a server; give its --url")
+    loading = ("adapter", *LOADING)
+    idle = [name for name in loading if getattr(args, name) not in (None, parser.get_default(name))]
+    if args.url is not None and idle:
+        flag = idle[0].replace("_", "-")
+        parser.error(f"--{flag} is about loading a model; with --url the server has done that")
+    try:
+        return sampling.from_flags(vars(args))
+    except OwlError as error:
+        parser.error(str(error))
+
+
+def _read_pipe(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What comes on stdin: the picture named -, or the prompt when there is no -p."""
+    from_stdin = args.image.count("-")
+    if from_stdin > 1 or (from_stdin and args.prompt is None):
+        parser.error("-i - reads one picture from stdin and needs the question in -p")
+    if from_stdin:
+        args.image[args.image.index("-")] = sys.stdin.buffer.read()
+    elif args.prompt is None and not sys.stdin.isatty():
+        args.prompt = sys.stdin.buffer.read().decode("utf-8", "replace").strip()
+    if args.prompt is not None and not args.prompt.strip():
+        parser.error("the prompt is empty; give one with -p or on stdin")

@@ -1,0 +1,118 @@
+"""An engine in this process, as the screen sees it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from owl_fast import machine
+from owl_fast.chat.backend import Messages, Reply, Rows
+from owl_fast.chat.screen import Screen
+from owl_fast.engine.engine import Engine
+from owl_fast.engine.placement import DTYPES
+from owl_fast.engine.sampling import SamplingParams
+from owl_fast.errors import ParameterError, UnsupportedError
+from owl_fast.prompts import IMAGE_TEXT, Piece, TextPiece, chat_pieces, encode
+from owl_fast.summary import config_rows, size_text
+
+
+class LocalBackend:
+    def __init__(self, engine: Engine, name: str, seconds: float) -> None:
+        """name: of the model, for the user; seconds: what loading took."""
+        self.name = name
+        self.max_context: int | None = engine.max_context
+        self._engine, self._seconds = engine, seconds
+
+    @classmethod
+    def load(cls, model: str | None, screen: Screen, **options: Any) -> LocalBackend:
+        """Engine.from_pretrained with a bar; options as there, those that are None left out."""
+        begin = time.perf_counter()
+        given = {name: value for name, value in options.items() if value is not None}
+        with screen.progress() as progress:
+            engine = Engine.from_pretrained(model, progress=progress, **given)
+        name = "owl-nano" if model is None else os.path.basename(os.path.abspath(model))
+        return cls(engine, name, time.perf_counter() - begin)
+
+    def ready(self) -> str:
+        device = self._engine.model.device
+        used, total = (n / (1 << 30) for n in (self._engine.memory().total, machine.device_memory(device)))
+        parts = [
+            f"ready: {self.name} {self._dtype}",
+            machine.device_name(device),
+            f"{used:.1f}/{total:.1f} GiB",
+            f"context {self.max_context}",
+            f"{self._seconds:.1f} s",
+        ]
+        return " · ".join(parts)
+
+    def check(self, params: SamplingParams) -> None:
+        if params.beams > self._engine.max_batch:
+            raise UnsupportedError(
+                f"beams is {params.beams}, this chat has room for {self._engine.max_batch}; "
+                f"start it with --beams {params.beams}"
+            )
+
+    def reply(self, messages: Messages, params: SamplingParams, adapter: str | None) -> Reply:
+        return self._engine.stream(messages, params, adapter=adapter)
+
+    def count_tokens(self, messages: Messages) -> int:
+        return len(encode(self._pieces(messages), self._engine.tokenizer, self._engine.config.image_rows))
+
+    def show(self, topic: str, messages: Messages) -> str | Rows:
+        if topic == "template":
+            pieces = self._pieces(messages)
+            return "".join(piece.text if isinstance(piece, TextPiece) else IMAGE_TEXT for piece in pieces)
+        rows = {"model": self._model_rows, "memory": self._memory_rows, "cache": self._cache_rows}
+        if topic not in rows:
+            raise ParameterError(f"nothing is known of {topic!r:.40}; wanted template, {', '.join(rows)}")
+        return rows[topic]()
+
+    def load_adapter(self, name: str, folder: str) -> None:
+        self._engine.load_adapter(name, folder)
+
+    def adapters(self) -> list[str]:
+        return list(self._engine.adapters)
+
+    def _pieces(self, messages: Messages) -> list[Piece]:
+        return chat_pieces(messages, videos=self._engine.config.video)[0]
+
+    @property
+    def _dtype(self) -> str:
+        return next(name for name, dtype in DTYPES.items() if dtype == self._engine.model.dtype)
+
+    def _model_rows(self) -> Rows:
+        model = self._engine.model
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        return [
+            ("name", self.name),
+            ("weights", f"{weights / 1e6:.1f} M, {self._dtype}, on {machine.device_name(model.device)}"),
+            *config_rows(self._engine.config),
+            ("context", f"{self.max_context} positions"),
+        ]
+
+    def _memory_rows(self) -> Rows:
+        memory, device = self._engine.memory(), self._engine.model.device
+        total = machine.device_memory(device)
+        rows = {
+            "weights": memory.weights,
+            "adapters": memory.adapters,
+            "cache": memory.cache,
+            "work space (estimate)": memory.activations,
+            "together": memory.total,
+            f"of {machine.device_name(device)}": total,
+        }
+        return [(name, size_text(size)) for name, size in rows.items()]
+
+    def _cache_rows(self) -> Rows:
+        stats = self._engine.stats()
+        return [
+            ("size", size_text(self._engine.memory().cache)),
+            ("room", f"{self.max_context} positions in each of {self._engine.max_batch} row(s)"),
+            (
+                "prompts so far",
+                f"{stats.usage.prompt_tokens} positions, {stats.usage.image_tokens} of pictures",
+            ),
+            ("of these reused", f"{stats.usage.cached_tokens}"),
+            ("answers so far", f"{stats.answered + stats.cancelled}, {stats.usage.completion_tokens} tokens"),
+        ]

@@ -1,0 +1,25 @@
+"""A model in a few words, for those who look at it in a terminal."""
+
+from __future__ import annotations
+
+from owl_fast.config import AbstractorConfig, LlamaConfig, OwlConfig, VisionConfig
+
+
+def config_rows(config: OwlConfig) -> list[tuple[str, str]]:
+    """(part, what it is) of the model's three parts."""
+    vision, llama = config.vision, config.llama
+    side, rows, pieces = vision.image_size, config.image_rows, llama.vocab_size
+    return [
+        ("vision tower", f"{_layers(vision)}; pictures of {side} x {side}, patches of {vision.patch_size}"),
+        ("abstractor", f"{_layers(config.abstractor)}; {rows} positions a picture"),
+        ("language model", f"{_layers(llama)}; {pieces} pieces, {llama.max_position_embeddings} positions"),
+    ]
+
+
+def size_text(count: float) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{count / (1 << 20):.1f} MiB" if count < 1 << 30 else f"{count / (1 << 30):.2f} GiB"
+
+
+def _layers(part: VisionConfig | AbstractorConfig | LlamaConfig) -> str:
+    return f"{part.num_hidden_layers} layers, width {part.hidden_size}, {part.num_attention_heads} heads"
