@@ -15,6 +15,7 @@ from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
     from owl_fast.doctor.model import Heads
+    from owl_fast.doctor.pairs import PairScores
     from owl_fast.engine.engine import Engine
 
 EXAMPLES = """\
@@ -88,7 +89,7 @@ def _score(path: Path, args: argparse.Namespace) -> None:
     from owl_fast.summary import config_rows
 
     heads = candidates(args.vision_heads, args.abstractor_heads, configured=args.config is not None)
-    scores = {}
+    scores: dict[str, PairScores] = {}
     for choice in heads:
         engine = _load(path, args, choice)
         if not scores:
