@@ -59,3 +59,18 @@ def test_public_face_pulls_in_nothing_heavy() -> None:
 def test_unknown_name_lists_what_there_is() -> None:
     code = "import owl_fast\ntry: owl_fast.Owl\nexcept AttributeError as error: print(error)"
     assert re.search(r"no attribute 'Owl'.*\bEngine\b.*\bOwlConfig\b", run("-c", code).stdout)
+
+
+def test_the_chat_command_starts_light() -> None:
+    assert loaded_by("import owl_fast.chat") & (HEAVY | {"torch"}) == set()
+
+
+def test_one_answer_needs_no_screen() -> None:
+    model = "tests/golden/micro/checkpoint"
+    loaded = loaded_by(
+        "import sys, io; from owl_fast import chat; out = sys.stdout; sys.stdout = io.StringIO()\n"
+        f"assert chat.main(['{model}', '--device', 'cpu', '--max-tokens', '2', '-p', 'hello']) == 0\n"
+        "sys.stdout = out"
+    )
+    assert "torch" in loaded
+    assert loaded & {"prompt_toolkit", "rich"} == set()

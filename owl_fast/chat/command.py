@@ -123,7 +123,9 @@ def _open(args: argparse.Namespace, params: SamplingParams, screen: Screen, gree
     if args.adapter is not None:
         session.choose_adapter(args.adapter)
     if args.load is not None:
-        session.load(args.load)
+        said = session.load(args.load)
+        if greeting:
+            screen.note(said)
     if args.system is not None:
         session.conversation.set_system(args.system)
     session.queue = [*map(open_picture, args.image), *map(open_video, args.video)]

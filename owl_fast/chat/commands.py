@@ -41,15 +41,16 @@ def run(talk: Talk, line: str) -> None:
         return
     if os.path.exists(os.path.expanduser(line.strip())):
         raise ParameterError(f"to show a picture: /image {line.strip():.200}")
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean {close[0]}?" if close else "/help lists the commands"
-    raise ParameterError(
-        f"no command {name:.40}; {hint} A message may begin with a space, or stand in quotes"
-    )
+    close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.65)
+    hint = f"did you mean {close[0]}?" if close else "/help lists them;"
+    raise ParameterError(f"no command {name:.40}; {hint} with a space in front it is a message")
 
 
 def offers() -> Completion:
-    return Completion({name: command.completes for name, command in COMMANDS.items()})
+    return Completion(
+        {name: command.completes for name, command in COMMANDS.items()},
+        {name: command.help for name, command in COMMANDS.items()},
+    )
 
 
 # --- pictures and videos ----------------------------------------------------------------------------------
@@ -137,7 +138,7 @@ def _save(talk: Talk, argument: str) -> None:
 
 
 def _load(talk: Talk, argument: str) -> None:
-    talk.load(_path(argument, "/load"))
+    talk.screen.note(talk.session.load(_path(argument, "/load")))
 
 
 def _path(argument: str, command: str) -> str:
@@ -151,14 +152,12 @@ def _path(argument: str, command: str) -> str:
 
 def _set(talk: Talk, argument: str) -> None:
     name, _, value = argument.partition(" ")
-    if not value.strip():
-        rows = sampling.rows(talk.session.params)
-        chosen = [row for row in rows if not name or row[0] == name.replace("-", "_")]
-        talk.screen.table(chosen or rows)
-        return
-    params = sampling.change(talk.session.params, name, value.strip())
-    talk.session.backend.check(params)
-    talk.session.params = params
+    if value.strip():
+        params = sampling.change(talk.session.params, name, value.strip())
+        talk.session.backend.check(params)
+        talk.session.params = params
+    rows = sampling.rows(talk.session.params)
+    talk.screen.table([row for row in rows if row[0] == name.replace("-", "_")] or rows)
 
 
 def _show(talk: Talk, argument: str) -> None:

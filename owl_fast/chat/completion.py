@@ -10,10 +10,11 @@ Candidates = Callable[[str], Iterable[str]]
 
 
 class Completion:
-    """commands: name ("/image") -> what completes its argument, None for none."""
+    """commands: name ("/image") -> what completes its argument, None for none. help: a line for each."""
 
-    def __init__(self, commands: dict[str, Candidates | None]) -> None:
+    def __init__(self, commands: dict[str, Candidates | None], help: dict[str, str]) -> None:
         self._commands = commands
+        self.help = help
 
     def __call__(self, line: str) -> tuple[str, list[str]]:
         """The end of the line that is being completed, and what may stand in its place."""

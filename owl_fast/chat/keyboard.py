@@ -28,7 +28,14 @@ from owl_fast.chat.entry import CONTINUATION, PROMPT, in_block
 from owl_fast.chat.history import History
 from owl_fast.chat.text import safe
 
-STYLE = Style.from_dict({"prompt": "bold ansicyan", "bottom-toolbar": "noreverse ansibrightblack"})
+STYLE = Style.from_dict({
+    "prompt": "bold ansicyan",
+    "bottom-toolbar": "noreverse ansibrightblack",
+    "completion-menu": "bg:#3a3f4b #d8d8d8",
+    "completion-menu.completion.current": "noreverse bg:#4fc1d9 #000000",
+    "completion-menu.meta.completion": "bg:#2c3039 #a0a0a0",
+    "completion-menu.meta.completion.current": "bg:#2c3039 #d8d8d8",
+})  # fmt: skip
 
 
 class Keyboard:
@@ -77,7 +84,9 @@ class _Completer(Completer):
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         replaced, texts = self._offers(document.text_before_cursor)
-        return [Completion(text, start_position=-len(replaced), display=_last_part(text)) for text in texts]
+        for text in texts:
+            help = self._offers.help.get(text)
+            yield Completion(text, -len(replaced), display=_last_part(text), display_meta=help)
 
 
 def _bindings(offers: Offers) -> KeyBindings:

@@ -16,7 +16,7 @@ from owl_fast.chat.entry import CONTINUATION, PROMPT, in_block
 from owl_fast.chat.history import History
 from owl_fast.chat.terminal import is_dumb
 
-# A paste is not highlighted; Alt-Enter puts a line end.
+# A paste is not highlighted (the setting before this one would switch that on); Alt-Enter puts a line end.
 SETTINGS = ("tab: complete", "set enable-active-region off", r'"\e\C-m": "\C-v\C-j"')
 
 
@@ -27,7 +27,7 @@ class PlainKeyboard:
         readline.set_completer(self._complete)
         readline.set_completer_delims("")
         readline.set_auto_history(False)
-        for line in (*SETTINGS, f"set enable-bracketed-paste {'off' if is_dumb() else 'on'}"):
+        for line in (f"set enable-bracketed-paste {'off' if is_dumb() else 'on'}", *SETTINGS):
             readline.parse_and_bind(line)
         for entry in history.entries:
             readline.add_history(entry)

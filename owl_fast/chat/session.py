@@ -75,8 +75,13 @@ class Session:
         self.conversation.clear()
         self.queue, self.used = [], None
 
-    def load(self, path: str) -> None:
+    def load(self, path: str) -> str:
+        """Go on with a conversation from a file; returns what to say of it."""
         self.conversation, self.used = Conversation.load(path), None
+        count = sum(message["role"] == "user" for message in self.conversation.messages)
+        return f"loaded {path}: {count} question(s)" + (
+            f", the last: {self.last_question():.60}" if count else ""
+        )
 
     def choose_adapter(self, name: str | None) -> None:
         """Use an adapter that is known by this name, or load the folder of this name; None uses none."""

@@ -55,13 +55,6 @@ class Talk:
         """Let the next entry begin with this text and replace the last message."""
         self._draft = f'"""{text}"""' if text.startswith("/") else text
 
-    def load(self, path: str) -> None:
-        """Go on with a conversation from a file."""
-        self.session.load(path)
-        messages = self.session.conversation.messages
-        questions = sum(message["role"] == "user" for message in messages)
-        self.screen.note(f"loaded {path}: {questions} question(s)")
-
     def status(self) -> str:
         """What the line under the input says."""
         session = self.session

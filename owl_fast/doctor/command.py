@@ -14,6 +14,7 @@ from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
     from owl_fast.checkpoints import Source
+    from owl_fast.doctor.pairs import PairScores
 
 EXAMPLES = """\
 examples:
@@ -86,7 +87,7 @@ def _score(source: Source, args: argparse.Namespace, told: dict[str, Any]) -> No
     from owl_fast.doctor.pairs import ranking, score_pairs, stands_out
     from owl_fast.engine.engine import Engine
 
-    scores = {}
+    scores: dict[str, PairScores] = {}
     for heads in candidates(source):
         print(f"loading {args.model} ({heads}) ...", file=sys.stderr)
         options = {**told, "vision_heads": heads.vision, "abstractor_heads": heads.abstractor}

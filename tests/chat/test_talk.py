@@ -219,7 +219,7 @@ def test_settings_are_shown_changed_and_checked() -> None:
     assert len(run.screen.errors) == 4
     rows = [note.split()[:2] for note in run.screen.notes]
     assert ["temperature", "0.5"] in rows
-    assert rows.count(["seed", "-"]) == 2
+    assert rows.count(["seed", "-"]) == 3
 
 
 def test_topics_tokens_and_adapters() -> None:

@@ -284,6 +284,7 @@ def test_the_terminal_is_given_back(
     with PtyTerminal(command, ROOT, environment(tmp_path)) as terminal:
         if moment == "loading":
             terminal.wait_for("LOADING")
+            assert "loading:  50%" in terminal.text
         else:
             terminal.wait_for(TOOLBAR)
         if moment == "answer":
