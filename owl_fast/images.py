@@ -11,7 +11,6 @@ import base64
 import binascii
 import ctypes
 import io
-import json
 import math
 import random
 import stat
@@ -25,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from owl_fast.errors import CheckpointError, ImageError, UnsupportedError
+from owl_fast.files import read_json
 
 # Named, so that Pillow never tries a format that runs other programs or nobody asked for.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -90,14 +90,9 @@ class ImageProcessor:
         CheckpointError: values that make no sense. UnsupportedError: steps the original does not take.
         """
         path = Path(folder) / "preprocessor_config.json"
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.exists():
             return cls(size=default_size)
-        except (OSError, ValueError, RecursionError):
-            raise CheckpointError(f"{path}: not readable as JSON") from None
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
+        raw = read_json(path)
         size = _side(raw.get("size"), default_size, f"{path}: size")
         if _side(raw.get("crop_size"), size, f"{path}: crop_size") != size:
             raise UnsupportedError(f"{path}: crop_size differs from size; no picture is cropped")

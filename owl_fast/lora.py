@@ -18,16 +18,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from owl_fast.checkpoints.manifest import Manifest
 from owl_fast.checkpoints.names import views
-from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
+from owl_fast.checkpoints.tensorfile import check_values, read_tensors, write_tensors
 from owl_fast.checkpoints.writer import whole_folder
-from owl_fast.config import read_json
 from owl_fast.errors import CheckpointError, UnsupportedError
+from owl_fast.files import read_json
 from owl_fast.models.fusion import module_sources
 from owl_fast.models.layers import Linear, LoraPair
 
 PREFIX = "base_model.model."
 CONFIG_FILE, EXTRA_FILE = "adapter_config.json", "non_lora.safetensors"
+MAX_RANK, MAX_ALPHA, MAX_REPEATS = 65_536, 1e6, 3
 WEIGHT_FILES = {"safetensors": "adapter_model.safetensors", "bin": "adapter_model.bin"}
 
 # PEFT options that change the mathematics, and the only value for which plain LoRA is what they describe.
@@ -76,14 +78,22 @@ class LoraConfig:
                     f"{CONFIG_FILE}: {name} = {raw[name]!r:.60}; only {plain!r} is supported"
                 )
         targets, r, alpha = raw.get("target_modules"), raw.get("r"), raw.get("lora_alpha", 8)
-        if not isinstance(r, int) or r < 1 or not isinstance(alpha, int | float):
-            raise CheckpointError(f"{CONFIG_FILE}: r = {r!r:.60}, lora_alpha = {alpha!r:.60}: wanted r >= 1")
+        dropout = raw.get("lora_dropout", 0.0)
+        if not isinstance(r, int) or not 1 <= r <= MAX_RANK or not _is_within(alpha, MAX_ALPHA):
+            raise CheckpointError(
+                f"{CONFIG_FILE}: r = {r!r:.60}, lora_alpha = {alpha!r:.60}: "
+                f"wanted r of 1..{MAX_RANK} and a finite lora_alpha"
+            )
+        if not _is_within(dropout, 1.0) or dropout < 0:
+            raise CheckpointError(f"{CONFIG_FILE}: lora_dropout = {dropout!r:.60}: wanted 0..1")
         if not isinstance(targets, str | list) or not all(isinstance(t, str) for t in targets):
             raise CheckpointError(f"{CONFIG_FILE}: target_modules must be a string or a list of strings")
+        if isinstance(targets, str):
+            _check_pattern(targets)
         return cls(
             r=r,
             alpha=float(alpha),
-            dropout=float(raw.get("lora_dropout", 0.0)),
+            dropout=float(dropout),
             target_modules=targets if isinstance(targets, str) else tuple(targets),
         )
 
@@ -103,6 +113,26 @@ class LoraConfig:
             "init_lora_weights": True,
             "modules_to_save": None,
         }
+
+
+def _is_within(value: object, limit: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -limit <= value <= limit
+
+
+def _check_pattern(pattern: str) -> None:
+    """UnsupportedError for a regular expression that is broken or could take for ever on a module's name."""
+    repeats = re.sub(r"\\.", "_", pattern)
+    if re.search(r"\)[*+{]", repeats) or len(re.findall(r"[*+{]", repeats)) > MAX_REPEATS:
+        raise UnsupportedError(
+            f"{CONFIG_FILE}: target_modules {pattern!r:.200} repeats a group or has more than {MAX_REPEATS} "
+            "repetitions; name the modules in a list"
+        )
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise CheckpointError(
+            f"{CONFIG_FILE}: target_modules {pattern!r:.200} is no regular expression ({error})"
+        ) from None
 
 
 class Slot(NamedTuple):
@@ -214,9 +244,12 @@ def save_adapter(
 def load_adapter(model: nn.Module, folder: str | Path) -> LoraConfig:
     """Attach the adapter in `folder`; strict: every file tensor fits a slot, every targeted slot gets both.
 
-    Tensors of non_lora.safetensors replace the model's. CheckpointError names file and tensor.
+    Tensors of non_lora.safetensors replace the model's. CheckpointError names file and tensor; the model is
+    changed only when all of it fits.
     """
     folder = Path(folder)
+    if (manifest := Manifest.read(folder)) is not None:
+        manifest.check()
     config = LoraConfig.from_dict(read_json(folder / CONFIG_FILE))
     present = [folder / file for file in WEIGHT_FILES.values() if (folder / file).exists()]
     if len(present) != 1:
@@ -225,15 +258,19 @@ def load_adapter(model: nn.Module, folder: str | Path) -> LoraConfig:
     path = present[0]
     tensors = read_tensors(path)
     slots = {name: slot for name, slot in lora_slots(model).items() if config.targets(name)}
+    halves = []
     for name, slot in slots.items():
         a = _take(tensors, path, name, "lora_A", (config.r, slot.linear.weight.shape[1]))
         b = _take(tensors, path, name, "lora_B", (slot.end - slot.start, config.r))
-        slot.put(a, b, config)
+        halves.append((a, b))
     if tensors or not slots:
         what = f"tensor {sorted(tensors)[0]} fits no" if tensors else "there is no"
         raise CheckpointError(f"{path}: {what} module matching {config.target_modules!r}")
-    if (folder / EXTRA_FILE).exists():
-        _load_extra(model, folder / EXTRA_FILE)
+    extra = _read_extra(model, folder / EXTRA_FILE) if (folder / EXTRA_FILE).exists() else []
+    for slot, (a, b) in zip(slots.values(), halves, strict=True):
+        slot.put(a, b, config)
+    for view, tensor in extra:
+        view.copy_(tensor)
     return config
 
 
@@ -244,19 +281,23 @@ def _take(tensors: dict[str, Tensor], path: Path, module: str, half: str, shape:
             tensor = tensors.pop(key)
             if tuple(tensor.shape) != shape:
                 raise CheckpointError(f"{path}: {key} has shape {tuple(tensor.shape)}, wanted {shape}")
+            check_values(tensor, f"{path}: tensor {key}")
             return tensor
     raise CheckpointError(f"{path}: {PREFIX}{module}.{half}.weight is missing")
 
 
-def _load_extra(model: nn.Module, path: Path) -> None:
-    model_views = views(model)
+def _read_extra(model: nn.Module, path: Path) -> list[tuple[Tensor, Tensor]]:
+    """The model's tensors that non_lora.safetensors replaces, each with its new values."""
+    model_views, found = views(model), []
     for name, tensor in read_tensors(path).items():
         view = _pick(model_views, name)
         if view.shape != tensor.shape:
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, wanted {tuple(view.shape)}"
             )
-        view.copy_(tensor)
+        check_values(tensor, f"{path}: tensor {name}")
+        found.append((view, tensor))
+    return found
 
 
 def _pick(model_views: dict[str, Tensor], name: str) -> Tensor:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Area (first name below owl_fast, or a top-level folder) -> layer. An import may go sideways or down.
 LAYERS = (
     ("kernels",),
-    ("config", "errors", "native", "ops"),
+    ("config", "errors", "files", "native", "ops"),
     ("checkpoints", "images", "lora", "models", "prompts", "quantization", "tokenizer"),
     ("engine", "evaluation", "serving", "training"),
     ("chat", "cli", "compat", "data", "doctor", "evaluate", "quantize", "serve", "train"),

@@ -9,6 +9,7 @@ import torch
 
 from owl_fast.checkpoints.folder import WeightFolder
 from owl_fast.checkpoints.names import HF_NAMES, map_name, views
+from owl_fast.checkpoints.tensorfile import check_values
 from owl_fast.config import OwlConfig
 from owl_fast.errors import CheckpointError, UnsupportedError
 from owl_fast.models.owl import Owl
@@ -22,13 +23,16 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    allow_nonfinite: bool = False,
 ) -> Owl:
     """The model of a folder, in eval mode, without gradients.
 
     dtype: float32, bfloat16 or float16; None keeps the file's. progress(bytes done, bytes in all) is called
     after each tensor. Weights are mapped and copied tensor by tensor: anonymous memory stays near the size
     of the model in its dtype. Raises CheckpointError unless every tensor is there once, in the shape
-    config.json asks for, and every tensor of the files is used or knowingly dropped (names.HF_NAMES).
+    config.json asks for, and every tensor of the files is used or knowingly dropped (names.HF_NAMES); when
+    the bytes do not match the checksums of the files or of the folder's manifest; and, unless
+    allow_nonfinite, when a weight is NaN or infinite.
     """
     if dtype is not None and dtype not in MODEL_DTYPES:
         raise UnsupportedError(f"dtype {dtype}: wanted one of {', '.join(map(str, MODEL_DTYPES))}")
@@ -39,7 +43,7 @@ def load_model(
     _check(folder, {name: tuple(view.shape) for name, view in views(model).items()})
     # Memory that is reserved is not resident: pages appear as the copies below fill them.
     model = model.to(dtype or _common_dtype(folder)).to_empty(device=device).requires_grad_(False).eval()
-    _fill(model, folder, progress)
+    _fill(model, folder, progress, allow_nonfinite)
     return model
 
 
@@ -87,12 +91,16 @@ def _common_dtype(folder: WeightFolder) -> torch.dtype:
     return next(iter(found))
 
 
-def _fill(model: Owl, folder: WeightFolder, progress: Callable[[int, int], None] | None) -> None:
+def _fill(
+    model: Owl, folder: WeightFolder, progress: Callable[[int, int], None] | None, allow_nonfinite: bool
+) -> None:
     targets = views(model)
     done, total = 0, folder.nbytes
     for name, tensor in folder.tensors():
         if (target := map_name(HF_NAMES, name)) is not None:
             targets[target].copy_(tensor)
+            if not allow_nonfinite:
+                check_values(targets[target], f"{folder.path / folder.entries[name].file}: tensor {name}")
         done += folder.entries[name].info.nbytes
         if progress is not None:
             progress(done, total)

@@ -61,6 +61,11 @@ class Engine:
                 f"the tokenizer has {tokenizer.vocab_size} pieces, the model only "
                 f"{model.config.llama.vocab_size}; they do not belong together"
             )
+        if processor.size != model.config.vision.image_size:
+            raise CheckpointError(
+                f"preprocessor_config.json makes pictures of {processor.size} pixels a side, config.json's "
+                f"vision tower takes {model.config.vision.image_size}; they do not belong together"
+            )
         self.config: OwlConfig = model.config
         self.model = model
         self.tokenizer = tokenizer
@@ -85,12 +90,14 @@ class Engine:
         max_context: int = 2048,
         max_batch: int = 8,
         progress: Callable[[int, int], None] | None = None,
+        allow_nonfinite: bool = False,
     ) -> Engine:
         """Load a folder in Hugging Face layout; without a path the bundled owl-nano.
 
         device: "auto" takes CUDA where there is one. dtype: fp32, bf16, fp16 or a torch dtype; "auto" is
         bf16 on CUDA (fp16 on GPUs without it), on a CPU fp32, or bf16 from a billion weights on.
         adapter: a folder with a LoRA adapter. progress(bytes done, bytes in all) is called while loading.
+        allow_nonfinite: load weights that are NaN or infinite instead of refusing them.
         """
         folder = BUNDLED if path is None else Path(path)
         if path is None and not folder.is_dir():
@@ -101,7 +108,13 @@ class Engine:
         config = OwlConfig.from_file(folder / "config.json")
         tokenizer = Tokenizer.from_file(folder / "tokenizer.model")
         processor = ImageProcessor.from_folder(folder, config.vision.image_size)
-        model = load_model(folder, dtype=pick_dtype(dtype, place, config), device=place, progress=progress)
+        model = load_model(
+            folder,
+            dtype=pick_dtype(dtype, place, config),
+            device=place,
+            progress=progress,
+            allow_nonfinite=allow_nonfinite,
+        )
         if adapter is not None:
             load_adapter(model, adapter)
         return cls(model, tokenizer, processor, max_context=max_context, max_batch=max_batch)

@@ -96,7 +96,7 @@ def test_a_tensor_in_two_shards(sharded: Path) -> None:
 def test_a_key_twice_in_the_index(sharded: Path) -> None:
     text = (sharded / INDEX).read_text().replace('"a":', f'"c": "{FIRST}", "a":')
     (sharded / INDEX).write_text(text)
-    with pytest.raises(CheckpointError, match="c is listed twice"):
+    with pytest.raises(CheckpointError, match="'c' is listed twice"):
         WeightFolder.open(sharded)
 
 
