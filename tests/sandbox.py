@@ -1,7 +1,7 @@
 """Reading hostile files in a process of its own, where a crash, a hang or a full memory harms no one.
 
-`python -m tests.sandbox MODULE:FUNCTION` calls FUNCTION(case) for each case (a JSON list on stdin) and prints one
-JSON line before and one after it.
+`python -m tests.sandbox MODULE:FUNCTION` calls FUNCTION(case) for each case (a JSON list on stdin) and prints
+one line of JSON on each.
 """
 
 from __future__ import annotations

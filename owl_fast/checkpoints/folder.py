@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,9 +127,10 @@ def _check_manifest(path: Path, weights: tuple[str, ...]) -> None:
 
 def _check_link(folder: Path, file: Path) -> None:
     """Links stay in the folder, or lead to the blobs of its own repository in the cache of the model hub."""
-    target, allowed = file.resolve(), [folder.resolve()]
-    if folder.resolve().parent.name == "snapshots":
-        allowed.append(folder.resolve().parent.parent / "blobs")
+    target, home = Path(os.path.realpath(file)), folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
     if file.is_symlink() and not any(target.is_relative_to(place) for place in allowed):
         raise CheckpointError(f"{file}: a link to {target}, outside the folder; put the file itself there")
 

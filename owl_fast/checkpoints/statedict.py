@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickletools
 from typing import Any, NamedTuple
 
-MAX_OPCODES = 1_000_000  # a 7B checkpoint has about 25,000
+MAX_OPCODES = 500_000  # a 7B checkpoint has about 25,000
 
 _MARK = object()
 _NUMBERS = {"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,45 @@ def test_an_index_that_does_not_fit(sharded: Path, weight_map: object, message: 
 def test_a_tensor_in_two_shards(sharded: Path) -> None:
     write_tensors(sharded / SECOND, {"b": torch.ones(3), "c": torch.zeros(4)})
     with pytest.raises(CheckpointError, match=f"{SECOND}: holds tensor b, but {INDEX} places it in {FIRST}"):
+        WeightFolder.open(sharded)
+
+
+@pytest.mark.parametrize("spoilt", [FIRST, INDEX])
+@pytest.mark.parametrize("kind", ["outside", "device", "pipe", "folder", "lost", "loop"])
+def test_what_is_no_file_of_the_folder(sharded: Path, tmp_path_factory: Any, spoilt: str, kind: str) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / spoilt
+    (sharded / spoilt).rename(elsewhere)
+    if kind == "pipe":
+        os.mkfifo(sharded / spoilt)
+    elif kind == "folder":
+        (sharded / spoilt).mkdir()
+    else:
+        targets = {"outside": elsewhere, "device": "/dev/zero", "lost": "nowhere", "loop": spoilt}
+        (sharded / spoilt).symlink_to(targets[kind])
+    with pytest.raises(CheckpointError, match=spoilt):
+        WeightFolder.open(sharded)
+
+
+def test_links_within_the_folder_and_in_the_cache_of_the_hub_are_followed(sharded: Path) -> None:
+    (sharded / SECOND).rename(sharded / "moved")
+    (sharded / SECOND).symlink_to("moved")
+    assert len(WeightFolder.open(sharded).entries) == 3
+    repository = sharded / "models--x--y"
+    (repository / "snapshots/abc").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for file in (FIRST, SECOND, INDEX):
+        shutil.copy(sharded / file, repository / "blobs" / file)
+        (repository / "snapshots/abc" / file).symlink_to(f"../../blobs/{file}")
+    assert len(WeightFolder.open(repository / "snapshots/abc").entries) == 3
+    (repository / "snapshots/abc" / FIRST).unlink()
+    (repository / "snapshots/abc" / FIRST).symlink_to(f"../../../{FIRST}")
+    with pytest.raises(CheckpointError, match=f"{FIRST}: a link to .* outside the folder"):
+        WeightFolder.open(repository / "snapshots/abc")
+
+
+def test_an_endless_index(sharded: Path) -> None:
+    write_index(sharded, {f"t{i:07d}": FIRST for i in range(120_000)})
+    with pytest.raises(CheckpointError, match=rf"{INDEX}: \d+ bytes; wanted at most"):
         WeightFolder.open(sharded)
 
 
