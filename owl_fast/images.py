@@ -25,6 +25,7 @@ from torch import Tensor
 
 from owl_fast.errors import CheckpointError, ImageError, UnsupportedError
 from owl_fast.files import read_json
+from owl_fast.picture_parts import parts_trouble
 
 # Named, so that Pillow never tries a format that runs other programs or nobody asked for.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -182,6 +183,8 @@ def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, 
 def _decode(data: bytes, label: str) -> Image.Image:
     if len(data) > MAX_BYTES:
         raise ImageError(f"{label}: more than {MAX_BYTES >> 20} MiB; make the picture smaller")
+    if trouble := parts_trouble(data):
+        raise ImageError(f"{label}: {trouble}; save it anew")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:

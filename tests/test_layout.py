@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("kernels",),
     ("config", "errors", "files", "native", "ops"),
-    ("checkpoints", "images", "lora", "models", "prompts", "quantization", "tokenizer"),
+    ("checkpoints", "images", "lora", "models", "picture_parts", "prompts", "quantization", "tokenizer"),
     ("engine", "evaluation", "serving", "training"),
     ("chat", "cli", "compat", "data", "doctor", "evaluate", "quantize", "serve", "train"),
     ("benchmarks", "export", "recipes"),
