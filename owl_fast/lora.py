@@ -29,7 +29,7 @@ from owl_fast.models.layers import Linear, LoraPair
 
 PREFIX = "base_model.model."
 CONFIG_FILE, EXTRA_FILE = "adapter_config.json", "non_lora.safetensors"
-MAX_RANK, MAX_ALPHA, MAX_REPEATS = 65_536, 1e6, 3
+MAX_RANK, MAX_ALPHA, MAX_REPEATS, MAX_PATTERN = 65_536, 1e6, 3, 1000
 WEIGHT_FILES = {"safetensors": "adapter_model.safetensors", "bin": "adapter_model.bin"}
 
 # PEFT options that change the mathematics, and the only value for which plain LoRA is what they describe.
@@ -121,11 +121,12 @@ def _is_within(value: object, limit: float) -> bool:
 
 def _check_pattern(pattern: str) -> None:
     """UnsupportedError for a regular expression that is broken or could take for ever on a module's name."""
-    repeats = re.sub(r"\\.", "_", pattern)
-    if re.search(r"\)[*+{]", repeats) or len(re.findall(r"[*+{]", repeats)) > MAX_REPEATS:
+    plain = re.sub(r"\\.|\(\?", "(", pattern)  # without escapes and the heads of special groups
+    repeats = len(re.findall(r"[*+{?]\??", plain))
+    if len(pattern) > MAX_PATTERN or repeats > MAX_REPEATS or re.search(r"\)[*+{]", plain):
         raise UnsupportedError(
-            f"{CONFIG_FILE}: target_modules {pattern!r:.200} repeats a group or has more than {MAX_REPEATS} "
-            "repetitions; name the modules in a list"
+            f"{CONFIG_FILE}: target_modules {pattern!r:.200} repeats a group, has more than {MAX_REPEATS} "
+            f"repetitions or {MAX_PATTERN} characters; name the modules in a list"
         )
     try:
         re.compile(pattern)

@@ -40,6 +40,10 @@ class Tokenizer:
         import sentencepiece
 
         path = Path(path)
+        if not path.exists():
+            raise CheckpointError(
+                f"{path}: no such file; a model folder holds the SentencePiece file tokenizer.model"
+            )
         model = read_bytes(path, MAX_FILE_BYTES)
         broken = f"{path}: not a SentencePiece model ({len(model)} bytes); copy tokenizer.model anew"
         if not model:

@@ -122,6 +122,8 @@ def test_one_weight_file_is_wanted(tmp_path: Path, files: list[str]) -> None:
         ({"target_modules": "("}, "no regular expression"),
         ({"target_modules": "(a+)+b"}, "repeats a group"),
         ({"target_modules": ".*.*.*.*q_proj"}, "more than 3 repetitions"),
+        ({"target_modules": "a?" * 30 + "a" * 30}, "more than 3 repetitions"),
+        ({"target_modules": "q" * 2000}, "or 1000 characters"),
     ],
 )
 def test_nonsense_settings(tmp_path: Path, option: dict[str, object], message: str) -> None:
@@ -132,9 +134,12 @@ def test_nonsense_settings(tmp_path: Path, option: dict[str, object], message: s
         lora.load_adapter(GOLDEN.fresh_model(), folder)
 
 
-def test_the_originals_pattern_is_allowed() -> None:
+@pytest.mark.parametrize(
+    "pattern", [LoraConfig().target_modules, r"(?:model\.)?layers\.\d+\..*?\.(q|v)_proj", r".*\*\+\?\{\)*"]
+)
+def test_harmless_patterns_are_allowed(pattern: str) -> None:
     raw = json.loads((GOLDEN.adapter / "adapter_config.json").read_text())
-    assert LoraConfig.from_dict(raw | {"target_modules": LoraConfig().target_modules}).r == raw["r"]
+    assert LoraConfig.from_dict(raw | {"target_modules": pattern}).target_modules == pattern
 
 
 @pytest.mark.parametrize("spoilt", ["lora", "extra"])

@@ -109,10 +109,15 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: wanted an object with a filled weight_map (tensor name -> file)")
     ending = path.name.removesuffix(INDEX_SUFFIX).rpartition(".")[2]
     for name, file in weight_map.items():
-        if not isinstance(file, str) or set(file) & set("/\\\0") or not file.endswith(f".{ending}"):
+        if (
+            not name.isprintable()
+            or not isinstance(file, str)
+            or set(file) & set("/\\\0")
+            or not file.endswith(f".{ending}")
+        ):
             raise CheckpointError(
-                f"{path}: tensor {name:.120} is said to be in {file!r:.120}; "
-                f"wanted the name of a .{ending} file of the same folder, without a path"
+                f"{path}: tensor {name!r:.120} is said to be in {file!r:.120}; "
+                f"wanted a printable name and a .{ending} file of the same folder, without a path"
             )
     return weight_map
 

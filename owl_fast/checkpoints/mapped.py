@@ -56,6 +56,17 @@ def map_file(path: Path, size: int) -> mmap.mmap:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
+def is_size(value: object) -> bool:
+    """Whether a file's number can be a size, an offset or a stride."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def check_name(path: Path, name: str) -> None:
+    """CheckpointError for names that would write something else on a terminal."""
+    if not name.isprintable():
+        raise CheckpointError(f"{path}: a tensor is named {name!r:.200}; wanted printable characters")
+
+
 def check_shape(where: str, shape: tuple[int, ...]) -> None:
     """CheckpointError for shapes no weight has; torch's own arithmetic with them would overflow."""
     if len(shape) > MAX_DIMENSIONS or prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
@@ -71,7 +82,7 @@ class MappedFile:
         self.infos = {name: place.info for name, place in places.items()}
         self._data, self._places, self._checking = data, places, checking
         self._thread: threading.Thread | None = None
-        self._trouble: CheckpointError | None = None
+        self._trouble: Exception | None = None
         self._stopped = False
 
     def read(self, name: str) -> Tensor:
@@ -88,7 +99,7 @@ class MappedFile:
         return flat.view(info.dtype).view(info.shape)
 
     def finish(self, wanted: bool) -> None:
-        """Wait for the check (or end it, where its result is not wanted); CheckpointError is its result."""
+        """Wait for the check, or end it where its result is not wanted; a CheckpointError is its result."""
         if self._thread is not None:
             self._stopped = not wanted
             self._thread.join()
@@ -100,5 +111,5 @@ class MappedFile:
             for _ in self._checking:
                 if self._stopped:
                     return
-        except CheckpointError as error:
+        except Exception as error:  # raised again by finish()
             self._trouble = error

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from owl_fast.checkpoints.mapped import DTYPES, Place, TensorInfo, check_shape
+from owl_fast.checkpoints.mapped import DTYPES, Place, TensorInfo, check_name, check_shape, is_size
 from owl_fast.errors import CheckpointError
 from owl_fast.files import MAX_JSON_BYTES, unique
 
@@ -53,6 +53,7 @@ def _header(path: Path, data: memoryview) -> tuple[dict[str, Any], int]:
 def _place(path: Path, name: str, entry: Any, begin: int) -> Place:
     fields = entry if isinstance(entry, dict) else {}
     shape, offsets, dtype = fields.get("shape"), fields.get("data_offsets"), fields.get("dtype")
+    check_name(path, name)
     where = f"{path}: tensor {name:.200}"
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{where} has dtype {dtype!s:.40}; wanted {', '.join(DTYPES)}")
@@ -68,4 +69,4 @@ def _place(path: Path, name: str, entry: Any, begin: int) -> Place:
 
 
 def _is_sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+    return isinstance(value, list) and all(map(is_size, value))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import pickletools
 from typing import Any, NamedTuple
 
+from owl_fast.checkpoints.mapped import is_size
+
 MAX_OPCODES = 500_000  # a 7B checkpoint has about 25,000
 
 _MARK = object()
@@ -137,8 +139,9 @@ def _call(callee: Any, arguments: Any) -> Any:
         return {}
     if callee.name == "torch._utils._rebuild_tensor_v2":
         storage, offset, shape, strides = arguments[:4]
-        known = isinstance(storage, Storage) and isinstance(offset, int)
-        if not known or not _is_sizes(shape) or not _is_sizes(strides) or len(shape) != len(strides):
+        if not isinstance(storage, Storage) or not _is_sizes((offset,)):
+            raise TypeError
+        if not _is_sizes(shape) or not _is_sizes(strides) or len(shape) != len(strides):
             raise TypeError
         return StoredTensor(storage, offset, tuple(shape), tuple(strides))
     return arguments[0] if callee.name in _PARAMETERS else callee
@@ -146,12 +149,10 @@ def _call(callee: Any, arguments: Any) -> Any:
 
 def _storage(identity: Any) -> Storage:
     word, kind, key, _, numel = identity
-    if word != "storage" or not isinstance(kind, Foreign) or not isinstance(key, str):
-        raise TypeError
-    if not isinstance(numel, int):
+    if word != "storage" or not isinstance(kind, Foreign) or not isinstance(key, str) or not is_size(numel):
         raise TypeError
     return Storage(kind.name, key, numel)
 
 
 def _is_sizes(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and all(isinstance(size, int) and size >= 0 for size in value)
+    return isinstance(value, (tuple, list)) and all(map(is_size, value))

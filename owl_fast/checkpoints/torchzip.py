@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from owl_fast.checkpoints.mapped import DTYPES, Place, TensorInfo, check_shape
+from owl_fast.checkpoints.mapped import DTYPES, Place, TensorInfo, check_name, check_shape
 from owl_fast.checkpoints.statedict import Foreign, StoredTensor, read_pickle
 from owl_fast.checkpoints.ziplist import Member, checking, members
 from owl_fast.errors import CheckpointError
@@ -46,6 +46,7 @@ def torch_places(path: Path, data: memoryview) -> tuple[dict[str, Place], Iterat
                 f"{path}: entry {name!r:.80} is {_kind(value)}; wanted only name -> tensor "
                 "(a training state keeps its weights one level down: save those alone)"
             )
+        check_name(path, name)
         where = f"{path}: tensor {name:.200}"
         if isinstance(value, Foreign):
             raise CheckpointError(f"{where} is {_kind(value)}; wanted a dense tensor, nothing else is read")
@@ -83,7 +84,8 @@ def _member(data: memoryview, found: dict[str, Member], name: str, default: byte
 def _place(where: str, tensor: StoredTensor, member: Member | None) -> Place:
     kind, key, numel = tensor.storage
     if kind not in STORAGES:
-        raise CheckpointError(f"{where} is a {kind:.80}; wanted {', '.join(map(str, DTYPES.values()))}")
+        wanted = ", ".join(map(str, DTYPES.values()))
+        raise CheckpointError(f"{where} is a {_printable(kind)}; wanted {wanted}")
     check_shape(where, tensor.shape)
     info = TensorInfo(tensor.shape, STORAGES[kind])
     if not _is_contiguous(tensor):
@@ -91,8 +93,10 @@ def _place(where: str, tensor: StoredTensor, member: Member | None) -> Place:
     size = info.dtype.itemsize
     if member is None or member.size != numel * size:
         came = "is not in the file" if member is None else f"has {member.size} bytes"
-        raise CheckpointError(f"{where}: its storage {key:.40} {came}; {numel * size} bytes are wanted")
-    if tensor.offset < 0 or tensor.offset * size + info.nbytes > member.size:
+        raise CheckpointError(
+            f"{where}: its storage {_printable(key)} {came}; {numel * size} bytes are wanted"
+        )
+    if tensor.offset * size + info.nbytes > member.size:
         raise CheckpointError(f"{where} reaches beyond its storage of {member.size} bytes")
     return Place(info, member.start + tensor.offset * size)
 
@@ -124,4 +128,8 @@ def _legacy(data: memoryview) -> str:
 
 
 def _kind(value: Any) -> str:
-    return value.name[:120] if isinstance(value, Foreign) else f"a {type(value).__name__}"
+    return _printable(value.name) if isinstance(value, Foreign) else f"a {type(value).__name__}"
+
+
+def _printable(text: str) -> str:
+    return text.encode("unicode_escape").decode("ascii")[:120]

@@ -72,16 +72,17 @@ def test_shards_are_released_one_by_one(sharded: Path) -> None:
         ({"a": FIRST, "b": FIRST, "c": SECOND, "d": SECOND}, f"{SECOND}: tensor d is missing"),
         ({"a": FIRST, "b": FIRST}, f"{SECOND}: not named by {INDEX}"),
         ({"a": FIRST, "b": FIRST, "c": "model-3.safetensors"}, r"model-3\.safetensors is not in the .* c"),
-        ({"a": FIRST, "b": FIRST, "c": f"../{SECOND}"}, r"tensor c is said to be in '\.\./model"),
-        ({"a": FIRST, "b": FIRST, "c": f"/x/{SECOND}"}, "tensor c is said to be in"),
-        ({"a": FIRST, "b": FIRST, "c": f"x\\{SECOND}"}, "tensor c is said to be in"),
-        ({"a": FIRST, "b": FIRST, "c": "pytorch_model.bin"}, "wanted the name of a .safetensors file"),
-        ({"a": FIRST, "b": FIRST, "c": 2}, "tensor c is said to be in 2"),
+        ({"a": FIRST, "b": FIRST, "c": f"../{SECOND}"}, r"tensor 'c' is said to be in '\.\./model"),
+        ({"a": FIRST, "b": FIRST, "c": f"/x/{SECOND}"}, "tensor 'c' is said to be in"),
+        ({"a": FIRST, "b": FIRST, "c": f"x\\{SECOND}"}, "tensor 'c' is said to be in"),
+        ({"a": FIRST, "b": FIRST, "c": "pytorch_model.bin"}, "and a .safetensors file of the same folder"),
+        ({"a": FIRST, "b": FIRST, "c": 2}, "tensor 'c' is said to be in 2"),
+        ({"a": FIRST, "b": FIRST, "\x1b[2J": SECOND}, r"tensor '\\x1b\[2J' is said"),
         ({}, "filled weight_map"),
         ([FIRST], "filled weight_map"),
     ],
     ids=["unused", "other-file", "missing", "file-unused", "file-missing", "parent", "absolute", "backslash",
-         "other-format", "number", "empty", "list"],
+         "other-format", "number", "escape", "empty", "list"],
 )  # fmt: skip
 def test_an_index_that_does_not_fit(sharded: Path, weight_map: object, message: str) -> None:
     write_index(sharded, weight_map)

@@ -56,13 +56,10 @@ def test_made_up_files_are_refused(tmp_path: Path) -> None:
     assert len(wanted) > 100
     good = tmp_path / "good.safetensors"
     write_tensors(good, {"a": torch.ones(4)})
-    for outcome in watch("tests.checkpoints.test_hostile:read", list(wanted), good):
-        path = Path(outcome.case)
-        assert outcome.kind == "refused", outcome
-        assert path.name in outcome.text, outcome
-        assert re.search(wanted[path], outcome.text), outcome
-        assert len(outcome.text) < 800, outcome
-        assert outcome.grown < MAX_GROWTH, outcome
+    outcomes = watch("tests.checkpoints.test_hostile:read", list(wanted), good)
+    assert [o for o in outcomes if o.kind != "refused" or o.grown > MAX_GROWTH] == []
+    assert [o for o in outcomes if Path(o.case).name not in o.text or len(o.text) > 800] == []
+    assert [o for o in outcomes if not re.search(wanted[Path(o.case)], o.text)] == []
 
 
 def test_the_cases_differ_from_a_good_file_in_one_thing(tmp_path: Path) -> None:
