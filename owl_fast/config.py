@@ -6,12 +6,12 @@ a value that makes no sense is a CheckpointError; nothing is silently replaced.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from owl_fast.errors import CheckpointError, UnsupportedError
+from owl_fast.files import read_json
 
 # Bounds checked before anything is allocated (docs: a hostile config must fail in milliseconds).
 MAX_LAYERS, MAX_WIDTH, MAX_VOCAB, MAX_QUERIES, MAX_IMAGE_SIDE = 512, 65_536, 1_048_576, 4_096, 4_096
@@ -166,20 +166,6 @@ class OwlConfig:
             raise CheckpointError(f"patch_size {v.patch_size} exceeds image_size {v.image_size}")
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object from a file; CheckpointError names the file when it is missing or something else."""
-    path = Path(path)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
-    return raw
-
-
 Part = TypeVar("Part", VisionConfig, AbstractorConfig, LlamaConfig)
 
 
@@ -192,9 +178,12 @@ def _section(raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _typed(value: Any, kind: type, where: str) -> Any:
     ok = isinstance(value, (int, float) if kind is float else kind)
-    if not ok or isinstance(value, bool) != (kind is bool):
-        raise CheckpointError(f"config.json: {where} must be {kind.__name__}, got {value!r:.80}")
-    return kind(value)
+    try:
+        if ok and isinstance(value, bool) == (kind is bool):
+            return kind(value)
+    except OverflowError:  # an integer beyond every float
+        pass
+    raise CheckpointError(f"config.json: {where} must be {kind.__name__}, got {value!r:.80}")
 
 
 def _read(part: type[Part], raw: dict[str, Any], section: str) -> Part:

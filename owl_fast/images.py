@@ -12,7 +12,6 @@ import base64
 import binascii
 import ctypes
 import io
-import json
 import math
 import os
 import random
@@ -27,6 +26,8 @@ from PIL import Image
 from torch import Tensor
 
 from owl_fast.errors import CheckpointError, ImageError, UnsupportedError
+from owl_fast.files import read_json
+from owl_fast.picture_parts import parts_trouble
 
 # Named, so that Pillow never tries a format that runs other programs or nobody asked for.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -96,14 +97,9 @@ class ImageProcessor:
         CheckpointError: values that make no sense. UnsupportedError: steps the original does not take.
         """
         path = Path(folder) / "preprocessor_config.json"
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.exists():
             return cls(size=default_size)
-        except (OSError, ValueError, RecursionError):
-            raise CheckpointError(f"{path}: not readable as JSON") from None
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
+        raw = read_json(path)
         size = _side(raw.get("size"), default_size, f"{path}: size")
         if _side(raw.get("crop_size"), size, f"{path}: crop_size") != size:
             raise UnsupportedError(f"{path}: crop_size differs from size; no picture is cropped")
@@ -213,6 +209,8 @@ def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, 
 def _decode(data: bytes, label: str) -> Image.Image:
     if len(data) > MAX_BYTES:
         raise ImageError(f"{label}: more than {MAX_BYTES >> 20} MiB; make the picture smaller")
+    if trouble := parts_trouble(data):
+        raise ImageError(f"{label}: {trouble}; save it anew")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:

@@ -16,13 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from owl_fast.checkpoints.manifest import Manifest
 from owl_fast.checkpoints.names import views
 from owl_fast.checkpoints.peft import CONFIG_FILE, PREFIX
 from owl_fast.checkpoints.peft import LoraConfig as LoraConfig
-from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
-from owl_fast.checkpoints.writer import whole_folder, write_json
-from owl_fast.config import read_json
+from owl_fast.checkpoints.tensorfile import check_values, read_tensors, write_tensors
+from owl_fast.checkpoints.writer import whole_folder
 from owl_fast.errors import CheckpointError, UnsupportedError
+from owl_fast.files import read_json, write_json
 from owl_fast.models.fusion import module_sources
 from owl_fast.models.layers import Linear, LoraPair
 
@@ -212,6 +213,8 @@ def read_adapter(model: nn.Module, folder: str | Path) -> Adapter:
     CheckpointError names file and tensor.
     """
     folder = Path(folder)
+    if (manifest := Manifest.read(folder)) is not None:
+        manifest.check()
     config = LoraConfig.from_dict(read_json(folder / CONFIG_FILE))
     present = [folder / file for file in WEIGHT_FILES.values() if (folder / file).exists()]
     if len(present) != 1:
@@ -251,6 +254,7 @@ def _take(tensors: dict[str, Tensor], path: Path, module: str, half: str, shape:
             tensor = tensors.pop(key)
             if tuple(tensor.shape) != shape:
                 raise CheckpointError(f"{path}: {key} has shape {tuple(tensor.shape)}, wanted {shape}")
+            check_values(tensor, f"{path}: tensor {key}")
             return tensor
     raise CheckpointError(f"{path}: {PREFIX}{module}.{half}.weight is missing")
 
@@ -263,6 +267,7 @@ def _read_extra(model: nn.Module, path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, wanted {tuple(view.shape)}"
             )
+        check_values(tensor, f"{path}: tensor {name}")
     return extra
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from owl_fast.errors import DataError, PromptError
@@ -34,8 +35,10 @@ HEADER = (
 
 Message = Mapping[str, Any]
 
-# Where a reader sees a new line, so that no typed text looks like a turn of the template.
-_ROLE_LINE = re.compile("(^|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])(?=(?:Human|AI):)")
+# Where a reader sees a new line, so that no typed text looks like a turn of the template; characters without
+# width or ink do not hide a marker from people.
+_INVISIBLE = "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
+_ROLE_LINE = re.compile(f"(^|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])(?=[{_INVISIBLE}]*(?:Human|AI):)")
 # In written-out records: a marker stands at the start of a line, followed by a space or nothing.
 _RECORD_TURN = re.compile(r"^(Human|AI):(?: |$)", re.MULTILINE)
 
@@ -219,12 +222,10 @@ def _read_message(message: Message, where: str) -> tuple[str, list[str | _Pictur
     if not isinstance(content, (list, tuple)):
         raise PromptError(f"{where}: content is {type(content).__name__}; wanted text or a list of parts")
     runs: list[str | _Picture] = []
-    for k, part in enumerate(content):
-        run = _read_part(part, f"{where}, part {k}")
-        if isinstance(run, str) and runs and isinstance(runs[-1], str):
-            runs[-1] += "\n" + run
-        else:
-            runs.append(run)
+    read = (_read_part(part, f"{where}, part {k}") for k, part in enumerate(content))
+    for is_text, group in groupby(read, key=lambda run: isinstance(run, str)):
+        neighbours = list(group)
+        runs += ["\n".join(map(str, neighbours))] if is_text else neighbours
     if any(isinstance(run, _Picture) for run in runs):
         runs = [run for run in runs if run != ""]
     return role, runs or [""]

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from owl_fast.errors import CheckpointError
+from owl_fast.files import read_bytes
 
 # LLaMA's file has 0.5 MB, the largest vocabularies in use about 5 MB.
-MAX_FILE_BYTES = 64 << 20
+MAX_FILE_BYTES = 8 << 20
+RARE = "\U0010ffff"  # a character in no vocabulary
 
 
 class Tokenizer:
@@ -36,32 +38,32 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path, literal_specials: bool = False) -> Tokenizer:
-        """Read tokenizer.model; CheckpointError when it is missing, broken, or has no <s> and </s>."""
+        """Read tokenizer.model; CheckpointError: missing, broken, or without <unk>, <s>, </s> and bytes."""
         import sentencepiece
 
         path = Path(path)
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise CheckpointError(
-                    f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; no tokenizer.model is"
-                )
-            model = path.read_bytes()
-        except FileNotFoundError:
+        if not path.exists():
             raise CheckpointError(
                 f"{path}: no such file; a model folder holds the SentencePiece file tokenizer.model"
-            ) from None
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+            )
+        model = read_bytes(path, MAX_FILE_BYTES)
         broken = f"{path}: not a SentencePiece model ({len(model)} bytes); copy tokenizer.model anew"
         if not model:
             raise CheckpointError(broken)
+        # Errors come as exceptions; of warnings a damaged file can cause 10^5.
+        sentencepiece.set_min_log_level(2)
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            for piece_id in range(processor.vocab_size()):
+                processor.id_to_piece(piece_id)  # fails for a piece that is no text
         except (RuntimeError, ValueError, OSError):
             raise CheckpointError(broken) from None
-        for name, piece_id in (("<s>", processor.bos_id()), ("</s>", processor.eos_id())):
+        special = {"<unk>": processor.unk_id(), "<s>": processor.bos_id(), "</s>": processor.eos_id()}
+        for name, piece_id in special.items():
             if piece_id < 0:
                 raise CheckpointError(f"{path}: the vocabulary has no {name} piece; LLaMA's has one")
+        if processor.unk_id() in processor.encode(RARE):
+            raise CheckpointError(f"{path}: the vocabulary has no byte pieces; characters would be lost")
         return cls(processor, literal_specials)
 
     @property

@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Area (first name below owl_fast, or a top-level folder) -> layer. An import may go sideways or down.
 LAYERS = (
     ("kernels",),
-    ("config", "errors", "machine", "native", "ops"),
+    ("config", "errors", "files", "machine", "native", "ops"),
     (
-        *("checkpoints", "conversation", "fetch", "hub", "images", "lora", "models", "prompts"),
-        *("quantization", "tokenizer", "video"),
+        *("checkpoints", "conversation", "fetch", "hub", "images", "lora", "models", "picture_parts"),
+        *("prompts", "quantization", "tokenizer", "video"),
     ),
     ("engine", "evaluation", "serving", "training"),
     (

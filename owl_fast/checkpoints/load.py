@@ -14,7 +14,7 @@ from owl_fast.checkpoints.layout import Place
 from owl_fast.checkpoints.names import views
 from owl_fast.checkpoints.peft import Update
 from owl_fast.checkpoints.source import Source, open_source
-from owl_fast.checkpoints.tensorfile import TensorFile, open_tensors
+from owl_fast.checkpoints.tensorfile import TensorFile, check_values, open_tensors
 from owl_fast.config import OwlConfig
 from owl_fast.errors import CheckpointError, UnsupportedError
 from owl_fast.models.owl import Owl
@@ -29,13 +29,16 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    allow_nonfinite: bool = False,
 ) -> Owl:
     """The model of a source, or of whatever open_source finds at a path, in eval mode, without gradients.
 
     dtype: float32, bfloat16 or float16; None keeps the file's. progress(bytes done, bytes in all) is called
     after each tensor. Weights are mapped and copied tensor by tensor: anonymous memory stays near the size
     of the model in its dtype. Raises CheckpointError unless every tensor is there once, in the shape
-    the config asks for, and every tensor of the files is used or knowingly dropped (Layout.names).
+    the config asks for, and every tensor of the files is used or knowingly dropped (Layout.names); when the
+    bytes do not match the checksums of the files or of the folder's manifest; and, unless allow_nonfinite,
+    when a weight is NaN or infinite.
     """
     if dtype is not None and dtype not in MODEL_DTYPES:
         raise UnsupportedError(f"dtype {dtype}: wanted one of {', '.join(map(str, MODEL_DTYPES))}")
@@ -45,7 +48,7 @@ def load_model(
     _check(source, _places(source, model))
     # Memory that is reserved is not resident: pages appear as the copies below fill them.
     model = model.to(dtype or _common_dtype(source)).to_empty(device=device).requires_grad_(False).eval()
-    _fill(source, _places(source, model), progress)
+    _fill(source, _places(source, model), progress, allow_nonfinite)
     if source.adapter is not None:
         from owl_fast.lora import load_adapter  # which reads its files through this package
 
@@ -96,11 +99,17 @@ def _common_dtype(source: Source) -> torch.dtype:
     return next(iter(found))
 
 
-def _fill(source: Source, places: Mapping[str, Place], progress: Callable[[int, int], None] | None) -> None:
+def _fill(
+    source: Source,
+    places: Mapping[str, Place],
+    progress: Callable[[int, int], None] | None,
+    allow_nonfinite: bool,
+) -> None:
     done, total = 0, source.weights.nbytes
     with ExitStack() as stack:
         halves = _Halves(source.weights, stack)
         for name, tensor in source.weights.tensors():
+            entry = source.weights.entries[name]
             if target := source.targets.get(name):
                 view = places[target].view
                 tensor = tensor.reshape(view.shape)
@@ -108,13 +117,16 @@ def _fill(source: Source, places: Mapping[str, Place], progress: Callable[[int, 
                     halves.merge(tensor, update, source.alpha, view)
                 else:
                     view.copy_(tensor)
-            done += source.weights.entries[name].info.nbytes
+                if not allow_nonfinite:
+                    check_values(view, f"{source.weights.path / entry.file}: tensor {name}")
+            done += entry.info.nbytes
             if progress is not None:
                 progress(done, total)
 
 
 class _Halves:
-    """The halves of low-rank updates, wherever in the files they are; mapped until the stack closes."""
+    """The halves of low-rank updates, wherever in the files they are; mapped until the stack closes. Bytes
+    are compared by the pass over all tensors."""
 
     def __init__(self, weights: WeightFolder, stack: ExitStack) -> None:
         self._weights, self._stack = weights, stack
@@ -132,5 +144,6 @@ class _Halves:
     def _read(self, name: str) -> Tensor:
         file = self._weights.entries[name].file
         if file not in self._opened:
-            self._opened[file] = self._stack.enter_context(open_tensors(self._weights.path / file))
+            opened = open_tensors(self._weights.path / file, check=False)
+            self._opened[file] = self._stack.enter_context(opened)
         return self._opened[file].read(name)

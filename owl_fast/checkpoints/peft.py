@@ -21,6 +21,7 @@ from owl_fast.errors import CheckpointError, UnsupportedError
 
 PREFIX = "base_model.model."
 CONFIG_FILE = "adapter_config.json"
+MAX_RANK, MAX_ALPHA, MAX_REPEATS, MAX_PATTERN = 65_536, 1e6, 3, 1000
 _HALF = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(\.(?P<adapter>\w+))?\.weight")
 
 
@@ -70,14 +71,22 @@ class LoraConfig:
                     f"{CONFIG_FILE}: {name} = {raw[name]!r:.60}; only {plain!r} is supported"
                 )
         targets, r, alpha = raw.get("target_modules"), raw.get("r"), raw.get("lora_alpha", 8)
-        if not isinstance(r, int) or r < 1 or not isinstance(alpha, int | float):
-            raise CheckpointError(f"{CONFIG_FILE}: r = {r!r:.60}, lora_alpha = {alpha!r:.60}: wanted r >= 1")
+        dropout = raw.get("lora_dropout", 0.0)
+        if not isinstance(r, int) or not 1 <= r <= MAX_RANK or not is_within(alpha, MAX_ALPHA):
+            raise CheckpointError(
+                f"{CONFIG_FILE}: r = {r!r:.60}, lora_alpha = {alpha!r:.60}: "
+                f"wanted r of 1..{MAX_RANK} and a finite lora_alpha"
+            )
+        if not is_within(dropout, 1.0) or dropout < 0:
+            raise CheckpointError(f"{CONFIG_FILE}: lora_dropout = {dropout!r:.60}: wanted 0..1")
         if not isinstance(targets, str | list) or not all(isinstance(t, str) for t in targets):
             raise CheckpointError(f"{CONFIG_FILE}: target_modules must be a string or a list of strings")
+        if isinstance(targets, str):
+            _check_pattern(targets)
         return cls(
             r=r,
             alpha=float(alpha),
-            dropout=float(raw.get("lora_dropout", 0.0)),
+            dropout=float(dropout),
             target_modules=targets if isinstance(targets, str) else tuple(targets),
         )
 
@@ -97,6 +106,28 @@ class LoraConfig:
             "init_lora_weights": True,
             "modules_to_save": None,
         }
+
+
+def is_within(value: object, limit: float) -> bool:
+    """Whether it is a number from -limit to limit."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -limit <= value <= limit
+
+
+def _check_pattern(pattern: str) -> None:
+    """UnsupportedError for a regular expression that is broken or could take for ever on a module's name."""
+    plain = re.sub(r"\\.|\(\?", "(", pattern)  # without escapes and the heads of special groups
+    repeats = len(re.findall(r"[*+{?]\??", plain))
+    if len(pattern) > MAX_PATTERN or repeats > MAX_REPEATS or re.search(r"\)[*+{]", plain):
+        raise UnsupportedError(
+            f"{CONFIG_FILE}: target_modules {pattern!r:.200} repeats a group, has more than {MAX_REPEATS} "
+            f"repetitions or {MAX_PATTERN} characters; name the modules in a list"
+        )
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise CheckpointError(
+            f"{CONFIG_FILE}: target_modules {pattern!r:.200} is no regular expression ({error})"
+        ) from None
 
 
 class Update(NamedTuple):

@@ -11,21 +11,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from owl_fast.checkpoints.first_release import FIRST, MARK
-from owl_fast.checkpoints.folder import FORMATS, Entry, WeightFolder
+from owl_fast.checkpoints.folder import FORMATS, WeightFolder
 from owl_fast.checkpoints.layout import LATER, Layout
 from owl_fast.checkpoints.names import map_name
-from owl_fast.checkpoints.peft import CONFIG_FILE, LoraConfig, Update, unwrap
+from owl_fast.checkpoints.peft import CONFIG_FILE, MAX_ALPHA, LoraConfig, Update, is_within, unwrap
 from owl_fast.checkpoints.sizes import VIDEO_MARK, infer_sizes, unread_sizes
-from owl_fast.checkpoints.tensorfile import PICKLED, open_tensors
-from owl_fast.config import OwlConfig, read_json
+from owl_fast.checkpoints.tensorfile import PICKLED
+from owl_fast.config import OwlConfig
 from owl_fast.errors import CheckpointError, UnsupportedError
+from owl_fast.files import read_json
 from owl_fast.images import ImageProcessor
 from owl_fast.tokenizer import Tokenizer
 
@@ -130,13 +131,11 @@ def open_source(
 
 def open_weights(path: Path) -> WeightFolder:
     """The weights of a folder, or of one file taken by itself."""
-    if path.is_file():
-        with open_tensors(path) as opened:
-            entries = {name: Entry(path.name, info) for name, info in opened.infos.items()}
-        return WeightFolder(path.parent, (path.name,), entries)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
-    if path.is_dir() and not _holds_weights(path):
+    if not path.is_dir():
+        return WeightFolder.of_file(path)
+    if not _holds_weights(path):
         files = sorted(file.name for ending in PICKLED for file in path.glob(f"*{ending}"))
         if files:
             raise CheckpointError(f"{path}: no model folder; it holds {', '.join(files[:4])}: name that file")
@@ -156,8 +155,9 @@ def _base_of(adapter: Path) -> Path:
     name = read_json(adapter / CONFIG_FILE).get("base_model_name_or_path")
     if isinstance(name, str) and name:
         for base in (adapter / name, Path(name)):
-            if base.is_file() or _holds_weights(base):
-                return base
+            with suppress(OSError, ValueError):  # a name no file can have
+                if base.is_file() or _holds_weights(base):
+                    return base
     raise CheckpointError(
         f"{adapter}: an adapter, and its base {name!r:.120} is no model on this machine; "
         "name the base as the model, and this folder as its adapter"
@@ -218,8 +218,8 @@ def _alpha(folder: Path, updates: Mapping[str, Update], given: float | None) -> 
             raise UnsupportedError(f"{folder}: lora_alpha {given} came, but no weight has a low-rank update")
         return ALPHA
     if given is not None:
-        if not math.isfinite(given):
-            raise UnsupportedError(f"lora_alpha {given}: wanted a finite number")
+        if not is_within(given, MAX_ALPHA):
+            raise UnsupportedError(f"lora_alpha {given!r:.60}: wanted a number of at most {MAX_ALPHA:.0e}")
         return given
     beside = folder / CONFIG_FILE
     if not beside.is_file():

@@ -101,6 +101,7 @@ class Engine:
         max_batch: int = 8,
         allow_urls: Collection[str] = (),
         progress: Callable[[int, int], None] | None = None,
+        allow_nonfinite: bool = False,
     ) -> Engine:
         """Load a model folder or weight file (docs/checkpoints.md), or its id on the hub; without a path the
         bundled owl-nano.
@@ -110,7 +111,8 @@ class Engine:
         adapter: a folder with a LoRA adapter, used by every request that names no other. tokenizer, config,
         vision_heads, abstractor_heads, lora_alpha: what the files do not tell, such as a .pth of the first
         release (see open_source). allow_urls: hosts from which pictures may be fetched (fetch.py), none
-        unless said. progress(bytes done, bytes in all) is called while loading.
+        unless said. progress(bytes done, bytes in all) is called while loading. allow_nonfinite: load weights
+        that are NaN or infinite instead of refusing them.
         """
         opened = open_model(
             path,
@@ -118,6 +120,7 @@ class Engine:
             dtype=dtype,
             adapter=adapter,
             progress=progress,
+            allow_nonfinite=allow_nonfinite,
             tokenizer=tokenizer,
             config=config,
             vision_heads=vision_heads,
@@ -217,9 +220,6 @@ class Engine:
         """(n, image_rows, hidden): the rows that stand for each picture (or video.Video) in the language
         model's input."""
         pixels, chosen = self._reader.pixels(images), self._adapters.find(adapter)
-        if not pixels:
-            shape = (0, self.config.image_rows, self.config.llama.hidden_size)
-            return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)
         with self._loop.between_steps():
             self._adapters.use(chosen)
             # A clone made here is an ordinary tensor, free to take part in training.

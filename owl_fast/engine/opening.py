@@ -38,6 +38,7 @@ def open_model(
     dtype: str | torch.dtype,
     adapter: str | Path | None,
     progress: Callable[[int, int], None] | None,
+    allow_nonfinite: bool,
     **told: Any,
 ) -> Opened:
     """The model at a path, of a hub id, or the bundled one; arguments as for Engine.from_pretrained.
@@ -58,5 +59,6 @@ def open_model(
         dtype=pick_dtype(dtype, place, source.config),
         device=place,
         progress=progress,
+        allow_nonfinite=allow_nonfinite,
     )
     return Opened(model, tokenizer, processor, source.weights, adapter or source.adapter)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from owl_fast.checkpoints import read_tensors, save_model, write_tensors
-from owl_fast.checkpoints.writer import write_json
-from owl_fast.config import read_json
+from owl_fast.checkpoints.manifest import write_manifest
+from owl_fast.files import read_json, write_json
 from owl_fast.images import ImageProcessor
 from owl_fast.lora import EXTRA_FILE, merge_, save_adapter
 from owl_fast.models.owl import Owl
@@ -187,6 +187,8 @@ class Phases:
         adapter = shutil.copytree(self.out / "adapter", folder / "adapter")
         extra = read_tensors(adapter / EXTRA_FILE)
         write_tensors(adapter / EXTRA_FILE, {name: t.to(torch.bfloat16) for name, t in extra.items()})
+        for changed in (adapter, folder):
+            write_manifest(changed)
 
     def evaluate(self) -> None:
         report = {}

@@ -234,6 +234,37 @@ def test_several_dtypes_need_a_choice(micro: Path) -> None:
     assert load_model(micro, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", [NORM, KEY])
+def test_weights_that_are_no_numbers_are_refused_unless_allowed(micro: Path, name: str, value: str) -> None:
+    tensor = read_tensors(micro / "model.safetensors")[name]
+    tensor.view(-1)[-1] = float(value)
+    spoil(micro, **{name: tensor})
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: tensor {name} holds NaN or infinity"):
+        load_model(micro)
+    assert load_model(micro, allow_nonfinite=True).dtype == torch.float32
+
+
+def test_weights_beyond_the_dtype_are_refused(micro: Path) -> None:
+    tensor = read_tensors(micro / "model.safetensors")[NORM]
+    tensor[0] = 1e5
+    spoil(micro, **{NORM: tensor})
+    assert load_model(micro, dtype=torch.bfloat16).dtype == torch.bfloat16
+    with pytest.raises(CheckpointError, match=rf"{NORM} holds NaN or infinity as torch\.float16"):
+        load_model(micro, dtype=torch.float16)
+
+
+def test_a_weight_like_a_flipped_exponent_is_said(micro: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_model(micro)
+    assert caplog.messages == []
+    tensor = read_tensors(micro / "model.safetensors")[KEY]
+    tensor[0, 0] = -1e30
+    spoil(micro, **{KEY: tensor})
+    load_model(micro)
+    assert len(caplog.messages) == 1
+    assert f"{KEY} holds a weight of 1e+30" in caplog.messages[0]
+
+
 def test_arguments_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="int8"):
         load_model(MICRO, dtype=torch.int8)

@@ -90,18 +90,37 @@ def test_in_a_model_folder(folder: Path, file: str) -> None:
     assert_close(load_model(folder), merged())
 
 
-def test_in_shards_with_halves_elsewhere(folder: Path) -> None:
+@pytest.mark.parametrize(("stem", "ending"), [("model", "safetensors"), ("pytorch_model", "bin")])
+def test_in_shards_with_halves_elsewhere(folder: Path, stem: str, ending: str) -> None:
     tensors = wrapped_tensors()
     halves = {name for name in tensors if ".lora_" in name}
+    first, second = (f"{stem}-{i:05d}-of-00002.{ending}" for i in (1, 2))
     shards = {
-        "model-00001-of-00002.safetensors": {n: t for n, t in tensors.items() if n not in halves},
-        "model-00002-of-00002.safetensors": {n: t for n, t in tensors.items() if n in halves},
+        first: {n: t for n, t in tensors.items() if n not in halves},
+        second: {n: t for n, t in tensors.items() if n in halves},
     }
     for file, part in shards.items():
         write_tensors(folder / file, part)
     index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
     assert_close(load_model(folder), merged())
+    if ending == "bin":
+        data = bytearray((folder / second).read_bytes())
+        data[data.index(tensors[min(halves)].numpy().tobytes()) + 2] ^= 1
+        (folder / second).write_bytes(data)
+        with pytest.raises(CheckpointError, match=rf"{second}: tensor .*lora_.* is damaged"):
+            load_model(folder)
+
+
+def test_updates_that_are_no_numbers(folder: Path) -> None:
+    tensors = wrapped_tensors()
+    name = next(name for name in tensors if ".lora_B" in name)
+    tensors[name] = tensors[name].clone()
+    tensors[name][0, 0] = float("inf")
+    write_tensors(folder / "state.pth", tensors)
+    with pytest.raises(CheckpointError, match=r"state\.pth: tensor .*weight holds NaN or infinity"):
+        load_model(folder / "state.pth")
+    load_model(folder / "state.pth", allow_nonfinite=True)
 
 
 def test_a_training_folder_without_config(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from owl_fast.checkpoints import load_model, open_source
+from owl_fast.checkpoints import load_model, open_source, save_model
 from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
 from owl_fast.errors import CheckpointError, OwlError
 from tests.golden_data import Golden, assert_same_weights
@@ -112,3 +113,39 @@ def test_pictures_of_another_size_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "model/preprocessor_config.json").write_text('{"size": 8}')
     with pytest.raises(CheckpointError, match="pictures of 8 pixels a side, the vision tower takes"):
         open_source(tmp_path / "model").processor()
+
+
+# --- files and names made to harm ---
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "device.bin").symlink_to("/dev/zero")
+    (tmp_path / "model").mkdir()
+    os.mkfifo(tmp_path / "model/model.safetensors")
+    os.mkfifo(tmp_path / "model/adapter_config.json")
+    for name in ("pipe.pth", "device.bin", "model"):
+        with pytest.raises(CheckpointError, match="not a regular file"):
+            open_source(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["\0", "x" * 5000, "a/\ud800", "", None, 7, ["a"]], ids=repr)
+def test_an_adapter_with_a_base_no_file_can_be(tmp_path: Path, name: object) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": name}))
+    with pytest.raises(CheckpointError, match="is no model on this machine"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "config.json", "tokenizer.model"])
+def test_a_file_by_itself_is_what_the_manifest_beside_it_says(tmp_path: Path, changed: str) -> None:
+    save_model(load_model(MICRO), tmp_path / "saved", side_files=MICRO)
+    weights = tmp_path / "saved/model.safetensors"
+    assert_same_weights(load_model(weights), load_model(MICRO))
+    data = bytearray((tmp_path / "saved" / changed).read_bytes())
+    data[-9] ^= 1
+    (tmp_path / "saved" / changed).write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"{changed}: its SHA-256 is not the one"):
+        load_model(weights)
+    shutil.copy(weights, tmp_path / "saved/mine.safetensors")  # not in the list: as if it lay elsewhere
+    if changed != "config.json":
+        load_model(tmp_path / "saved/mine.safetensors")
