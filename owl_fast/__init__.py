@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from owl_fast.config import OwlConfig
     from owl_fast.engine.engine import Engine
     from owl_fast.engine.sampling import SamplingParams
+    from owl_fast.video import Video
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "PromptError",
     "SamplingParams",
     "UnsupportedError",
+    "Video",
     "__version__",
 ]
 
@@ -43,6 +45,7 @@ _LAZY = {
     "Engine": "owl_fast.engine.engine",
     "OwlConfig": "owl_fast.config",
     "SamplingParams": "owl_fast.engine.sampling",
+    "Video": "owl_fast.video",
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {
     *("fastapi", "matplotlib", "onnx", "onnxruntime", "peft", "prompt_toolkit", "ray", "rich", "starlette"),
-    *("transformers", "triton", "uvicorn"),
+    *("av", "transformers", "triton", "uvicorn"),
 }
 LIMIT_SECONDS = 0.2
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("kernels",),
     ("config", "errors", "native", "ops"),
-    ("checkpoints", "images", "lora", "models", "prompts", "quantization", "tokenizer"),
+    ("checkpoints", "images", "lora", "models", "prompts", "quantization", "tokenizer", "video"),
     ("engine", "evaluation", "serving", "training"),
     ("chat", "cli", "compat", "data", "doctor", "evaluate", "quantize", "serve", "train"),
     ("benchmarks", "export", "recipes"),
@@ -24,7 +24,7 @@ LEVEL = {area: level for level, areas in enumerate(LAYERS) for area in areas}
 
 # Sideways imports that would tie together what should stay apart.
 APART = {
-    "models": {"checkpoints", "images", "prompts", "tokenizer"},
+    "models": {"checkpoints", "images", "prompts", "tokenizer", "video"},
     "engine": {"evaluation", "serving", "training"},
     "training": {"evaluation", "serving"},
 }
@@ -37,6 +37,7 @@ EXTERNAL = {
     "chat": INFERENCE | {"prompt_toolkit", "rich"},
     "data": INFERENCE | {"rich"},
     "doctor": INFERENCE | {"rich"},
+    "video": INFERENCE | {"av"},
     "training": INFERENCE | {"matplotlib", "pyarrow", "rich"},
     "serving": INFERENCE | {"fastapi", "prometheus_client", "ray", "starlette", "uvicorn"},
     "export": INFERENCE | {"onnx", "onnxruntime", "onnxscript"},

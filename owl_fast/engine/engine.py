@@ -6,7 +6,7 @@ A prompt is a raw text with its roles and "<image>" marks written out, or a list
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, overload
@@ -14,7 +14,7 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor
 
-from owl_fast.checkpoints import load_model
+from owl_fast.checkpoints import load_model, open_source
 from owl_fast.config import OwlConfig
 from owl_fast.engine.beam import BeamSearch
 from owl_fast.engine.inputs import InputReader, PreparedPrompt, Prompt, PromptItem, is_messages
@@ -66,7 +66,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_context = min(max_context, model.config.llama.max_position_embeddings)
         self.max_batch = max_batch
-        self._reader = InputReader(tokenizer, processor, model.config.image_rows)
+        self._reader = InputReader(tokenizer, processor, model.config.image_rows, model.config.video)
         cache = KVCache(
             model.config.llama, max_batch * blocks_for(self.max_context), model.dtype, model.device
         )
@@ -82,15 +82,22 @@ class Engine:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         adapter: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        config: str | Path | Mapping[str, Any] | None = None,
+        vision_heads: int | None = None,
+        abstractor_heads: int | None = None,
+        lora_alpha: float | None = None,
         max_context: int = 2048,
         max_batch: int = 8,
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
-        """Load a folder in Hugging Face layout; without a path the bundled owl-nano.
+        """Load a model folder or weight file (docs/checkpoints.md); without a path the bundled owl-nano.
 
         device: "auto" takes CUDA where there is one. dtype: fp32, bf16, fp16 or a torch dtype; "auto" is
         bf16 on CUDA (fp16 on GPUs without it), on a CPU fp32, or bf16 from a billion weights on.
-        adapter: a folder with a LoRA adapter. progress(bytes done, bytes in all) is called while loading.
+        adapter: a folder with a LoRA adapter. tokenizer, config, vision_heads, abstractor_heads, lora_alpha:
+        what the files do not tell, such as a .pth of the first release (see open_source).
+        progress(bytes done, bytes in all) is called while loading.
         """
         folder = BUNDLED if path is None else Path(path)
         if path is None and not folder.is_dir():
@@ -98,13 +105,20 @@ class Engine:
                 "the bundled model owl-nano is not in this installation; give a model folder"
             )
         place = pick_device(device)
-        config = OwlConfig.from_file(folder / "config.json")
-        tokenizer = Tokenizer.from_file(folder / "tokenizer.model")
-        processor = ImageProcessor.from_folder(folder, config.vision.image_size)
-        model = load_model(folder, dtype=pick_dtype(dtype, place, config), device=place, progress=progress)
+        source = open_source(
+            folder,
+            tokenizer=tokenizer,
+            config=config,
+            vision_heads=vision_heads,
+            abstractor_heads=abstractor_heads,
+            lora_alpha=lora_alpha,
+        )
+        words, pictures = source.tokenizer(), source.processor()
+        weights = pick_dtype(dtype, place, source.config)
+        model = load_model(source, dtype=weights, device=place, progress=progress)
         if adapter is not None:
             load_adapter(model, adapter)
-        return cls(model, tokenizer, processor, max_context=max_context, max_batch=max_batch)
+        return cls(model, words, pictures, max_context=max_context, max_batch=max_batch)
 
     @overload
     def generate(
@@ -162,9 +176,10 @@ class Engine:
         return Stream(self._loop, request)
 
     def encode_images(self, images: Sequence[object]) -> Tensor:
-        """(n, image_rows, hidden): the rows that stand for each picture in the language model's input."""
+        """(n, image_rows, hidden): the rows that stand for each picture (or video.Video) in the language
+        model's input."""
         pixels = self._reader.pixels(images)
-        if pixels is None:
+        if not pixels:
             shape = (0, self.config.image_rows, self.config.llama.hidden_size)
             return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)
         # A clone made here is an ordinary tensor, free to take part in training.

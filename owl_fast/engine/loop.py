@@ -22,7 +22,7 @@ from owl_fast.engine.scheduler import Scheduler, Span, StepPlan
 class StepRunner(Protocol):
     """What the loop needs of a runner (see runner.Runner)."""
 
-    def encode_images(self, pixels: Tensor, /) -> Tensor: ...
+    def encode_images(self, pixels: Seq[Tensor], /) -> Tensor: ...
 
     def run(self, plan: StepPlan, /) -> Tensor: ...
 
@@ -64,9 +64,9 @@ class Loop:
     def _advance(self) -> None:
         for request in self.scheduler.admit():
             request.clock.started = time.perf_counter()
-            if request.pixels is not None:
+            if request.pixels:
                 request.visual = self.runner.encode_images(request.pixels).flatten(0, 1)
-                request.pixels = None
+                request.pixels = ()
             request.clock.encoded = time.perf_counter()
         plan = self.scheduler.plan()
         if not plan.spans:
@@ -160,7 +160,7 @@ class Loop:
         request.finish_reason = reason
         logprob = request.logprobs[-1] if len(token_ids) == 1 else None
         request.events.append(Event(text, token_ids, logprob, reason))
-        request.visual = request.pixels = None
+        request.visual, request.pixels = None, ()
 
 
 def output(request: Request) -> Output:
