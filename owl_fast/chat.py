@@ -61,13 +61,22 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("model", nargs="?", metavar="MODEL", help="model folder (default: the bundled owl-nano)")
+    add(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="model folder or weight file (default: the bundled owl-nano)",
+    )
     add(
         "-i", "--image", action="append", default=[], metavar="IMAGE", help="picture, - for stdin; repeatable"
     )
     add("-p", "--prompt", metavar="PROMPT", help="ask this, print the answer, leave")
     add("-s", "--system", metavar="TEXT", help="replaces the header of the conversation")
     add("--adapter", metavar="DIR", help="LoRA adapter folder")
+    add("--tokenizer", metavar="FILE", help="tokenizer.model of a model that has none beside it")
+    add("--config", metavar="FILE", help="config.json, for what a weight file alone cannot tell")
+    add("--vision-heads", type=int, metavar="N", help="of a .pth of the first release (default 8)")
+    add("--abstractor-heads", type=int, metavar="N", help="likewise")
     add("--device", default="auto", help="auto (default), cuda, cuda:N or cpu")
     add("--dtype", default="auto", choices=["auto", "bf16", "fp16", "fp32"], help="of the weights")
     for name, (kind, text) in SAMPLING_FLAGS.items():
@@ -203,6 +212,10 @@ def load(args: argparse.Namespace, params: SamplingParams, screen: Screen) -> En
             device=args.device,
             dtype=args.dtype,
             adapter=args.adapter,
+            tokenizer=args.tokenizer,
+            config=args.config,
+            vision_heads=args.vision_heads,
+            abstractor_heads=args.abstractor_heads,
             max_batch=params.beams,
             progress=progress,
         )

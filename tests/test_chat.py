@@ -111,6 +111,15 @@ def test_the_picture_or_the_prompt_may_come_from_a_pipe(engine: Engine) -> None:
     assert (prompt.returncode, prompt.stdout.decode()) == (0, wanted.text + "\n")  # type: ignore[union-attr]
 
 
+def test_a_weight_file_of_the_first_release_takes_its_heads_from_flags() -> None:
+    path = "tests/golden/v0/v0_tiny/instruction_tuned.pth"
+    engine = Engine.from_pretrained(path, vision_heads=3, abstractor_heads=2, dtype="fp32", device="cpu")
+    wanted = engine.generate([user("What is it?", IMAGE)], max_tokens=6)
+    flags = ["--vision-heads", "3", "--abstractor-heads", "2", "--dtype", "fp32", "--device", "cpu"]
+    done = command(path, *flags, "-i", IMAGE, "-p", "What is it?", "--max-tokens", "6")
+    assert (done.returncode, done.stdout.decode()) == (0, wanted.text + "\n")  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
