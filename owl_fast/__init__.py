@@ -21,30 +21,56 @@ from owl_fast.errors import (
 
 if TYPE_CHECKING:
     from owl_fast.config import OwlConfig
+    from owl_fast.conversation import Conversation
+    from owl_fast.engine.async_stream import AsyncStream
+    from owl_fast.engine.dialogue import Chat
     from owl_fast.engine.engine import Engine
+    from owl_fast.engine.outputs import Event, Output, Timings, Usage
+    from owl_fast.engine.reports import Memory, Stats
     from owl_fast.engine.sampling import SamplingParams
+    from owl_fast.engine.stream import Stream
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncStream",
+    "Chat",
     "CheckpointError",
     "ContextLengthError",
+    "Conversation",
     "DataError",
     "Engine",
+    "Event",
     "ImageError",
+    "Memory",
+    "Output",
     "OwlConfig",
     "OwlError",
     "ParameterError",
     "PromptError",
     "SamplingParams",
+    "Stats",
+    "Stream",
+    "Timings",
     "UnsupportedError",
+    "Usage",
     "__version__",
 ]
 
 _LAZY = {
+    "AsyncStream": "owl_fast.engine.async_stream",
+    "Chat": "owl_fast.engine.dialogue",
+    "Conversation": "owl_fast.conversation",
     "Engine": "owl_fast.engine.engine",
+    "Event": "owl_fast.engine.outputs",
+    "Memory": "owl_fast.engine.reports",
+    "Output": "owl_fast.engine.outputs",
     "OwlConfig": "owl_fast.config",
     "SamplingParams": "owl_fast.engine.sampling",
+    "Stats": "owl_fast.engine.reports",
+    "Stream": "owl_fast.engine.stream",
+    "Timings": "owl_fast.engine.outputs",
+    "Usage": "owl_fast.engine.outputs",
 }
 
 

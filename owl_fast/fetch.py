@@ -84,7 +84,7 @@ class Fetcher:
             host, target = self._split(url)
             return _fetch(host, target)
         except (OSError, http.client.HTTPException, _Refused, UnicodeError) as error:
-            logger.warning("not fetched: %.80r: %s %.200r", url, type(error).__name__, str(error))
+            logger.info("not fetched: %.80r: %s %.200r", url, type(error).__name__, str(error))
         raise ImageError(FAILED)
 
     def _split(self, url: str) -> tuple[str, str]:
@@ -125,11 +125,11 @@ def _fetch(host: str, target: str) -> bytes:
 
 def _resolve(host: str) -> list[str]:
     """Every address of the name, in the system's order; _Refused unless all of them are public."""
-    found: list[Any] = []
+    found: list[str] = []
 
     def look_up() -> None:
         try:
-            found.extend(socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM))
+            found.extend(_addresses(host))
         except (OSError, UnicodeError) as error:
             logger.info("%.253s: %s", host, error)
 
@@ -137,13 +137,17 @@ def _resolve(host: str) -> list[str]:
     worker = threading.Thread(target=look_up, daemon=True, name="owl_fast-resolve")
     worker.start()
     worker.join(CONNECT_SECONDS)
-    addresses = [str(entry[4][0]) for entry in list(found)]
+    addresses = list(found)
     if not addresses:
         raise _Refused("the name has no address")
     for text in addresses:
         if "%" in text or not is_public(ipaddress.ip_address(text)):
             raise _Refused(f"{text} is not public")
     return addresses
+
+
+def _addresses(host: str) -> list[str]:
+    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)]
 
 
 def _dial(addresses: Sequence[str], deadline: float) -> socket.socket:

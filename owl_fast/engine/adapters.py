@@ -11,6 +11,7 @@ from owl_fast.checkpoints import weights_sha256
 from owl_fast.checkpoints.hf import empty_model
 from owl_fast.checkpoints.names import views
 from owl_fast.errors import CheckpointError, ParameterError
+from owl_fast.hub import local_path
 from owl_fast.lora import Adapter, attach_adapter_, lora_slots, read_adapter
 from owl_fast.models.owl import Owl
 
@@ -49,6 +50,7 @@ class Adapters:
             raise ParameterError(f"adapter name {name!r:.60}; wanted some text other than {BASE!r}")
         if name in self._loaded:
             raise ParameterError(f"an adapter {name!r:.60} is loaded already; unload it or take another name")
+        folder = local_path(folder)
         adapter = read_adapter(empty_model(self._model.config), folder)
         if adapter.base is not None and check_base:
             self._check_base(folder, adapter)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from owl_fast.conversation import Conversation, user_message
+from owl_fast.engine.loop import Loop
+from owl_fast.engine.making import RequestMaker
 from owl_fast.engine.outputs import Output
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.engine.stream import Stream
-from owl_fast.prompts import Message
-
-
-class Ask(Protocol):
-    """Engine.stream for messages, with what to do at the end of the answer."""
-
-    def __call__(
-        self, messages: Sequence[Message], params: SamplingParams, on_end: Callable[[Output], None], /
-    ) -> Stream: ...
 
 
 class Chat:
@@ -29,15 +22,15 @@ class Chat:
 
     def __init__(
         self,
-        ask: Ask,
-        load: Callable[[object], object],
+        loop: Loop,
+        make: RequestMaker,
         conversation: Conversation,
         params: SamplingParams,
+        adapter: str | None,
     ) -> None:
-        """load: makes a picture of what came for one (fetches URLs), once and not at every turn."""
-        self._ask, self._load = ask, load
+        self._loop, self._make = loop, make
         self._conversation = conversation
-        self._params = params
+        self._params, self._adapter = params, adapter
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -53,12 +46,10 @@ class Chat:
     def stream(self, text: str, images: Sequence[object] = (), **options: Any) -> Stream:
         """The same answer as it comes. It enters the history when it is read to its end; a cancelled one too,
         as far as it went."""
-        message = user_message(text, [self._load(image) for image in images])
-        return self._ask(
-            [*self.history, message],
-            self._params.changed(options),
-            lambda output: self._conversation.add(message, output.text),
-        )
+        # A URL is fetched here, once, and not at every turn.
+        message = user_message(text, [self._make.reader.load(image) for image in images])
+        request = self._make.read([*self.history, message], self._params, None, self._adapter, options)
+        return Stream(self._loop, request, lambda output: self._conversation.add(message, output.text))
 
     def undo(self) -> dict[str, Any] | None:
         """Take back the last question with its answer; returns the question, if there was one."""

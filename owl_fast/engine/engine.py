@@ -5,7 +5,7 @@ A prompt is a raw text with its roles and "<image>" marks written out, or a list
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -25,16 +25,15 @@ from owl_fast.engine.making import RequestMaker
 from owl_fast.engine.outputs import Output
 from owl_fast.engine.placement import pick_device, pick_dtype
 from owl_fast.engine.reports import Memory, Stats, activation_bytes
-from owl_fast.engine.request import Request
 from owl_fast.engine.runner import Runner
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.engine.scheduler import Scheduler
 from owl_fast.engine.stream import Stream
 from owl_fast.errors import CheckpointError, ParameterError, PromptError
 from owl_fast.fetch import Fetcher
+from owl_fast.hub import local_path
 from owl_fast.images import ImageProcessor
 from owl_fast.models.owl import Owl
-from owl_fast.prompts import Message
 from owl_fast.tokenizer import Tokenizer
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "owl-nano"
@@ -70,13 +69,14 @@ class Engine:
         self.config: OwlConfig = model.config
         self.model = model
         self.tokenizer = tokenizer
+        self.processor = processor
         self.max_context = min(max_context, model.config.llama.max_position_embeddings)
         self.max_batch = max_batch
         self._source = source
         self._weights = sum(parameter.nbytes for parameter in model.parameters())
         self._adapters = Adapters(model, source)
         self._reader = InputReader(tokenizer, processor, model.config.image_rows, Fetcher(allow_urls))
-        self._make = RequestMaker(tokenizer, self._adapters, self.max_context, max_batch)
+        self._make = RequestMaker(self._reader, self._adapters, self.max_context, max_batch)
         cache = KVCache(
             model.config.llama, max_batch * blocks_for(self.max_context), model.dtype, model.device
         )
@@ -98,7 +98,7 @@ class Engine:
         allow_urls: Collection[str] = (),
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
-        """Load a folder in Hugging Face layout; without a path the bundled owl-nano.
+        """Load a folder in Hugging Face layout, or its id on the hub; without a path the bundled owl-nano.
 
         device: "auto" takes CUDA where there is one. dtype: fp32, bf16, fp16 or a torch dtype; "auto" is
         bf16 on CUDA (fp16 on GPUs without it), on a CPU fp32, or bf16 from a billion weights on.
@@ -106,7 +106,7 @@ class Engine:
         from which pictures may be fetched (fetch.py), none unless said. progress(bytes done, bytes in all) is
         called while loading.
         """
-        folder = BUNDLED if path is None else Path(path)
+        folder = BUNDLED if path is None else local_path(path)
         if path is None and not folder.is_dir():
             raise CheckpointError(
                 "the bundled model owl-nano is not in this installation; give a model folder"
@@ -166,7 +166,8 @@ class Engine:
         failed one has finish_reason "error" and an error text.
         """
         if isinstance(prompt, str) or is_messages(prompt):
-            return self._loop.answer(self._request(cast(Prompt, prompt), params, images, adapter, options))
+            request = self._make.read(cast(Prompt, prompt), params, images, adapter, options)
+            return self._loop.answer(request)
         if images is not None:
             raise PromptError(
                 'images came beside a list of requests; give {"prompt": ..., "images": [...]} entries'
@@ -185,7 +186,7 @@ class Engine:
         **options: Any,
     ) -> Stream:
         """The answer to one raw prompt or conversation as it comes; arguments as for generate."""
-        return Stream(self._loop, self._request(prompt, params, images, adapter, options))
+        return Stream(self._loop, self._make.read(prompt, params, images, adapter, options))
 
     def astream(
         self,
@@ -197,7 +198,7 @@ class Engine:
         **options: Any,
     ) -> AsyncStream:
         """The same for asyncio, to be read with `async for`; nothing here blocks the event loop."""
-        return AsyncStream(self._pump, lambda: self._request(prompt, params, images, adapter, options))
+        return AsyncStream(self._pump, lambda: self._make.read(prompt, params, images, adapter, options))
 
     def chat(
         self,
@@ -208,14 +209,8 @@ class Engine:
         **options: Any,
     ) -> Chat:
         """A conversation that remembers itself; system replaces its header, the rest as for generate."""
-
-        def ask(
-            messages: Sequence[Message], chosen: SamplingParams, on_end: Callable[[Output], None]
-        ) -> Stream:
-            return Stream(self._loop, self._request(messages, chosen, None, adapter, {}), on_end)
-
         defaults = (params or SamplingParams()).changed(options)
-        return Chat(ask, self._reader.load, Conversation(system=system), defaults)
+        return Chat(self._loop, self._make, Conversation(system=system), defaults, adapter)
 
     def encode_images(self, images: Sequence[object], *, adapter: str | None = None) -> Tensor:
         """(n, image_rows, hidden): the rows that stand for each picture in the language model's input."""
@@ -253,7 +248,7 @@ class Engine:
         return self._adapters.names
 
     def load_adapter(self, name: str, folder: str | Path, *, check_base: bool = True) -> None:
-        """Read a LoRA adapter, to be asked for by its name.
+        """Read a LoRA adapter from a folder or the hub, to be asked for by its name.
 
         Requests of one adapter run together, those of different ones in turn. CheckpointError when the folder
         does not fit the model, or, with check_base, says that it was trained on another one.
@@ -284,7 +279,7 @@ class Engine:
                 format=format,
                 side_files=self._source,
                 tokenizer=self.tokenizer.model_bytes,
-                preprocessor=self._reader.processor.to_dict(),
+                preprocessor=self.processor.to_dict(),
                 change=None if chosen is None else chosen.merged,
             )
 
@@ -294,22 +289,9 @@ class Engine:
             weights=self._weights,
             adapters=self._adapters.nbytes,
             cache=self._runner.cache.nbytes,
-            activations=activation_bytes(
-                self.config, self.model.dtype, self._loop.scheduler, self.max_context
-            ),
+            activations=activation_bytes(self.model, self._loop.scheduler, self.max_context),
         )
 
     def stats(self) -> Stats:
         """What the engine has done so far."""
         return self._loop.stats()
-
-    def _request(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None,
-        images: Sequence[object] | None,
-        adapter: str | None,
-        options: Mapping[str, Any],
-    ) -> Request:
-        prepared = self._reader.read(prompt, images, adapter)
-        return self._make(prepared, (params or SamplingParams()).changed(options))

@@ -1,30 +1,42 @@
-"""From a prepared prompt to a request the loop can run; what can never run is refused here."""
+"""From what a caller asks to a request the loop can run; what can never run is refused here."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from owl_fast.engine.adapters import Adapters
 from owl_fast.engine.beam import BeamSearch
-from owl_fast.engine.inputs import PreparedPrompt
+from owl_fast.engine.inputs import InputReader, PreparedPrompt, Prompt
 from owl_fast.engine.outputs import TextStream
 from owl_fast.engine.request import Request
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.errors import ContextLengthError, UnsupportedError
 from owl_fast.prompts import IMAGE_ID
-from owl_fast.tokenizer import StreamDecoder, Tokenizer
+from owl_fast.tokenizer import StreamDecoder
 
 
 @dataclass(frozen=True)
 class RequestMaker:
     """Knows what an engine can take: positions of its context, rows of its batch, its adapters."""
 
-    tokenizer: Tokenizer
+    reader: InputReader
     adapters: Adapters
     max_context: int
     max_batch: int
+
+    def read(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        images: Sequence[object] | None,
+        adapter: str | None,
+        options: Mapping[str, Any],
+    ) -> Request:
+        """The request of one prompt; arguments as for Engine.generate."""
+        return self(self.reader.read(prompt, images, adapter), (params or SamplingParams()).changed(options))
 
     def __call__(
         self, prepared: PreparedPrompt, params: SamplingParams, continuation: Sequence[int] = ()
@@ -43,7 +55,8 @@ class RequestMaker:
             raise UnsupportedError(
                 f"beams={params.beams} is more than max_batch={self.max_batch}; raise max_batch"
             )
-        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
+        tokenizer = self.reader.tokenizer
+        bos, eos = tokenizer.bos_id, tokenizer.eos_id
         max_tokens = left if params.max_tokens is None else params.max_tokens
         return Request(
             prompt_ids=[*prepared.ids, *continuation],
@@ -51,7 +64,7 @@ class RequestMaker:
             max_tokens=max_tokens,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             bos_id=bos,
-            text=TextStream(StreamDecoder(self.tokenizer, prepared.begun), params.stop_strings),
+            text=TextStream(StreamDecoder(tokenizer, prepared.begun), params.stop_strings),
             pixels=prepared.pixels,
             score_from=length if continuation else None,
             beams=BeamSearch(params, bos, eos, max_tokens) if params.beams > 1 else None,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-import torch
-
-from owl_fast.config import OwlConfig
 from owl_fast.engine.outputs import FinishReason, Timings, Usage
 from owl_fast.engine.scheduler import Scheduler
+from owl_fast.models.owl import Owl
 
 
 @dataclass(frozen=True)
@@ -84,20 +82,19 @@ class Tally:
         )
 
 
-def activation_bytes(config: OwlConfig, dtype: torch.dtype, scheduler: Scheduler, context: int) -> int:
-    """What the largest step holds at its widest point, beside the weights and the cache.
-
-    C hidden, F feed-forward and V vocabulary of the language model, E and M those of the vision tower.
-    """
-    llama, vision = config.llama, config.vision
+def activation_bytes(model: Owl, scheduler: Scheduler, context: int) -> int:
+    """An estimate of what the largest step holds at its widest point, beside the weights and the cache."""
+    llama, vision, width = model.config.llama, model.config.vision, model.dtype.itemsize
     rows = min(scheduler.step_tokens, scheduler.max_batch * context)
     kv = llama.num_key_value_heads * llama.head_dim
-    mlp = rows * (2 * llama.hidden_size + 4 * llama.intermediate_size)  # residual, normed, gate | up, SwiGLU
-    # Residual, normed, q | k | v before and after the rotation, the result; keys and values of one sequence.
-    attention = rows * (5 * llama.hidden_size + 4 * kv) + 2 * context * kv
+    # Held all the while: the embedded rows, the layer's input, one normed copy. Then in turn: the residual,
+    # gate | up and the factors of SwiGLU; or q | k | v, q and k rotated, the answer and its parts, and the
+    # keys and values of one sequence.
+    held = 3 * llama.hidden_size
+    mlp = rows * (held + llama.hidden_size + 4 * llama.intermediate_size)
+    attention = rows * (held + 4 * llama.hidden_size + 3 * kv) + 2 * context * kv
     patches = vision.num_patches + 1
     picture = patches * (2 * vision.hidden_size + 3 * vision.intermediate_size)
-    logits = (
-        scheduler.max_batch * llama.vocab_size * (dtype.itemsize + 2 * 4 + 1)
-    )  # as they are, float32, log-probs
-    return max(max(mlp, attention, picture) * dtype.itemsize, logits)
+    # As they come, in float32, as log-probs, and whether they are finite.
+    logits = scheduler.max_batch * llama.vocab_size * (width + 4 + 4 + 1)
+    return max(max(mlp, attention, picture) * width, logits)
