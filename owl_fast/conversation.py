@@ -1,8 +1,9 @@
 """A conversation as plain data: OpenAI-style messages that can be continued, taken back, saved and loaded.
 
-The file is JSON, {"messages": [...]}: the messages themselves. A picture is kept as {"type": "image",
-"image": PATH} when it came as a path, and otherwise inside the file as {"type": "image_url", "image_url":
-{"url": "data:..."}}. A bare list of messages is read as well; a relative path counts from the file's folder.
+The file is JSON, {"messages": [...]}: the messages themselves. A video is kept as its path, a picture as
+{"type": "image", "image": PATH} when it came as a path, and otherwise inside the file as {"type": "image_url",
+"image_url": {"url": "data:..."}}. A bare list of messages is read as well; a relative path counts from the
+file's folder.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from PIL import Image
 from owl_fast.errors import DataError, ImageError, PromptError
 from owl_fast.images import MAX_BYTES, load_image
 from owl_fast.prompts import Message, check_messages
+from owl_fast.video import Video
 
 MAX_FILE_BYTES = 256 << 20
 REMOTE = ("data:", "http:", "https:")
@@ -77,11 +79,20 @@ class Conversation:
 
 
 def user_message(text: str, images: Sequence[object] = ()) -> dict[str, Any]:
-    """A user's message with its pictures in front; each is brought into a form that can be read again."""
+    """A user's message with its pictures and videos in front; each picture is brought into a form that can be
+    read again, a video (video.Video) is one already unless it is an open file."""
     if not images:
         return {"role": "user", "content": text}
-    parts: list[dict[str, Any]] = [{"type": "image", "image": keep_picture(image)} for image in images]
+    parts = [_part(image) for image in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if text else parts}
+
+
+def _part(image: object) -> dict[str, Any]:
+    if not isinstance(image, Video):
+        return {"type": "image", "image": keep_picture(image)}
+    path = isinstance(image.source, str | os.PathLike)
+    source = os.path.abspath(image.source) if path else image.source
+    return {"type": "video", "video": source, "num_frames": image.num_frames}
 
 
 def keep_picture(source: object) -> object:
@@ -182,7 +193,10 @@ def _portable_message(message: Message, embed: bool) -> dict[str, Any]:
 
 
 def _portable(part: Any, embed: bool) -> Any:
-    if not isinstance(part, Mapping) or part.get("type") != "image":
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "video" and isinstance(part.get("video"), str | os.PathLike):
+        return {**part, "video": os.path.abspath(part["video"])}
+    if kind != "image":
         return part
     source = keep_picture(part.get("image"))
     if isinstance(source, str) and not source.startswith(REMOTE) and not embed:
@@ -194,7 +208,8 @@ def _portable(part: Any, embed: bool) -> Any:
 
 def _anchored(part: Any, folder: Path) -> Any:
     """A relative path made absolute."""
-    source = part.get("image") if isinstance(part, Mapping) and part.get("type") == "image" else None
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    source = part.get(kind) if kind in ("image", "video") else None
     if not isinstance(source, str) or source.startswith(REMOTE):
         return part
-    return {**part, "image": os.path.abspath(folder / source)}
+    return {**part, kind: os.path.abspath(folder / source)}

@@ -22,9 +22,11 @@ from typing import Any
 
 from owl_fast.errors import DataError, PromptError
 from owl_fast.tokenizer import Tokenizer
+from owl_fast.video import FRAMES, Video, load_frames
 
 IMAGE_ID = -1
 IMAGE_TEXT = "<image>"
+VIDEO_TEXT = "<|video|>"
 HEADER = (
     "The following is a conversation between a curious human and AI assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -50,7 +52,9 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class ImagePiece:
-    """The place of one picture: image_rows positions."""
+    """The place of one picture or video: image_rows positions. video: a raw prompt asks for a video there."""
+
+    video: bool = False
 
 
 Piece = TextPiece | ImagePiece
@@ -67,13 +71,17 @@ class _Line:
 # --- the raw door -----------------------------------------------------------------------------------------
 
 
-def raw_pieces(prompt: str) -> list[Piece]:
-    """Pieces of a prompt whose roles and "<image>" marks the caller wrote; empty texts are dropped."""
+def raw_pieces(prompt: str, videos: bool = False) -> list[Piece]:
+    """Pieces of a prompt whose roles and "<image>" marks the caller wrote; empty texts are dropped.
+
+    videos: the model takes them, and "<|video|>" is the place of one; else that is text.
+    """
+    marks = (IMAGE_TEXT, VIDEO_TEXT) if videos else (IMAGE_TEXT,)
     pieces: list[Piece] = []
-    for i, text in enumerate(prompt.split(IMAGE_TEXT)):
-        if i:
-            pieces.append(ImagePiece())
-        if text:
+    for text in re.split("(" + "|".join(map(re.escape, marks)) + ")", prompt):
+        if text in marks:
+            pieces.append(ImagePiece(video=text == VIDEO_TEXT))
+        elif text:
             pieces.append(TextPiece(text, literal=False))
     return pieces
 
@@ -109,7 +117,8 @@ def chat_pieces(messages: Sequence[Message], system: str | None = None) -> tuple
     """Prompt of a conversation that ends with a user message -> (pieces ending in "AI: ", pictures in order).
 
     A message is {"role": "system" | "developer" | "user" | "assistant", "content": text or list of parts}, a
-    part {"type": "text", "text"}, {"type": "image", "image"} or {"type": "image_url", "image_url": {"url"}}.
+    part {"type": "text", "text"}, {"type": "image", "image"}, {"type": "image_url", "image_url": {"url"}} or
+    {"type": "video", "video", "num_frames": 4 by default}; a video is a video.Video among the pictures.
     System messages come first and replace the header, as `system` does when there is none; "" leaves it out.
     PromptError names the message that does not fit.
     """
@@ -127,6 +136,27 @@ def chat_pieces(messages: Sequence[Message], system: str | None = None) -> tuple
             text += line.text
     pieces.append(TextPiece(text + "\nAI: "))
     return pieces, images
+
+
+def spread_videos(pieces: Sequence[Piece], pictures: Sequence[Any]) -> tuple[list[Piece], list[Any]]:
+    """For models that take no videos: the frames of each as pictures, in lines of their own.
+
+    pieces and pictures of chat_pieces; the original's demonstration did the same.
+    """
+    spread: list[Piece] = []
+    shown: list[Any] = []
+    sources = iter(pictures)
+    for piece in pieces:
+        if not isinstance(piece, ImagePiece):
+            spread.append(piece)
+            continue
+        source = next(sources)
+        frames = load_frames(source) if isinstance(source, Video) else [source]
+        shown += frames
+        spread.append(ImagePiece())
+        for _ in frames[1:]:
+            spread += [TextPiece("\nHuman: "), ImagePiece()]
+    return spread, shown
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -200,6 +230,8 @@ def _read_part(part: Any, where: str) -> str | _Picture:
         return str(part["text"])
     if kind == "image" and part.get("image") is not None:
         return _Picture(part["image"])
+    if kind == "video" and part.get("video") is not None:
+        return _Picture(Video(part["video"], part.get("num_frames", FRAMES)))
     if kind == "image_url":
         outer = part.get("image_url")
         url = outer.get("url") if isinstance(outer, Mapping) else None
@@ -208,8 +240,8 @@ def _read_part(part: Any, where: str) -> str | _Picture:
             return _Picture(url)
         raise PromptError(f'{where}: image_url wants {{"url": "data:..." or "https://..."}}')
     raise PromptError(
-        f'{where}: wanted {{"type": "text", "text": ...}}, {{"type": "image", "image": ...}} '
-        'or {"type": "image_url", "image_url": {"url": ...}}'
+        f'{where}: wanted {{"type": "text", "text": ...}}, {{"type": "image", "image": ...}}, '
+        '{"type": "video", "video": ...} or {"type": "image_url", "image_url": {"url": ...}}'
     )
 
 

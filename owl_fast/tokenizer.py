@@ -19,9 +19,11 @@ MAX_FILE_BYTES = 64 << 20
 class Tokenizer:
     """A SentencePiece model. Thread-safe: nothing changes after construction."""
 
-    def __init__(self, processor: Any) -> None:
-        """processor: a loaded sentencepiece.SentencePieceProcessor; from_file is the usual way."""
+    def __init__(self, processor: Any, literal_specials: bool = False) -> None:
+        """processor: a loaded sentencepiece.SentencePieceProcessor; from_file is the usual way.
+        literal_specials: names such as "</s>" are words in every text, as in the first release."""
         self._processor = processor
+        self._literal_specials = literal_specials
         self.vocab_size: int = processor.vocab_size()
         self.bos_id: int = processor.bos_id()
         self.eos_id: int = processor.eos_id()
@@ -33,7 +35,7 @@ class Tokenizer:
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, self._special_texts)) + ")")
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Tokenizer:
+    def from_file(cls, path: str | Path, literal_specials: bool = False) -> Tokenizer:
         """Read tokenizer.model; CheckpointError when it is missing, broken, or has no <s> and </s>."""
         import sentencepiece
 
@@ -60,7 +62,7 @@ class Tokenizer:
         for name, piece_id in (("<s>", processor.bos_id()), ("</s>", processor.eos_id())):
             if piece_id < 0:
                 raise CheckpointError(f"{path}: the vocabulary has no {name} piece; LLaMA's has one")
-        return cls(processor)
+        return cls(processor, literal_specials)
 
     @property
     def model_bytes(self) -> bytes:
@@ -71,11 +73,12 @@ class Tokenizer:
         """Ids of one piece of text, without BOS and EOS.
 
         literal=True: everything is words, "</s>" included; no special id can come out. literal=False: "<s>",
-        "</s>" and "<unk>" become their ids and the text around each is tokenized on its own.
+        "</s>" and "<unk>" become their ids and the text around each is tokenized on its own, unless the
+        tokenizer was made with literal_specials.
         Lone surrogates count as U+FFFD.
         """
         text = _without_surrogates(text)
-        if literal:
+        if literal or self._literal_specials:
             return list(self._processor.encode(text))
         ids: list[int] = []
         for part in self._special_pattern.split(text):

@@ -16,6 +16,7 @@ from owl_fast.conversation import Conversation, keep_picture, load_messages, pic
 from owl_fast.errors import DataError, ImageError, PromptError
 from owl_fast.images import MAX_BYTES, ImageProcessor, load_image
 from owl_fast.prompts import chat_pieces
+from owl_fast.video import Video
 from tests.golden_data import image_files
 
 IMAGES = image_files()
@@ -180,3 +181,18 @@ def test_a_lone_surrogate_survives(tmp_path: Path) -> None:
 def test_an_empty_conversation_is_one_too(tmp_path: Path) -> None:
     Conversation(system="Hm.").save(tmp_path / "c.json")
     assert Conversation.load(tmp_path / "c.json").messages == [{"role": "system", "content": "Hm."}]
+
+
+def test_a_video_is_kept_as_its_path(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(4)]
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:])
+    message = user_message("What happens?", [Video(tmp_path / "clip.gif", 2), IMAGES[0]])
+    Conversation([message]).save(tmp_path / "c.json")
+    assert load_messages(tmp_path / "c.json") == [message]
+    (_, (video, _)) = chat_pieces(load_messages(tmp_path / "c.json"))
+    assert video == Video(str(tmp_path / "clip.gif"), 2)
+    relative = [{"role": "user", "content": [{"type": "video", "video": "clip.gif"}]}]
+    (tmp_path / "d.json").write_text(json.dumps(relative))
+    assert load_messages(tmp_path / "d.json")[0]["content"][0]["video"] == str(tmp_path / "clip.gif")
+    with pytest.raises(PromptError, match="JSON"):
+        Conversation([user_message("", [Video(frames)])]).save(tmp_path / "e.json")

@@ -415,7 +415,5 @@ def test_the_log_says_why_and_cannot_be_forged(web: Web, caplog: pytest.LogCaptu
 def test_an_engine_reads_a_fetched_picture(web: Web) -> None:
     web.behave = reply()
     reader = InputReader(None, ImageProcessor(16), 65, Fetcher([HOST]))  # type: ignore[arg-type]
-    fetched, ours = reader.pixels([URL]), reader.pixels([PICTURE])
-    assert fetched is not None
-    assert ours is not None
+    (fetched,), (ours,) = reader.pixels([URL]), reader.pixels([PICTURE])
     assert fetched.equal(ours)

@@ -16,16 +16,8 @@ LAYERS = (
     ("kernels",),
     ("config", "errors", "native", "ops"),
     (
-        "checkpoints",
-        "conversation",
-        "fetch",
-        "hub",
-        "images",
-        "lora",
-        "models",
-        "prompts",
-        "quantization",
-        "tokenizer",
+        *("checkpoints", "conversation", "fetch", "hub", "images", "lora", "models", "prompts"),
+        *("quantization", "tokenizer", "video"),
     ),
     ("engine", "evaluation", "serving", "training"),
     ("chat", "cli", "compat", "data", "doctor", "evaluate", "quantize", "serve", "train"),
@@ -35,7 +27,7 @@ LEVEL = {area: level for level, areas in enumerate(LAYERS) for area in areas}
 
 # Sideways imports that would tie together what should stay apart.
 APART = {
-    "models": {"checkpoints", "images", "prompts", "tokenizer"},
+    "models": {"checkpoints", "images", "prompts", "tokenizer", "video"},
     "engine": {"evaluation", "serving", "training"},
     "training": {"evaluation", "serving"},
 }
@@ -49,6 +41,7 @@ EXTERNAL = {
     "data": INFERENCE | {"rich"},
     "doctor": INFERENCE | {"rich"},
     "hub": {"huggingface_hub"},
+    "video": INFERENCE | {"av"},
     "training": INFERENCE | {"matplotlib", "pyarrow", "rich"},
     "serving": INFERENCE | {"fastapi", "prometheus_client", "ray", "starlette", "uvicorn"},
     "export": INFERENCE | {"onnx", "onnxruntime", "onnxscript"},

@@ -26,9 +26,12 @@ from owl_fast.prompts import (
     encode_training,
     parse_record_text,
     raw_pieces,
+    spread_videos,
     training_pieces,
 )
 from owl_fast.tokenizer import Tokenizer
+from owl_fast.video import Video
+from tests.golden_data import VideoRelease
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = Tokenizer.from_file(GOLDEN / "tiny/checkpoint/tokenizer.model")
@@ -52,6 +55,34 @@ def _written(pieces: list[Piece]) -> str:
 
 
 # --- the doors --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["video", "image", "image_and_video"])
+def test_video_places_are_those_of_the_original(case: str) -> None:
+    golden = VideoRelease()
+    tokenizer = Tokenizer.from_file(golden.checkpoint / "tokenizer.model")
+    pieces = raw_pieces(golden.meta(f"generate_{case}")["prompt"], videos=True)
+    stored = golden.tensors(f"generate_{case}")["input_ids"][0].tolist()
+    rows = golden.manifest["num_query_tokens"] + 1
+    # The original marks videos by another number; both are rows of a picture here.
+    assert encode(pieces, tokenizer, rows) == [max(i, IMAGE_ID) for i in stored]
+    kinds = [piece.video for piece in pieces if isinstance(piece, ImagePiece)]
+    assert kinds == {"video": [True], "image": [False], "image_and_video": [False, True]}[case]
+
+
+def test_video_marks_are_words_for_other_models() -> None:
+    assert raw_pieces("a <|video|> b") == [TextPiece("a <|video|> b", literal=False)]
+    assert raw_pieces("<|video|><image>", videos=True) == [ImagePiece(video=True), ImagePiece()]
+
+
+def test_frames_in_place_of_a_video() -> None:
+    content = [_text("one"), {"type": "video", "video": list("abcdef"), "num_frames": 3}, _image("x")]
+    pieces, images = spread_videos(*chat_pieces([_user(*content)], system=""))
+    assert images == ["a", "c", "d", "x"]
+    frames = [_image(frame) for frame in images]
+    assert pieces == chat_pieces([_user(_text("one"), *frames)], system="")[0]
+    pieces, images = chat_pieces([_user(*content)])
+    assert images == [Video(list("abcdef"), 3), "x"]
 
 
 def test_both_doors_give_the_same_ids() -> None:

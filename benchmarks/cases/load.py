@@ -31,7 +31,7 @@ from benchmarks.harness import (
     row,
 )
 from owl_fast.checkpoints import copy_side_files, load_model
-from owl_fast.checkpoints.hf import empty_model
+from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.names import views
 from owl_fast.checkpoints.tensorfile import TensorInfo
 from owl_fast.checkpoints.writer import write_json, write_weights

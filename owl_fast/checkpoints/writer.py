@@ -14,7 +14,7 @@ from uuid import uuid4
 from torch import Tensor
 
 from owl_fast.checkpoints.folder import FORMATS, INDEX_SUFFIX
-from owl_fast.checkpoints.hf import empty_model
+from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.names import views
 from owl_fast.checkpoints.tensorfile import TensorInfo, write_tensors
 from owl_fast.errors import CheckpointError, UnsupportedError

@@ -5,14 +5,16 @@ A prompt is a raw text with its roles and "<image>" marks written out, or a list
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
 
-from owl_fast.checkpoints import load_model, save_model
+from owl_fast.checkpoints import load_model, open_source, save_model
+from owl_fast.checkpoints.folder import WeightFolder
 from owl_fast.config import OwlConfig
 from owl_fast.conversation import Conversation
 from owl_fast.engine.adapters import Adapters
@@ -54,7 +56,7 @@ class Engine:
         max_batch: int = 8,
         step_tokens: int = STEP_TOKENS,
         allow_urls: Collection[str] = (),
-        source: Path | None = None,
+        source: WeightFolder | None = None,
     ) -> None:
         """max_context: positions of prompt and answer, at most what the model was made for; max_batch: rows
         generated at once (a beam is a row). The cache takes max_context * max_batch positions. source: where
@@ -75,7 +77,9 @@ class Engine:
         self._source = source
         self._weights = sum(parameter.nbytes for parameter in model.parameters())
         self._adapters = Adapters(model, source)
-        self._reader = InputReader(tokenizer, processor, model.config.image_rows, Fetcher(allow_urls))
+        self._reader = InputReader(
+            tokenizer, processor, model.config.image_rows, Fetcher(allow_urls), model.config.video
+        )
         self._make = RequestMaker(self._reader, self._adapters, self.max_context, max_batch)
         cache = KVCache(
             model.config.llama, max_batch * blocks_for(self.max_context), model.dtype, model.device
@@ -93,18 +97,25 @@ class Engine:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         adapter: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        config: str | Path | Mapping[str, Any] | None = None,
+        vision_heads: int | None = None,
+        abstractor_heads: int | None = None,
+        lora_alpha: float | None = None,
         max_context: int = 2048,
         max_batch: int = 8,
         allow_urls: Collection[str] = (),
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
-        """Load a folder in Hugging Face layout, or its id on the hub; without a path the bundled owl-nano.
+        """Load a model folder or weight file (docs/checkpoints.md), or its id on the hub; without a path the
+        bundled owl-nano.
 
         device: "auto" takes CUDA where there is one. dtype: fp32, bf16, fp16 or a torch dtype; "auto" is
         bf16 on CUDA (fp16 on GPUs without it), on a CPU fp32, or bf16 from a billion weights on.
-        adapter: a folder with a LoRA adapter, used by every request that names no other. allow_urls: hosts
-        from which pictures may be fetched (fetch.py), none unless said. progress(bytes done, bytes in all) is
-        called while loading.
+        adapter: a folder with a LoRA adapter, used by every request that names no other. tokenizer, config,
+        vision_heads, abstractor_heads, lora_alpha: what the files do not tell, such as a .pth of the first
+        release (see open_source). allow_urls: hosts from which pictures may be fetched (fetch.py), none
+        unless said. progress(bytes done, bytes in all) is called while loading.
         """
         folder = BUNDLED if path is None else local_path(path)
         if path is None and not folder.is_dir():
@@ -112,21 +123,30 @@ class Engine:
                 "the bundled model owl-nano is not in this installation; give a model folder"
             )
         place = pick_device(device)
-        config = OwlConfig.from_file(folder / "config.json")
-        tokenizer = Tokenizer.from_file(folder / "tokenizer.model")
-        processor = ImageProcessor.from_folder(folder, config.vision.image_size)
-        model = load_model(folder, dtype=pick_dtype(dtype, place, config), device=place, progress=progress)
+        source = open_source(
+            folder,
+            tokenizer=tokenizer,
+            config=config,
+            vision_heads=vision_heads,
+            abstractor_heads=abstractor_heads,
+            lora_alpha=lora_alpha,
+        )
+        if adapter is not None and source.adapter is not None:
+            raise ParameterError(f"{path} is an adapter itself; name its base as the model to use another")
+        words, pictures = source.tokenizer(), source.processor()
+        weights = pick_dtype(dtype, place, source.config)
+        plain = replace(source, adapter=None)
         engine = cls(
-            model,
-            tokenizer,
-            processor,
+            load_model(plain, dtype=weights, device=place, progress=progress),
+            words,
+            pictures,
             max_context=max_context,
             max_batch=max_batch,
             allow_urls=allow_urls,
-            source=folder,
+            source=source.weights,
         )
-        if adapter is not None:
-            engine._adapters.load_default(adapter)
+        if (first := adapter or source.adapter) is not None:
+            engine._adapters.load_default(first)
         return engine
 
     @overload
@@ -213,9 +233,10 @@ class Engine:
         return Chat(self._loop, self._make, Conversation(system=system), defaults, adapter)
 
     def encode_images(self, images: Sequence[object], *, adapter: str | None = None) -> Tensor:
-        """(n, image_rows, hidden): the rows that stand for each picture in the language model's input."""
+        """(n, image_rows, hidden): the rows that stand for each picture (or video.Video) in the language
+        model's input."""
         pixels, chosen = self._reader.pixels(images), self._adapters.find(adapter)
-        if pixels is None:
+        if not pixels:
             shape = (0, self.config.image_rows, self.config.llama.hidden_size)
             return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)
         with self._loop.between_steps():
@@ -277,7 +298,7 @@ class Engine:
                 self.model,
                 folder,
                 format=format,
-                side_files=self._source,
+                side_files=None if self._source is None else self._source.path,
                 tokenizer=self.tokenizer.model_bytes,
                 preprocessor=self.processor.to_dict(),
                 change=None if chosen is None else chosen.merged,
