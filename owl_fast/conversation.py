@@ -1,9 +1,9 @@
 """A conversation as plain data: OpenAI-style messages that can be continued, taken back, saved and loaded.
 
-The file is JSON, {"messages": [...]}: the messages themselves. A video is kept as its path, a picture as
-{"type": "image", "image": PATH} when it came as a path, and otherwise inside the file as {"type": "image_url",
-"image_url": {"url": "data:..."}}. A bare list of messages is read as well; a relative path counts from the
-file's folder.
+The file is JSON, {"messages": [...]}: the messages themselves. A video is kept as its path. A picture is kept
+as {"type": "image", "image": PATH} when it came as a path, and otherwise inside the file, as {"type":
+"image_url", "image_url": {"url": "data:..."}}. A bare list of messages is read as well; a relative path
+counts from the file's folder.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor
 
-from owl_fast.checkpoints import load_model, open_source, save_model
+from owl_fast.checkpoints import load_model, open_source
 from owl_fast.checkpoints.folder import WeightFolder
 from owl_fast.config import OwlConfig
 from owl_fast.conversation import Conversation
@@ -21,7 +21,7 @@ from owl_fast.engine.adapters import Adapters
 from owl_fast.engine.async_stream import AsyncStream, Pump
 from owl_fast.engine.dialogue import Chat
 from owl_fast.engine.inputs import InputReader, Prompt, PromptItem, is_messages
-from owl_fast.engine.kv_cache import BlockAllocator, KVCache, blocks_for
+from owl_fast.engine.kv_cache import BlockAllocator, blocks_for
 from owl_fast.engine.loop import Loop
 from owl_fast.engine.making import RequestMaker
 from owl_fast.engine.outputs import Output
@@ -29,6 +29,7 @@ from owl_fast.engine.placement import pick_device, pick_dtype
 from owl_fast.engine.reports import Memory, Stats, activation_bytes
 from owl_fast.engine.runner import Runner
 from owl_fast.engine.sampling import SamplingParams
+from owl_fast.engine.saving import save_folder
 from owl_fast.engine.scheduler import Scheduler
 from owl_fast.engine.stream import Stream
 from owl_fast.errors import CheckpointError, ParameterError, PromptError
@@ -81,11 +82,9 @@ class Engine:
             tokenizer, processor, model.config.image_rows, Fetcher(allow_urls), model.config.video
         )
         self._make = RequestMaker(self._reader, self._adapters, self.max_context, max_batch)
-        cache = KVCache(
-            model.config.llama, max_batch * blocks_for(self.max_context), model.dtype, model.device
-        )
-        self._runner = Runner(model, cache, self._adapters)
-        scheduler = Scheduler(BlockAllocator(cache.num_blocks), max_batch, max(step_tokens, max_batch))
+        blocks = max_batch * blocks_for(self.max_context)
+        self._runner = Runner(model, blocks, self._adapters)
+        scheduler = Scheduler(BlockAllocator(blocks), max_batch, max(step_tokens, max_batch))
         self._loop = Loop(scheduler, self._runner, tokenizer.eos_id)
         self._pump = Pump(self._loop)
 
@@ -107,8 +106,7 @@ class Engine:
         allow_urls: Collection[str] = (),
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
-        """Load a model folder or weight file (docs/checkpoints.md), or its id on the hub; without a path the
-        bundled owl-nano.
+        """Load a model folder, a weight file (docs/checkpoints.md) or a hub id; without a path owl-nano.
 
         device: "auto" takes CUDA where there is one. dtype: fp32, bf16, fp16 or a torch dtype; "auto" is
         bf16 on CUDA (fp16 on GPUs without it), on a CPU fp32, or bf16 from a billion weights on.
@@ -117,14 +115,9 @@ class Engine:
         release (see open_source). allow_urls: hosts from which pictures may be fetched (fetch.py), none
         unless said. progress(bytes done, bytes in all) is called while loading.
         """
-        folder = BUNDLED if path is None else local_path(path)
-        if path is None and not folder.is_dir():
-            raise CheckpointError(
-                "the bundled model owl-nano is not in this installation; give a model folder"
-            )
         place = pick_device(device)
         source = open_source(
-            folder,
+            BUNDLED if path is None else local_path(path),
             tokenizer=tokenizer,
             config=config,
             vision_heads=vision_heads,
@@ -135,9 +128,8 @@ class Engine:
             raise ParameterError(f"{path} is an adapter itself; name its base as the model to use another")
         words, pictures = source.tokenizer(), source.processor()
         weights = pick_dtype(dtype, place, source.config)
-        plain = replace(source, adapter=None)
         engine = cls(
-            load_model(plain, dtype=weights, device=place, progress=progress),
+            load_model(replace(source, adapter=None), dtype=weights, device=place, progress=progress),
             words,
             pictures,
             max_context=max_context,
@@ -236,9 +228,6 @@ class Engine:
         """(n, image_rows, hidden): the rows that stand for each picture (or video.Video) in the language
         model's input."""
         pixels, chosen = self._reader.pixels(images), self._adapters.find(adapter)
-        if not pixels:
-            shape = (0, self.config.image_rows, self.config.llama.hidden_size)
-            return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)
         with self._loop.between_steps():
             self._adapters.use(chosen)
             # A clone made here is an ordinary tensor, free to take part in training.
@@ -294,15 +283,7 @@ class Engine:
         chosen = self._adapters.find(adapter)
         with self._loop.between_steps():
             self._adapters.use(None)
-            save_model(
-                self.model,
-                folder,
-                format=format,
-                side_files=None if self._source is None else self._source.path,
-                tokenizer=self.tokenizer.model_bytes,
-                preprocessor=self.processor.to_dict(),
-                change=None if chosen is None else chosen.merged,
-            )
+            save_folder(self.model, folder, format, chosen, self._source, self.tokenizer, self.processor)
 
     def memory(self) -> Memory:
         """What the engine takes on its device."""

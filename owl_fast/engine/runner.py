@@ -23,9 +23,9 @@ from owl_fast.prompts import IMAGE_ID
 class Runner:
     """The model and its cache; knows nothing of requests beyond the spans it is given."""
 
-    def __init__(self, model: Owl, cache: KVCache, adapters: Adapters) -> None:
+    def __init__(self, model: Owl, blocks: int, adapters: Adapters) -> None:
         self.model = model
-        self.cache = cache
+        self.cache = KVCache(model.config.llama, blocks, model.dtype, model.device)
         self.adapters = adapters
 
     def use_adapter(self, adapter: Adapter | None) -> None:
@@ -35,7 +35,10 @@ class Runner:
     def encode_images(self, pixels: Seq[Tensor]) -> Tensor:
         """(3, S, S) of each picture, (T, 3, S, S) of each video -> (n, image_rows, hidden). One at a time:
         a picture's rows do not depend on the pictures beside it, and memory stays flat."""
-        return torch.cat([self._encode(picture) for picture in pixels])
+        rows = [self._encode(picture) for picture in pixels]
+        config = self.model.config
+        none = (0, config.image_rows, config.llama.hidden_size)
+        return torch.cat(rows) if rows else self.model.query_tokens.new_empty(none)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         if pixels.dim() == 3:
