@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from owl_fast.checkpoints.tensorfile import PICKLED
 from owl_fast.config import OwlConfig
 from owl_fast.errors import CheckpointError, UnsupportedError
 from owl_fast.files import read_json
+from owl_fast.hub import local_path
 from owl_fast.images import ImageProcessor
 from owl_fast.tokenizer import Tokenizer
 
@@ -88,11 +88,11 @@ def open_source(
 ) -> Source:
     """Find out what is at `path`: CheckpointError when it is no model, UnsupportedError when none we run.
 
-    The options tell what files cannot. tokenizer: a tokenizer.model, or a folder with one. config: a
-    config.json, or any part of one as a dict; it goes before the model's own. vision_heads and
-    abstractor_heads go before both; where nothing says, 8 in files of the first release and 16 in later ones,
-    as in the 7B models. lora_alpha: of a state dict with low-rank updates; else that of an
-    adapter_config.json beside it, else 32.
+    An adapter's base may be a hub id, which is downloaded. The options tell what files cannot. tokenizer: a
+    tokenizer.model, or a folder with one. config: a config.json, or any part of one as a dict; it goes before
+    the model's own. vision_heads and abstractor_heads go before both; where nothing says, 8 in files of the
+    first release and 16 in later ones, as in the 7B models. lora_alpha: of a state dict with low-rank updates;
+    else that of an adapter_config.json beside it, else 32.
     """
     path, adapter = Path(path), None
     if _is_adapter(path):
@@ -146,21 +146,30 @@ def _holds_weights(folder: Path) -> bool:
     return any(any(folder.glob(f"{stem}*{ending}*")) for stem, ending in FORMATS.values())
 
 
+def _is_model(path: Path) -> bool:
+    return path.is_file() or _holds_weights(path)
+
+
 def _is_adapter(path: Path) -> bool:
     return (path / CONFIG_FILE).is_file() and not _holds_weights(path)
 
 
 def _base_of(adapter: Path) -> Path:
-    """The model an adapter says it belongs to: a path from the adapter's folder or from here."""
+    """The model an adapter says it belongs to: a path from the adapter's folder or from here, or a hub id."""
     name = read_json(adapter / CONFIG_FILE).get("base_model_name_or_path")
+    rest = "name the base as the model, and this folder as its adapter"
     if isinstance(name, str) and name:
-        for base in (adapter / name, Path(name)):
-            with suppress(OSError, ValueError):  # a name no file can have
-                if base.is_file() or _holds_weights(base):
-                    return base
+        try:
+            base = adapter / name
+            base = base if _is_model(base) else local_path(name)
+            if _is_model(base):
+                return base
+        except (CheckpointError, UnsupportedError) as error:
+            raise type(error)(f"{adapter}: an adapter, and its base cannot be had: {error}; {rest}") from None
+        except (OSError, ValueError):  # a name no file can have
+            pass
     raise CheckpointError(
-        f"{adapter}: an adapter, and its base {name!r:.120} is no model on this machine; "
-        "name the base as the model, and this folder as its adapter"
+        f"{adapter}: an adapter, and its base {name!r:.120} is no model on this machine; {rest}"
     )
 
 
