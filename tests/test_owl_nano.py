@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from owl_fast import Engine
+from owl_fast.checkpoints.manifest import Manifest
 from owl_fast.engine.opening import BUNDLED
 from recipes.owl_nano.evaluate import evaluate
 
@@ -27,6 +28,10 @@ def test_the_folder_is_small_and_described() -> None:
     names = {file.relative_to(BUNDLED).as_posix() for file in files}
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.model"} <= names
     assert "adapter/adapter_config.json" in names
+    for folder in (BUNDLED, BUNDLED / "adapter"):
+        manifest = Manifest.read(folder)
+        assert manifest is not None
+        manifest.check()
 
 
 @pytest.mark.parametrize(
