@@ -19,6 +19,7 @@ from torch import Tensor
 
 from owl_fast.errors import ImageError, UnsupportedError
 from owl_fast.images import check_size
+from owl_fast.picture_parts import parts_trouble
 
 FRAMES = 4  # what the video release was trained with
 MAX_SAMPLED = 64
@@ -140,6 +141,8 @@ def _animation(file: BinaryIO, label: str, count: int) -> list[Image.Image]:
     data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ImageError(f"{label}: an animation of more than {MAX_BYTES >> 20} MiB; make it smaller")
+    if trouble := parts_trouble(data):
+        raise ImageError(f"{label}: {trouble}; save it anew")
     try:
         image = Image.open(io.BytesIO(data), formats=ANIMATIONS)
         check_size(image.width, image.height, label)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,16 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         for data in (gif, mp4):
             with pytest.raises(ImageError, match="32 x 24 pixels"):
                 load_frames(Video(data))
+
+
+def test_animations_of_countless_chunks_are_refused() -> None:
+    """Each costs a step in Python before the first frame is there."""
+    chunk = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
+    start = 8 + 25  # signature and IHDR
+    good = animation("PNG", 3)
+    assert len(load_frames(Video(good[:start] + 9_000 * chunk + good[start:]))) == 4
+    with pytest.raises(ImageError, match="more than 10000 chunks"):
+        load_frames(Video(good[:start] + 10_000 * chunk + good[start:]))
 
 
 def test_without_pyav_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

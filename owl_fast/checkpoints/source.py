@@ -91,8 +91,8 @@ def open_source(
     An adapter's base may be a hub id, which is downloaded. The options tell what files cannot. tokenizer: a
     tokenizer.model, or a folder with one. config: a config.json, or any part of one as a dict; it goes before
     the model's own. vision_heads and abstractor_heads go before both; where nothing says, 8 in files of the
-    first release and 16 in later ones, as in the 7B models. lora_alpha: of a state dict with low-rank updates;
-    else that of an adapter_config.json beside it, else 32.
+    first release and 16 in later ones, as in the 7B models. lora_alpha: of a state dict with low-rank
+    updates; else that of an adapter_config.json beside it, else 32.
     """
     path, adapter = Path(path), None
     if _is_adapter(path):
