@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,8 +132,8 @@ def open_source(
 
 def open_weights(path: Path) -> WeightFolder:
     """The weights of a folder, or of one file taken by itself."""
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
+    if not os.path.exists(path):  # pathlib's own would raise for a name no file can have
+        raise CheckpointError(f"{path!s:.300}: no such file or folder")
     if not path.is_dir():
         return WeightFolder.of_file(path)
     if not _holds_weights(path):
@@ -143,15 +144,17 @@ def open_weights(path: Path) -> WeightFolder:
 
 
 def _holds_weights(folder: Path) -> bool:
-    return any(any(folder.glob(f"{stem}*{ending}*")) for stem, ending in FORMATS.values())
+    return os.path.isdir(folder) and any(
+        any(folder.glob(f"{stem}*{ending}*")) for stem, ending in FORMATS.values()
+    )
 
 
 def _is_model(path: Path) -> bool:
-    return path.is_file() or _holds_weights(path)
+    return os.path.isfile(path) or _holds_weights(path)
 
 
 def _is_adapter(path: Path) -> bool:
-    return (path / CONFIG_FILE).is_file() and not _holds_weights(path)
+    return os.path.isfile(path / CONFIG_FILE) and not _holds_weights(path)
 
 
 def _base_of(adapter: Path) -> Path:
@@ -166,8 +169,6 @@ def _base_of(adapter: Path) -> Path:
                 return base
         except (CheckpointError, UnsupportedError) as error:
             raise type(error)(f"{adapter}: an adapter, and its base cannot be had: {error}; {rest}") from None
-        except (OSError, ValueError):  # a name no file can have
-            pass
     raise CheckpointError(
         f"{adapter}: an adapter, and its base {name!r:.120} is no model on this machine; {rest}"
     )

@@ -84,6 +84,12 @@ def test_paths_that_are_no_model(tmp_path: Path, files: tuple[str, ...], message
         open_source(tmp_path / "model")
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "\0", "\ud800"], ids=["long", "nul", "surrogate"])
+def test_names_no_file_can_have(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        open_source(name)
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04"])
 def test_files_that_are_no_model(tmp_path: Path, content: bytes) -> None:
     for name in ("a.pth", "a.safetensors", "a.gguf"):
