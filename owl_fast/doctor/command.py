@@ -14,6 +14,7 @@ from owl_fast.errors import CheckpointError, OwlError
 from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
+    from owl_fast.config import OwlConfig
     from owl_fast.doctor.model import Heads
     from owl_fast.doctor.pairs import PairScores
     from owl_fast.engine.engine import Engine
@@ -90,20 +91,27 @@ def _score(path: Path, args: argparse.Namespace) -> None:
 
     heads = candidates(args.vision_heads, args.abstractor_heads, configured=args.config is not None)
     scores: dict[str, PairScores] = {}
+    configs: dict[str, OwlConfig] = {}
     for choice in heads:
-        engine = _load(path, args, choice)
-        if not scores:
-            _print(str(path), [*config_rows(engine.config), *memory_rows(engine.config)])
-        scores[str(choice)] = score_pairs(engine)
+        try:
+            engine = _load(path, args, choice)
+        except CheckpointError as error:
+            # A width that is no multiple of the heads rules them out; any other fault is met by all of them.
+            if choice is heads[-1] and not scores:
+                raise
+            print(f"not with {choice}: {error}", file=sys.stderr)
+            continue
+        scores[str(choice)], configs[str(choice)] = score_pairs(engine), engine.config
         # Two 7B models at once are more than most machines hold.
         del engine
         gc.collect()
+    best = ranking(scores)[0]
+    _print(str(path), [*config_rows(configs[best]), *memory_rows(configs[best])])
     rows = [
         (name, f"{s.found} of {len(s.chosen)} pictures found by their captions, {math.exp(s.mean):.1%} sure")
         for name, s in scores.items()
     ]
     _print("pictures and captions", rows)
-    best = ranking(scores)[0]
     if 2 * scores[best].found <= len(scores[best].chosen):
         print("It hardly sees; something else is wrong, or it does not know such pictures.")
     elif len(scores) > 1:

@@ -15,6 +15,7 @@ from owl_fast import Engine, doctor, machine, native
 from owl_fast.config import OwlConfig
 from owl_fast.doctor.model import Heads, candidates, memory_rows
 from owl_fast.doctor.software import package_rows
+from owl_fast.errors import CheckpointError
 from tests.doctor.test_pairs import Seer
 from tests.golden_data import GOLDEN, Golden
 
@@ -105,6 +106,8 @@ def weight_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, l
     def load(given: Path, **options: Any) -> FakeEngine:
         assert given == path
         loads.append(options)
+        if options.get("vision_heads") == 7:
+            raise CheckpointError("hidden_size 48 is not a multiple of 7")
         return FakeEngine(9.0 if options.get("vision_heads", 16) == 16 else 0.1)
 
     monkeypatch.setattr(Engine, "from_pretrained", load)
@@ -138,6 +141,22 @@ def test_what_is_known_already_is_not_tried(
     said = capsys.readouterr().out
     assert "Likelier" not in said
     assert "It hardly sees" in said
+
+
+def test_heads_that_cannot_be_are_left_out(
+    weight_file: tuple[str, list[dict[str, Any]]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, _ = weight_file
+    monkeypatch.setattr("owl_fast.doctor.model.HEADS", (7, 16))
+    assert doctor.main([path]) == 0
+    out, err = capsys.readouterr()
+    assert "not with 7 heads: hidden_size 48" in err
+    assert "16 heads  16 of 16" in out
+    assert "Likelier" not in out
+    assert doctor.main([path, "--vision-heads", "7"]) == 1
+    assert "error: hidden_size 48" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("argument", "message"), [("no/such", "no such file"), (str(GOLDEN), "config.json")])
