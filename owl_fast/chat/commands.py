@@ -59,9 +59,9 @@ def offers() -> Completion:
 def _image(talk: Talk, argument: str) -> None:
     pictures = open_pictures(argument)
     talk.session.queue += pictures
-    where = "in front of the next message, or where it says <image>"
     for number, picture in enumerate(pictures, len(talk.session.queue) - len(pictures) + 1):
-        talk.screen.note(f"picture {number}: {picture.name}, {picture.width} x {picture.height}, {where}")
+        talk.screen.note(f"picture {number}: {picture.name}, {picture.width} x {picture.height}")
+    talk.screen.note("for the next message: in front of it, or where it says <image>")
 
 
 def _images(talk: Talk, _argument: str) -> None:
