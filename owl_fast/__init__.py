@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from owl_fast.engine.reports import Memory, Stats
     from owl_fast.engine.sampling import SamplingParams
     from owl_fast.engine.stream import Stream
+    from owl_fast.video import Video
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "Timings",
     "UnsupportedError",
     "Usage",
+    "Video",
     "__version__",
 ]
 
@@ -71,6 +73,7 @@ _LAZY = {
     "Stream": "owl_fast.engine.stream",
     "Timings": "owl_fast.engine.outputs",
     "Usage": "owl_fast.engine.outputs",
+    "Video": "owl_fast.video",
 }
 
 

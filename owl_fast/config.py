@@ -6,12 +6,12 @@ a value that makes no sense is a CheckpointError; nothing is silently replaced.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from owl_fast.errors import CheckpointError, UnsupportedError
+from owl_fast.files import read_json
 
 # Bounds checked before anything is allocated (docs: a hostile config must fail in milliseconds).
 MAX_LAYERS, MAX_WIDTH, MAX_VOCAB, MAX_QUERIES, MAX_IMAGE_SIDE = 512, 65_536, 1_048_576, 4_096, 4_096
@@ -45,6 +45,7 @@ class AbstractorConfig:
     num_attention_heads: int = 16
     attention_probs_dropout_prob: float = 0.1
     layer_norm_eps: float = 1e-6
+    bias_kv: bool = False  # one more key and value, learned (first release)
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,18 @@ class LlamaConfig:
 
 @dataclass(frozen=True)
 class OwlConfig:
-    """The three parts and the number of query tokens that join them."""
+    """The three parts and the number of query tokens that join them.
+
+    first_release: text and pictures are prepared as the first release did; video: the modules and the
+    picture preparation of the video release (docs/checkpoints.md).
+    """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     abstractor: AbstractorConfig = field(default_factory=AbstractorConfig)
     llama: LlamaConfig = field(default_factory=LlamaConfig)
     num_query_tokens: int = 64
+    first_release: bool = False
+    video: bool = False
 
     @property
     def image_rows(self) -> int:
@@ -103,6 +110,8 @@ class OwlConfig:
             ),
             llama=_read(LlamaConfig, llama_raw, "text_config"),
             num_query_tokens=_typed(raw.get("num_query_tokens", 64), int, "num_query_tokens"),
+            first_release=_typed(raw.get("first_release", False), bool, "first_release"),
+            video=_typed(raw.get("video", False), bool, "video"),
         )
         config.validate()
         return config
@@ -118,6 +127,8 @@ class OwlConfig:
             "model_type": "mplug-owl",
             "architectures": ["MplugOwlForConditionalGeneration"],
             "num_query_tokens": self.num_query_tokens,
+            "first_release": self.first_release,
+            "video": self.video,
             "tie_word_embeddings": False,
             "use_decoder_only_language_model": True,
             "vision_config": {"model_type": "mplug_owl_vision_model", **asdict(self.vision)},
@@ -155,20 +166,6 @@ class OwlConfig:
             raise CheckpointError(f"patch_size {v.patch_size} exceeds image_size {v.image_size}")
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object from a file; CheckpointError names the file when it is missing or something else."""
-    path = Path(path)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
-    return raw
-
-
 Part = TypeVar("Part", VisionConfig, AbstractorConfig, LlamaConfig)
 
 
@@ -180,15 +177,18 @@ def _section(raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _typed(value: Any, kind: type, where: str) -> Any:
-    ok = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    if not ok:
-        raise CheckpointError(f"config.json: {where} must be {kind.__name__}, got {value!r:.80}")
-    return kind(value)
+    ok = isinstance(value, (int, float) if kind is float else kind)
+    try:
+        if ok and isinstance(value, bool) == (kind is bool):
+            return kind(value)
+    except OverflowError:  # an integer beyond every float
+        pass
+    raise CheckpointError(f"config.json: {where} must be {kind.__name__}, got {value!r:.80}")
 
 
 def _read(part: type[Part], raw: dict[str, Any], section: str) -> Part:
     """Take the fields the dataclass knows; a null means the default, as in the original."""
-    kinds = {"int": int, "float": float}
+    kinds = {"int": int, "float": float, "bool": bool}
     known = {
         f.name: _typed(raw[f.name], kinds[str(f.type)], f"{section}.{f.name}")
         for f in fields(part)
@@ -206,7 +206,7 @@ def _bounds(section: str, part: VisionConfig | AbstractorConfig | LlamaConfig) -
     }
     for name, value in asdict(part).items():
         low, high = (0, MAX_VOCAB) if name.endswith("_token_id") else (1, limits.get(name, MAX_WIDTH))
-        if isinstance(value, int) and not low <= value <= high:
+        if isinstance(value, int) and not isinstance(value, bool) and not low <= value <= high:
             raise CheckpointError(f"config.json: {section}.{name} = {value}: wanted {low}..{high}")
         if isinstance(value, float) and not 0.0 <= value < 1e9:
             raise CheckpointError(f"config.json: {section}.{name} = {value}: wanted a finite number >= 0")

@@ -2,7 +2,8 @@
 
 The file is JSON, {"messages": [...]}: the messages themselves. A picture is kept as {"type": "image",
 "image": PATH} when it came as a path, and otherwise inside the file as {"type": "image_url", "image_url":
-{"url": "data:..."}}. A bare list of messages is read as well; a relative path counts from the file's folder.
+{"url": "data:..."}}; a video always as its path, or those of its frames. A bare list of messages is read as
+well; a relative path counts from the file's folder.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from PIL import Image
 from owl_fast.errors import DataError, ImageError, PromptError
 from owl_fast.images import MAX_BYTES, load_image
 from owl_fast.prompts import Message, check_messages
+from owl_fast.video import Video, read_video
 
 MAX_FILE_BYTES = 256 << 20
 REMOTE = ("data:", "http:", "https:")
@@ -77,11 +79,18 @@ class Conversation:
 
 
 def user_message(text: str, images: Sequence[object] = ()) -> dict[str, Any]:
-    """A user's message with its pictures in front; each is brought into a form that can be read again."""
+    """A user's message with its pictures and videos (video.Video) in front; each is brought into a form that
+    can be read again."""
     if not images:
         return {"role": "user", "content": text}
-    parts: list[dict[str, Any]] = [{"type": "image", "image": keep_picture(image)} for image in images]
+    parts = [_part(image) for image in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if text else parts}
+
+
+def _part(image: object) -> dict[str, Any]:
+    if isinstance(image, Video):
+        return {"type": "video", "video": _keep_video(image.source), "num_frames": image.num_frames}
+    return {"type": "image", "image": keep_picture(image)}
 
 
 def keep_picture(source: object) -> object:
@@ -94,6 +103,15 @@ def keep_picture(source: object) -> object:
         return bytes(source)
     picture = load_image(source)
     return picture.copy() if picture is source else picture
+
+
+def _keep_video(source: object) -> object:
+    """As keep_picture; frames in an array or tensor stay their owner's."""
+    if isinstance(source, list | tuple):
+        return [keep_picture(frame) for frame in source]
+    if hasattr(source, "read"):
+        return read_video(source)
+    return keep_picture(source) if isinstance(source, str | os.PathLike) else source
 
 
 def save_messages(messages: Sequence[Message], path: str | Path, *, embed: bool = False) -> None:
@@ -182,7 +200,10 @@ def _portable_message(message: Message, embed: bool) -> dict[str, Any]:
 
 
 def _portable(part: Any, embed: bool) -> Any:
-    if not isinstance(part, Mapping) or part.get("type") != "image":
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "video":
+        return {**part, "video": _portable_video(part.get("video"))}
+    if kind != "image":
         return part
     source = keep_picture(part.get("image"))
     if isinstance(source, str) and not source.startswith(REMOTE) and not embed:
@@ -192,9 +213,26 @@ def _portable(part: Any, embed: bool) -> Any:
     return {"type": "image_url", "image_url": {"url": source if remote else picture_uri(source)}}
 
 
+def _portable_video(source: object) -> object:
+    kept = _keep_video(source)
+    if not all(isinstance(path, str) for path in (kept if isinstance(kept, list) else [kept])):
+        raise PromptError(
+            f"a video that came as a {type(source).__name__} cannot be saved; pass its path, or those of its "
+            "frames"
+        )
+    return kept
+
+
 def _anchored(part: Any, folder: Path) -> Any:
-    """A relative path made absolute."""
-    source = part.get("image") if isinstance(part, Mapping) and part.get("type") == "image" else None
-    if not isinstance(source, str) or source.startswith(REMOTE):
+    """Relative paths made absolute."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind not in ("image", "video"):
         return part
-    return {**part, "image": os.path.abspath(folder / source)}
+    source = part.get(kind)
+    paths = [_anchored_path(path, folder) for path in (source if isinstance(source, list) else [source])]
+    return {**part, kind: paths if isinstance(source, list) else paths[0]}
+
+
+def _anchored_path(path: Any, folder: Path) -> Any:
+    remote = isinstance(path, str) and path.startswith(REMOTE)
+    return os.path.abspath(folder / path) if isinstance(path, str) and not remote else path

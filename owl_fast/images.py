@@ -1,7 +1,8 @@
 """Pictures -> what the vision tower eats.
 
 Inference follows the original to the bit: resize in the picture's own mode (bicubic; Pillow takes nearest for
-palettes), then RGB, then (x / 255 - mean) / std. Training converts to RGB first, again as the original does.
+palettes), then RGB, then (x / 255 - mean) / std. Training converts to RGB first, again as the original does,
+and so does inference with the first release's models.
 Every picture is decoded by load_image, which checks its header before it spends memory on it.
 """
 
@@ -11,7 +12,6 @@ import base64
 import binascii
 import ctypes
 import io
-import json
 import math
 import os
 import random
@@ -26,6 +26,8 @@ from PIL import Image
 from torch import Tensor
 
 from owl_fast.errors import CheckpointError, ImageError, UnsupportedError
+from owl_fast.files import read_json
+from owl_fast.picture_parts import parts_trouble
 
 # Named, so that Pillow never tries a format that runs other programs or nobody asked for.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -78,11 +80,15 @@ def load_image(source: object) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Pictures -> normalised float32 (3, size, size). mean and std per channel on the 0..1 scale."""
+    """Pictures -> normalised float32 (3, size, size). mean and std per channel on the 0..1 scale.
+    rgb_first: RGB before the resize, in inference too. crop: scale the shorter side and cut out the middle,
+    as the video release does; otherwise the picture is squeezed."""
 
     size: int = 224
     mean: Triple = CLIP_MEAN
     std: Triple = CLIP_STD
+    rgb_first: bool = False
+    crop: bool = False
 
     @classmethod
     def from_folder(cls, folder: str | Path, default_size: int = 224) -> ImageProcessor:
@@ -91,14 +97,9 @@ class ImageProcessor:
         CheckpointError: values that make no sense. UnsupportedError: steps the original does not take.
         """
         path = Path(folder) / "preprocessor_config.json"
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.exists():
             return cls(size=default_size)
-        except (OSError, ValueError, RecursionError):
-            raise CheckpointError(f"{path}: not readable as JSON") from None
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
+        raw = read_json(path)
         size = _side(raw.get("size"), default_size, f"{path}: size")
         if _side(raw.get("crop_size"), size, f"{path}: crop_size") != size:
             raise UnsupportedError(f"{path}: crop_size differs from size; no picture is cropped")
@@ -134,9 +135,13 @@ class ImageProcessor:
     def __call__(self, source: object, training: bool = False) -> Tensor:
         """float32 (3, size, size) of anything load_image takes. training: RGB before the resize."""
         image = load_image(source)
-        if training:
+        if training or self.rgb_first:
             image = _rgb(image)
-        return self._normalise(_rgb(self._resize(image)))
+        return self._normalise(_rgb(self._resize(image, self.crop)))
+
+    def frame(self, source: object) -> Tensor:
+        """float32 (3, size, size) of a frame of a video: always squeezed, as the original's reader does."""
+        return self._normalise(self._resize(_rgb(load_image(source))))
 
     def augment(self, source: object, rng: random.Random) -> Tensor:
         """Augmented training: a random crop of half to all of the area, resized, mirrored half the time."""
@@ -146,8 +151,10 @@ class ImageProcessor:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return self._normalise(image)
 
-    def _resize(self, image: Image.Image) -> Image.Image:
+    def _resize(self, image: Image.Image, crop: bool = False) -> Image.Image:
         try:
+            if crop:
+                return _middle(image, self.size)
             return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
         except (ValueError, OSError):
             raise ImageError(f"pictures of mode {image.mode} cannot be resized; convert it to RGB") from None
@@ -170,6 +177,20 @@ def _rgb(image: Image.Image) -> Image.Image:
         raise ImageError(f"pictures of mode {image.mode} have no RGB form here; convert it to RGB") from None
 
 
+def _middle(image: Image.Image, size: int) -> Image.Image:
+    """The shorter side scaled to `size`, the longer one in proportion, then the middle size x size pixels."""
+    short = min(image.size)
+    width, height = (int(size * side / short) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    if width * height <= MAX_PIXELS:
+        whole = image.resize((width, height), Image.Resampling.BICUBIC)
+        return whole.crop((left, top, left + size, top + size))
+    # A ribbon: the same without its ends in memory; roundings between the two passes may differ.
+    across, down = image.width / width, image.height / height
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box)
+
+
 def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
     """A crop of 0.5..1 of the area, aspect 3/4..4/3 (log-uniform); all of it if ten draws do not fit."""
     for _ in range(10):
@@ -188,6 +209,8 @@ def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, 
 def _decode(data: bytes, label: str) -> Image.Image:
     if len(data) > MAX_BYTES:
         raise ImageError(f"{label}: more than {MAX_BYTES >> 20} MiB; make the picture smaller")
+    if trouble := parts_trouble(data):
+        raise ImageError(f"{label}: {trouble}; save it anew")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -200,7 +223,7 @@ def _decode(data: bytes, label: str) -> Image.Image:
 
 def _load(image: Image.Image, label: str) -> Image.Image:
     """Check the size its header declares, then decode the pixels."""
-    _check_size(image.width, image.height, label)
+    check_size(image.width, image.height, label)
     try:
         image.load()
     except Exception:
@@ -208,7 +231,8 @@ def _load(image: Image.Image, label: str) -> Image.Image:
     return image
 
 
-def _check_size(width: int, height: int, label: str) -> None:
+def check_size(width: int, height: int, label: str) -> None:
+    """ImageError unless a picture of this size may be decoded."""
     if width < 1 or height < 1:
         raise ImageError(f"{label}: {width} x {height} pixels; wanted at least 1 x 1")
     if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
@@ -277,7 +301,7 @@ def _array_mode(shape: tuple[int, ...], label: str) -> str:
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
     if mode is None:
         raise ImageError(f"{label}: {channels} channels; wanted 1, 3 or 4")
-    _check_size(shape[1], shape[0], label)
+    check_size(shape[1], shape[0], label)
     return mode
 
 

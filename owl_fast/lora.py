@@ -8,100 +8,27 @@ those tensors under the checkpoint's names. base.json, if there, tells the weigh
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from owl_fast.checkpoints.manifest import Manifest
 from owl_fast.checkpoints.names import views
-from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
-from owl_fast.checkpoints.writer import whole_folder, write_json
-from owl_fast.config import read_json
+from owl_fast.checkpoints.peft import CONFIG_FILE, PREFIX
+from owl_fast.checkpoints.peft import LoraConfig as LoraConfig
+from owl_fast.checkpoints.tensorfile import check_values, read_tensors, write_tensors
+from owl_fast.checkpoints.writer import whole_folder
 from owl_fast.errors import CheckpointError, UnsupportedError
+from owl_fast.files import read_json, write_json
 from owl_fast.models.fusion import module_sources
 from owl_fast.models.layers import Linear, LoraPair
 
-PREFIX = "base_model.model."
-CONFIG_FILE, EXTRA_FILE, BASE_FILE = "adapter_config.json", "non_lora.safetensors", "base.json"
+EXTRA_FILE, BASE_FILE = "non_lora.safetensors", "base.json"
 WEIGHT_FILES = {"safetensors": "adapter_model.safetensors", "bin": "adapter_model.bin"}
-
-# PEFT options that change the mathematics, and the only value for which plain LoRA is what they describe.
-PLAIN: dict[str, Any] = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "use_dora": False,
-    "use_rslora": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "layers_to_transform": None,
-    "target_parameters": None,
-}
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Rank r, scale alpha / r, dropout on the update's input, and the targets.
-
-    target_modules: a regular expression matched against the whole module name of the checkpoint, or a tuple
-    of last name parts. The default is the original's: q_proj and v_proj of the language model.
-    """
-
-    r: int = 8
-    alpha: float = 32.0
-    dropout: float = 0.05
-    target_modules: str | tuple[str, ...] = r".*language_model.*\.(q_proj|v_proj)"
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.r
-
-    def targets(self, module: str) -> bool:
-        if isinstance(self.target_modules, str):
-            return re.fullmatch(self.target_modules, module) is not None
-        return module.rpartition(".")[2] in self.target_modules
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> LoraConfig:
-        """Read PEFT's adapter_config.json; an option plain LoRA cannot honour is an UnsupportedError."""
-        for name, plain in PLAIN.items():
-            if raw.get(name, plain) not in (plain, None):
-                raise UnsupportedError(
-                    f"{CONFIG_FILE}: {name} = {raw[name]!r:.60}; only {plain!r} is supported"
-                )
-        targets, r, alpha = raw.get("target_modules"), raw.get("r"), raw.get("lora_alpha", 8)
-        if not isinstance(r, int) or r < 1 or not isinstance(alpha, int | float):
-            raise CheckpointError(f"{CONFIG_FILE}: r = {r!r:.60}, lora_alpha = {alpha!r:.60}: wanted r >= 1")
-        if not isinstance(targets, str | list) or not all(isinstance(t, str) for t in targets):
-            raise CheckpointError(f"{CONFIG_FILE}: target_modules must be a string or a list of strings")
-        return cls(
-            r=r,
-            alpha=float(alpha),
-            dropout=float(raw.get("lora_dropout", 0.0)),
-            target_modules=targets if isinstance(targets, str) else tuple(targets),
-        )
-
-    def to_dict(self, base: str) -> dict[str, Any]:
-        targets = self.target_modules
-        return {
-            "peft_type": "LORA",
-            "task_type": None,
-            "base_model_name_or_path": base,
-            "r": self.r,
-            "lora_alpha": self.alpha,
-            "lora_dropout": self.dropout,
-            "target_modules": targets if isinstance(targets, str) else list(targets),
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            "init_lora_weights": True,
-            "modules_to_save": None,
-        }
 
 
 @dataclass(frozen=True)
@@ -286,6 +213,8 @@ def read_adapter(model: nn.Module, folder: str | Path) -> Adapter:
     CheckpointError names file and tensor.
     """
     folder = Path(folder)
+    if (manifest := Manifest.read(folder)) is not None:
+        manifest.check()
     config = LoraConfig.from_dict(read_json(folder / CONFIG_FILE))
     present = [folder / file for file in WEIGHT_FILES.values() if (folder / file).exists()]
     if len(present) != 1:
@@ -325,6 +254,7 @@ def _take(tensors: dict[str, Tensor], path: Path, module: str, half: str, shape:
             tensor = tensors.pop(key)
             if tuple(tensor.shape) != shape:
                 raise CheckpointError(f"{path}: {key} has shape {tuple(tensor.shape)}, wanted {shape}")
+            check_values(tensor, f"{path}: tensor {key}")
             return tensor
     raise CheckpointError(f"{path}: {PREFIX}{module}.{half}.weight is missing")
 
@@ -337,6 +267,7 @@ def _read_extra(model: nn.Module, path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, wanted {tuple(view.shape)}"
             )
+        check_values(tensor, f"{path}: tensor {name}")
     return extra
 
 

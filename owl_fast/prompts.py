@@ -18,13 +18,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from owl_fast.errors import DataError, PromptError
 from owl_fast.tokenizer import Tokenizer
+from owl_fast.video import FRAMES, Video, load_frames
 
 IMAGE_ID = -1
 IMAGE_TEXT = "<image>"
+VIDEO_TEXT = "<|video|>"
 HEADER = (
     "The following is a conversation between a curious human and AI assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -32,8 +35,10 @@ HEADER = (
 
 Message = Mapping[str, Any]
 
-# Where a reader sees a new line, so that no typed text looks like a turn of the template.
-_ROLE_LINE = re.compile("(^|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])(?=(?:Human|AI):)")
+# Where a reader sees a new line, so that no typed text looks like a turn of the template; characters without
+# width or ink do not hide a marker from people.
+_INVISIBLE = "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
+_ROLE_LINE = re.compile(f"(^|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])(?=[{_INVISIBLE}]*(?:Human|AI):)")
 # In written-out records: a marker stands at the start of a line, followed by a space or nothing.
 _RECORD_TURN = re.compile(r"^(Human|AI):(?: |$)", re.MULTILINE)
 
@@ -50,7 +55,9 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class ImagePiece:
-    """The place of one picture: image_rows positions."""
+    """The place of one picture or video: image_rows positions. video: a raw prompt asks for a video there."""
+
+    video: bool = False
 
 
 Piece = TextPiece | ImagePiece
@@ -67,13 +74,17 @@ class _Line:
 # --- the raw door -----------------------------------------------------------------------------------------
 
 
-def raw_pieces(prompt: str) -> list[Piece]:
-    """Pieces of a prompt whose roles and "<image>" marks the caller wrote; empty texts are dropped."""
+def raw_pieces(prompt: str, videos: bool = False) -> list[Piece]:
+    """Pieces of a prompt whose roles and "<image>" marks the caller wrote; empty texts are dropped.
+
+    videos: the model takes them, and "<|video|>" is the place of one; else that is text.
+    """
+    marks = (IMAGE_TEXT, VIDEO_TEXT) if videos else (IMAGE_TEXT,)
     pieces: list[Piece] = []
-    for i, text in enumerate(prompt.split(IMAGE_TEXT)):
-        if i:
-            pieces.append(ImagePiece())
-        if text:
+    for text in re.split("(" + "|".join(map(re.escape, marks)) + ")", prompt):
+        if text in marks:
+            pieces.append(ImagePiece(video=text == VIDEO_TEXT))
+        elif text:
             pieces.append(TextPiece(text, literal=False))
     return pieces
 
@@ -105,15 +116,19 @@ def _piece_ids(piece: Piece, tokenizer: Tokenizer, image_rows: int) -> list[int]
 # --- the messages door ------------------------------------------------------------------------------------
 
 
-def chat_pieces(messages: Sequence[Message], system: str | None = None) -> tuple[list[Piece], list[Any]]:
+def chat_pieces(
+    messages: Sequence[Message], system: str | None = None, videos: bool = True
+) -> tuple[list[Piece], list[Any]]:
     """Prompt of a conversation -> (pieces ending in "AI: ", pictures in order).
 
     When the last message is the assistant's, it is an answer that is to go on: the last piece is it, cut and
     marked as answers are in training.
 
     A message is {"role": "system" | "developer" | "user" | "assistant", "content": text or list of parts}, a
-    part {"type": "text", "text"}, {"type": "image", "image"} or {"type": "image_url", "image_url": {"url"}}.
+    part {"type": "text", "text"}, {"type": "image", "image"}, {"type": "image_url", "image_url": {"url"}} or
+    {"type": "video", "video", "num_frames": 4 by default}; a video is a video.Video among the pictures.
     System messages come first and replace the header, as `system` does when there is none; "" leaves it out.
+    videos: the model takes them; if not, the frames of each are opened and stand there as pictures.
     PromptError names the message that does not fit.
     """
     header, lines, images = _read_messages(messages, system)
@@ -132,7 +147,25 @@ def chat_pieces(messages: Sequence[Message], system: str | None = None) -> tuple
     pieces.append(TextPiece(text + "\nAI: "))
     if begun:
         pieces.append(TextPiece(begun, supervised=True))
-    return pieces, images
+    return (pieces, images) if videos else _spread_videos(pieces, images)
+
+
+def _spread_videos(pieces: Sequence[Piece], pictures: Sequence[Any]) -> tuple[list[Piece], list[Any]]:
+    """The frames of each video as pictures, in lines of their own, as the original shows them."""
+    spread: list[Piece] = []
+    shown: list[Any] = []
+    sources = iter(pictures)
+    for piece in pieces:
+        if not isinstance(piece, ImagePiece):
+            spread.append(piece)
+            continue
+        source = next(sources)
+        frames = load_frames(source) if isinstance(source, Video) else [source]
+        shown += frames
+        spread.append(ImagePiece())
+        for _ in frames[1:]:
+            spread += [TextPiece("\nHuman: "), ImagePiece()]
+    return spread, shown
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -189,12 +222,10 @@ def _read_message(message: Message, where: str) -> tuple[str, list[str | _Pictur
     if not isinstance(content, (list, tuple)):
         raise PromptError(f"{where}: content is {type(content).__name__}; wanted text or a list of parts")
     runs: list[str | _Picture] = []
-    for k, part in enumerate(content):
-        run = _read_part(part, f"{where}, part {k}")
-        if isinstance(run, str) and runs and isinstance(runs[-1], str):
-            runs[-1] += "\n" + run
-        else:
-            runs.append(run)
+    read = (_read_part(part, f"{where}, part {k}") for k, part in enumerate(content))
+    for is_text, group in groupby(read, key=lambda run: isinstance(run, str)):
+        neighbours = list(group)
+        runs += ["\n".join(map(str, neighbours))] if is_text else neighbours
     if any(isinstance(run, _Picture) for run in runs):
         runs = [run for run in runs if run != ""]
     return role, runs or [""]
@@ -206,6 +237,8 @@ def _read_part(part: Any, where: str) -> str | _Picture:
         return str(part["text"])
     if kind == "image" and part.get("image") is not None:
         return _Picture(part["image"])
+    if kind == "video" and part.get("video") is not None:
+        return _Picture(Video(part["video"], part.get("num_frames", FRAMES)))
     if kind == "image_url":
         outer = part.get("image_url")
         url = outer.get("url") if isinstance(outer, Mapping) else None
@@ -214,8 +247,8 @@ def _read_part(part: Any, where: str) -> str | _Picture:
             return _Picture(url)
         raise PromptError(f'{where}: image_url wants {{"url": "data:..." or "https://..."}}')
     raise PromptError(
-        f'{where}: wanted {{"type": "text", "text": ...}}, {{"type": "image", "image": ...}} '
-        'or {"type": "image_url", "image_url": {"url": ...}}'
+        f'{where}: wanted {{"type": "text", "text": ...}}, {{"type": "image", "image": ...}}, '
+        '{"type": "video", "video": ...} or {"type": "image_url", "image_url": {"url": ...}}'
     )
 
 

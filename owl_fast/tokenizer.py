@@ -11,17 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from owl_fast.errors import CheckpointError
+from owl_fast.files import read_bytes
 
 # LLaMA's file has 0.5 MB, the largest vocabularies in use about 5 MB.
-MAX_FILE_BYTES = 64 << 20
+MAX_FILE_BYTES = 8 << 20
+RARE = "\U0010ffff"  # a character in no vocabulary
 
 
 class Tokenizer:
     """A SentencePiece model. Thread-safe: nothing changes after construction."""
 
-    def __init__(self, processor: Any) -> None:
-        """processor: a loaded sentencepiece.SentencePieceProcessor; from_file is the usual way."""
+    def __init__(self, processor: Any, literal_specials: bool = False) -> None:
+        """processor: a loaded sentencepiece.SentencePieceProcessor; from_file is the usual way.
+        literal_specials: names such as "</s>" are words in every text, as in the first release."""
         self._processor = processor
+        self._literal_specials = literal_specials
         self.vocab_size: int = processor.vocab_size()
         self.bos_id: int = processor.bos_id()
         self.eos_id: int = processor.eos_id()
@@ -33,34 +37,34 @@ class Tokenizer:
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, self._special_texts)) + ")")
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Tokenizer:
-        """Read tokenizer.model; CheckpointError when it is missing, broken, or has no <s> and </s>."""
+    def from_file(cls, path: str | Path, literal_specials: bool = False) -> Tokenizer:
+        """Read tokenizer.model; CheckpointError: missing, broken, or without <unk>, <s>, </s> and bytes."""
         import sentencepiece
 
         path = Path(path)
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise CheckpointError(
-                    f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; no tokenizer.model is"
-                )
-            model = path.read_bytes()
-        except FileNotFoundError:
+        if not path.exists():
             raise CheckpointError(
                 f"{path}: no such file; a model folder holds the SentencePiece file tokenizer.model"
-            ) from None
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+            )
+        model = read_bytes(path, MAX_FILE_BYTES)
         broken = f"{path}: not a SentencePiece model ({len(model)} bytes); copy tokenizer.model anew"
         if not model:
             raise CheckpointError(broken)
+        # Errors come as exceptions; of warnings a damaged file can cause 10^5.
+        sentencepiece.set_min_log_level(2)
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            for piece_id in range(processor.vocab_size()):
+                processor.id_to_piece(piece_id)  # fails for a piece that is no text
         except (RuntimeError, ValueError, OSError):
             raise CheckpointError(broken) from None
-        for name, piece_id in (("<s>", processor.bos_id()), ("</s>", processor.eos_id())):
+        special = {"<unk>": processor.unk_id(), "<s>": processor.bos_id(), "</s>": processor.eos_id()}
+        for name, piece_id in special.items():
             if piece_id < 0:
                 raise CheckpointError(f"{path}: the vocabulary has no {name} piece; LLaMA's has one")
-        return cls(processor)
+        if processor.unk_id() in processor.encode(RARE):
+            raise CheckpointError(f"{path}: the vocabulary has no byte pieces; characters would be lost")
+        return cls(processor, literal_specials)
 
     @property
     def model_bytes(self) -> bytes:
@@ -71,11 +75,12 @@ class Tokenizer:
         """Ids of one piece of text, without BOS and EOS.
 
         literal=True: everything is words, "</s>" included; no special id can come out. literal=False: "<s>",
-        "</s>" and "<unk>" become their ids and the text around each is tokenized on its own.
+        "</s>" and "<unk>" become their ids and the text around each is tokenized on its own, unless the
+        tokenizer was made with literal_specials.
         Lone surrogates count as U+FFFD.
         """
         text = _without_surrogates(text)
-        if literal:
+        if literal or self._literal_specials:
             return list(self._processor.encode(text))
         ids: list[int] = []
         for part in self._special_pattern.split(text):

@@ -17,7 +17,7 @@ from owl_fast.engine.sampling import SamplingParams
 from owl_fast.errors import ImageError, OwlError, ParameterError, PromptError, UnsupportedError
 from owl_fast.images import ImageProcessor
 from owl_fast.tokenizer import Tokenizer
-from tests.golden_data import Golden, image_files
+from tests.golden_data import FirstRelease, Golden, image_files
 
 GOLDEN = Golden("micro")
 IMAGES = image_files()
@@ -51,6 +51,17 @@ def test_the_originals_answer(parts: Parts) -> None:
             PROMPT, images=[PICTURE], max_tokens=19, beams=3, no_repeat_ngram=2, early_stopping=True
         ).text
     )
+
+
+def test_a_file_of_the_first_release() -> None:
+    release = FirstRelease()
+    parts = get_model(
+        release.checkpoint, release.folder / "tokenizer.model", None, "cpu", torch.float32, **release.HEADS
+    )
+    meta = release.meta("generate_two_images")
+    ids = release.tensors("generate_two_images")["new_ids"][0].tolist()
+    pictures = [base64.b64encode(IMAGES[i].read_bytes()).decode() for i in meta["image_index"]]
+    assert do_generate(meta["prompts"], pictures, *parts, max_length=25) == parts[1].decode(ids)
 
 
 def test_every_form_of_picture(parts: Parts) -> None:

@@ -69,6 +69,9 @@ def test_other_mathematics_is_refused(
         ("visual_abstractor_config", "num_attention_heads", -1),
         (None, "num_query_tokens", 0),
         (None, "vision_config", [1]),
+        (None, "video", 1),
+        (None, "first_release", "yes"),
+        ("visual_abstractor_config", "bias_kv", 1),
     ],
 )
 def test_bad_values_name_the_field(raw: dict[str, Any], section: str | None, name: str, value: Any) -> None:

@@ -16,6 +16,7 @@ from owl_fast.conversation import Conversation, keep_picture, load_messages, pic
 from owl_fast.errors import DataError, ImageError, PromptError
 from owl_fast.images import MAX_BYTES, ImageProcessor, load_image
 from owl_fast.prompts import chat_pieces
+from owl_fast.video import Video, load_frames
 from tests.golden_data import image_files
 
 IMAGES = image_files()
@@ -180,3 +181,31 @@ def test_a_lone_surrogate_survives(tmp_path: Path) -> None:
 def test_an_empty_conversation_is_one_too(tmp_path: Path) -> None:
     Conversation(system="Hm.").save(tmp_path / "c.json")
     assert Conversation.load(tmp_path / "c.json").messages == [{"role": "system", "content": "Hm."}]
+
+
+def test_a_video_is_kept_as_its_path(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(4)]
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:])
+    message = user_message("What happens?", [Video(tmp_path / "clip.gif", 2), IMAGES[0]])
+    Conversation([message]).save(tmp_path / "c.json")
+    assert load_messages(tmp_path / "c.json") == [message]
+    (_, (video, _)) = chat_pieces(load_messages(tmp_path / "c.json"))
+    assert video == Video(str(tmp_path / "clip.gif"), 2)
+    relative = [{"role": "user", "content": [{"type": "video", "video": "clip.gif"}]}]
+    (tmp_path / "d.json").write_text(json.dumps(relative))
+    assert load_messages(tmp_path / "d.json")[0]["content"][0]["video"] == str(tmp_path / "clip.gif")
+    stills = user_message("And here?", [Video([IMAGES[0], IMAGES[1]])])
+    Conversation([stills]).save(tmp_path / "e.json")
+    assert load_messages(tmp_path / "e.json") == [stills]
+    with pytest.raises(PromptError, match="cannot be saved; pass its path"):
+        Conversation([user_message("", [Video(frames)])]).save(tmp_path / "f.json")
+
+
+def test_a_video_from_an_open_file_can_be_shown_again(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(4)]
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:])
+    with (tmp_path / "clip.gif").open("rb") as file:
+        message = user_message("What happens?", [Video(file)])
+    for _ in range(2):
+        (_, (video,)) = chat_pieces([message])
+        assert len(load_frames(video)) == 4

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -154,7 +155,7 @@ def test_one_set_of_weights_is_enough(answers: dict[str, tuple[str, str]]) -> No
 
 
 def test_an_engine_reads_what_was_downloaded(
-    answers: dict[str, tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    answers: dict[str, tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import huggingface_hub
 
@@ -162,8 +163,14 @@ def test_an_engine_reads_what_was_downloaded(
     engine = Engine.from_pretrained("owl/bin", device="cpu", dtype="fp32", max_batch=1)
     engine.load_adapter("a", "owl/adapter")
     ours = Engine.from_pretrained(GOLDEN.checkpoint, adapter=GOLDEN.adapter, device="cpu", dtype="fp32")
-    asked = engine.generate("AI: ", max_tokens=6, adapter="a")
-    assert asked.logprobs == ours.generate("AI: ", max_tokens=6).logprobs
+    wanted = ours.generate("AI: ", max_tokens=6).logprobs
+    assert engine.generate("AI: ", max_tokens=6, adapter="a").logprobs == wanted
+    shutil.copytree(GOLDEN.adapter, tmp_path / "a")
+    config = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "owl/bin"
+    (tmp_path / "a/adapter_config.json").write_text(json.dumps(config))
+    alone = Engine.from_pretrained(tmp_path / "a", device="cpu", dtype="fp32")
+    assert alone.generate("AI: ", max_tokens=6).logprobs == wanted
 
 
 def test_an_existing_path_goes_first(answers: dict[str, tuple[str, str]], the_hub: Hub) -> None:

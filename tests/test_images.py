@@ -128,6 +128,29 @@ def test_formats_frames_and_orientation() -> None:
     assert ImageProcessor(size=8)(transparent).isfinite().all()
 
 
+@pytest.mark.parametrize("size", [(96, 40), (40, 96), (64, 64), (71, 37), (33, 50), (17, 400), (225, 224)])
+def test_crop_is_the_middle_of_the_scaled_picture(size: tuple[int, int]) -> None:
+    """The video release: the shorter side to the size, the longer one rounded down, then the centre."""
+    picture, side = _noise(size=size), 32
+    width, height = (int(side * x / min(size)) for x in size)
+    left, top = (width - side) // 2, (height - side) // 2
+    scaled = picture.resize((width, height), Image.Resampling.BICUBIC)
+    wanted = ImageProcessor(side)(scaled.crop((left, top, left + side, top + side)))
+    processor = ImageProcessor(side, rgb_first=True, crop=True)
+    assert torch.equal(processor(picture), wanted)
+    assert torch.equal(processor.frame(picture), ImageProcessor(side)(picture))
+
+
+@pytest.mark.parametrize("size", [(1, 8192), (8192, 1), (1, 1), (3, 7000)])
+def test_ribbons_are_cropped_without_unrolling_them(size: tuple[int, int]) -> None:
+    """1 x 8192 scaled to a width of 224 would have 411 million pixels."""
+    half = Image.new("RGB", size, "red")
+    half.paste("blue", (0, 0, size[0] // 2, size[1] // 2))
+    pixels = ImageProcessor(224, rgb_first=True, crop=True)(half)
+    assert pixels.shape == (3, 224, 224)
+    assert pixels.isfinite().all()
+
+
 def _closed() -> io.BytesIO:
     file = io.BytesIO(b"x")
     file.close()

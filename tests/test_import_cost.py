@@ -10,19 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {
-    *(
-        "fastapi",
-        "huggingface_hub",
-        "matplotlib",
-        "onnx",
-        "onnxruntime",
-        "peft",
-        "prompt_toolkit",
-        "ray",
-        "rich",
-        "starlette",
-    ),
-    *("transformers", "triton", "uvicorn"),
+    *("av", "fastapi", "huggingface_hub", "matplotlib", "onnx", "onnxruntime", "peft", "prompt_toolkit"),
+    *("ray", "rich", "starlette", "transformers", "triton", "uvicorn"),
 }
 LIMIT_SECONDS = 0.2
 

@@ -14,34 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # Area (first name below owl_fast, or a top-level folder) -> layer. An import may go sideways or down.
 LAYERS = (
     ("kernels",),
-    ("config", "errors", "machine", "native", "ops"),
+    ("config", "errors", "files", "machine", "native", "ops"),
     (
-        "checkpoints",
-        "conversation",
-        "fetch",
-        "hub",
-        "images",
-        "lora",
-        "models",
-        "prompts",
-        "quantization",
-        "tokenizer",
+        *("checkpoints", "conversation", "fetch", "hub", "images", "lora", "models", "picture_parts"),
+        *("prompts", "quantization", "tokenizer", "video"),
     ),
     ("engine", "evaluation", "serving", "training"),
     (
-        *(
-            "chat",
-            "cli",
-            "compat",
-            "completion",
-            "data",
-            "doctor",
-            "evaluate",
-            "quantize",
-            "serve",
-            "settings",
-        ),
-        *("summary", "train"),
+        *("chat", "cli", "compat", "completion", "data", "doctor", "evaluate", "quantize", "serve"),
+        *("settings", "summary", "train"),
     ),
     ("benchmarks", "export", "recipes"),
 )
@@ -49,7 +30,7 @@ LEVEL = {area: level for level, areas in enumerate(LAYERS) for area in areas}
 
 # Sideways imports that would tie together what should stay apart.
 APART = {
-    "models": {"checkpoints", "images", "prompts", "tokenizer"},
+    "models": {"checkpoints", "images", "prompts", "tokenizer", "video"},
     "engine": {"evaluation", "serving", "training"},
     "training": {"evaluation", "serving"},
 }
@@ -62,8 +43,9 @@ EXTERNAL = {
     "chat": INFERENCE | {"prompt_toolkit", "rich"},
     "data": INFERENCE | {"rich"},
     "doctor": INFERENCE | {"rich"},
-    "settings": INFERENCE | {"tomli"},
     "hub": {"huggingface_hub"},
+    "settings": INFERENCE | {"tomli"},
+    "video": INFERENCE | {"av"},
     "training": INFERENCE | {"matplotlib", "pyarrow", "rich"},
     "serving": INFERENCE | {"fastapi", "prometheus_client", "ray", "starlette", "uvicorn"},
     "export": INFERENCE | {"onnx", "onnxruntime", "onnxscript"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -105,3 +106,52 @@ def test_one_weight_file_is_wanted(tmp_path: Path, files: list[str]) -> None:
         (tmp_path / file).touch()
     with pytest.raises(CheckpointError, match=f"found {len(files)} of them"):
         lora.load_adapter(GOLDEN.fresh_model(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"r": 0}, "wanted r of"),
+        ({"r": True, "lora_alpha": None}, "wanted r of"),
+        ({"r": 1 << 40}, "wanted r of"),
+        ({"lora_alpha": float("nan")}, "wanted r of"),
+        ({"lora_alpha": 10**400}, "wanted r of"),
+        ({"lora_dropout": "0"}, "lora_dropout = '0'"),
+        ({"lora_dropout": -1}, "lora_dropout = -1"),
+        ({"target_modules": None}, "target_modules must be"),
+        ({"target_modules": "("}, "no regular expression"),
+        ({"target_modules": "(a+)+b"}, "repeats a group"),
+        ({"target_modules": ".*.*.*.*q_proj"}, "more than 3 repetitions"),
+        ({"target_modules": "a?" * 30 + "a" * 30}, "more than 3 repetitions"),
+        ({"target_modules": "q" * 2000}, "or 1000 characters"),
+    ],
+)
+def test_nonsense_settings(tmp_path: Path, option: dict[str, object], message: str) -> None:
+    folder = edited(tmp_path, lambda t: None)
+    raw = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(raw | option))
+    with pytest.raises((CheckpointError, UnsupportedError), match=re.escape(message)):
+        lora.load_adapter(GOLDEN.fresh_model(), folder)
+
+
+@pytest.mark.parametrize(
+    "pattern", [LoraConfig().target_modules, r"(?:model\.)?layers\.\d+\..*?\.(q|v)_proj", r".*\*\+\?\{\)*"]
+)
+def test_harmless_patterns_are_allowed(pattern: str) -> None:
+    raw = json.loads((GOLDEN.adapter / "adapter_config.json").read_text())
+    assert LoraConfig.from_dict(raw | {"target_modules": pattern}).target_modules == pattern
+
+
+@pytest.mark.parametrize("spoilt", ["lora", "extra"])
+def test_a_model_is_changed_wholly_or_not_at_all(tmp_path: Path, spoilt: str) -> None:
+    model = GOLDEN.fresh_model()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    nan = torch.tensor(float("nan"))
+    folder = edited(tmp_path, lambda t: t[KEY].view(-1)[-1:].copy_(nan) if spoilt == "lora" else None)
+    bad = before["abstractor.vit_eos"].clone().fill_(nan)
+    save_file(
+        {"query_tokens": before["query_tokens"] + 1, "abstractor.vit_eos": bad}, folder / lora.EXTRA_FILE
+    )
+    with pytest.raises(CheckpointError, match=KEY if spoilt == "lora" else r"vit_eos holds NaN"):
+        lora.load_adapter(model, folder)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

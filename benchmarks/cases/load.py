@@ -31,11 +31,12 @@ from benchmarks.harness import (
     row,
 )
 from owl_fast.checkpoints import copy_side_files, load_model
-from owl_fast.checkpoints.hf import empty_model
+from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.names import views
 from owl_fast.checkpoints.tensorfile import TensorInfo
-from owl_fast.checkpoints.writer import write_json, write_weights
+from owl_fast.checkpoints.writer import write_weights
 from owl_fast.config import OwlConfig
+from owl_fast.files import write_json
 from owl_fast.models.batch import PackedBatch
 from owl_fast.prompts import IMAGE_ID, encode, raw_pieces
 from owl_fast.tokenizer import Tokenizer

@@ -12,6 +12,7 @@ examples:
   python -m owl_fast.chat                                        talk to the bundled demonstration model
   python -m owl_fast.chat -i scene.png -p "What color is the star?"
   python -m owl_fast.chat models/mplug-owl-llama-7b -i a.jpg     a model folder in Hugging Face layout
+  python -m owl_fast.chat MAGAer13/mplug-owl-llama-7b            the same from the hub
   python -m owl_fast.chat instruction_tuned.pth --tokenizer tokenizer.model
   python -m owl_fast.chat --load talk.json                       go on with a saved conversation
   python -m owl_fast.chat --url http://127.0.0.1:8000/v1         the same screen against a server
@@ -46,13 +47,14 @@ def _add_question(group: argparse._ArgumentGroup) -> None:
         metavar="IMAGE",
         help="picture: path, URL, or - for stdin; repeatable",
     )
+    add("--video", action="append", default=[], metavar="FILE", help="video file; repeatable")
     add("-s", "--system", metavar="TEXT", help="replaces the header of the conversation")
     add("--load", metavar="FILE", help="go on with a conversation kept by /save")
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("model", nargs="?", metavar="MODEL", help="model folder or .pth file (default: the bundled owl-nano)")
+    add("model", nargs="?", metavar="MODEL", help="folder, .pth file or hub id (default: owl-nano)")
     add("--adapter", metavar="DIR", help="LoRA adapter folder")
     add("--tokenizer", metavar="FILE", help="tokenizer.model of a .pth file")
     add("--vision-heads", type=int, metavar="N", help="of the vision tower, which a .pth does not tell")

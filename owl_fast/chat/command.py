@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DEMONSTRATION = (
     "owl-nano, the bundled model, is a small demonstration: it knows simple drawn scenes and little else.\n"
-    "The real one: python -m owl_fast.chat FOLDER, with FOLDER an mPLUG-Owl model in Hugging Face layout."
+    "A real one: python -m owl_fast.chat MODEL, with MODEL a folder, a .pth file or an id on the hub."
 )
 # Flags that Engine.from_pretrained takes.
 LOADING = ("tokenizer", "vision_heads", "abstractor_heads", "device", "dtype", "config")
@@ -110,7 +110,7 @@ def _reader(talk: Talk, screen: Screen, plain: bool, keep: bool) -> Reader:
 
 def _open(args: argparse.Namespace, params: SamplingParams, screen: Screen, greeting: bool) -> Session:
     """The session of the command line, with its model and pictures."""
-    from owl_fast.chat.pictures import open_picture
+    from owl_fast.chat.pictures import open_picture, open_video
     from owl_fast.chat.session import Session
 
     backend = _backend(args, params, screen)
@@ -128,7 +128,7 @@ def _open(args: argparse.Namespace, params: SamplingParams, screen: Screen, gree
             screen.note(said)
     if args.system is not None:
         session.conversation.set_system(args.system)
-    session.queue = [open_picture(source) for source in args.image]
+    session.queue = [*map(open_picture, args.image), *map(open_video, args.video)]
     return session
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from owl_fast.chat import sampling
 from owl_fast.chat.completion import Candidates, Completion, paths, words
-from owl_fast.chat.pictures import open_pictures
+from owl_fast.chat.pictures import MARKS, Attachment, find_paths, open_picture, open_video
 from owl_fast.conversation import load_messages
 from owl_fast.errors import DataError, ParameterError
 
@@ -53,23 +53,31 @@ def offers() -> Completion:
     )
 
 
-# --- pictures ---------------------------------------------------------------------------------------------
+# --- pictures and videos ----------------------------------------------------------------------------------
 
 
 def _image(talk: Talk, argument: str) -> None:
-    pictures = open_pictures(argument)
-    talk.session.queue += pictures
-    for number, picture in enumerate(pictures, len(talk.session.queue) - len(pictures) + 1):
-        talk.screen.note(f"picture {number}: {picture.name}, {picture.width} x {picture.height}")
-    talk.screen.note("for the next message: in front of it, or where it says <image>")
+    _queue(talk, [open_picture(path) for path in find_paths(argument)])
+
+
+def _video(talk: Talk, argument: str) -> None:
+    _queue(talk, [open_video(path) for path in find_paths(argument)])
+
+
+def _queue(talk: Talk, opened: Sequence[Attachment]) -> None:
+    queue = talk.session.queue
+    for shown in opened:
+        queue.append(shown)
+        talk.screen.note(f"{shown.kind} {len(queue)}: {shown.name}, {shown.size}")
+    talk.screen.note(f"for the next message: in front of it, or where it says {MARKS[opened[0].kind]}")
 
 
 def _images(talk: Talk, _argument: str) -> None:
     queue = talk.session.queue
     if not queue:
-        talk.screen.note("no picture waits; /image PATH adds one")
+        talk.screen.note("no picture or video waits; /image PATH or /video PATH adds one")
         return
-    talk.screen.table([(str(n), p.name, f"{p.width} x {p.height}") for n, p in enumerate(queue, 1)])
+    talk.screen.table([(str(n), shown.name, shown.size) for n, shown in enumerate(queue, 1)])
 
 
 def _drop(talk: Talk, argument: str) -> None:
@@ -77,7 +85,7 @@ def _drop(talk: Talk, argument: str) -> None:
     number = int(argument) if argument.isdecimal() else 0
     if not 1 <= number <= len(queue):
         raise ParameterError(
-            f"/drop wants a picture's number, 1 to {len(queue)}; /images lists those that wait"
+            f"/drop wants a number of 1 to {len(queue)}; /images lists the pictures and videos that wait"
         )
     talk.screen.note(f"dropped {queue.pop(number - 1).name}")
 
@@ -87,7 +95,7 @@ def _drop(talk: Talk, argument: str) -> None:
 
 def _clear(talk: Talk, _argument: str) -> None:
     talk.session.clear()
-    talk.screen.note("the conversation and the waiting pictures are forgotten")
+    talk.screen.note("the conversation and what waited for it are forgotten")
 
 
 def _undo(talk: Talk, _argument: str) -> None:
@@ -208,9 +216,10 @@ COMMANDS = _table(
     Command(
         "/image PATH", "a picture for the next message: path, URL or pattern (photos/*.jpg)", _image, paths
     ),
-    Command("/images", "the pictures that wait", _images),
-    Command("/drop N", "take picture N out again", _drop),
-    Command("/clear", "forget the conversation and the pictures", _clear),
+    Command("/video PATH", "a video for the next message: path or pattern", _video, paths),
+    Command("/images", "the pictures and videos that wait", _images),
+    Command("/drop N", "take number N out again", _drop),
+    Command("/clear", "forget the conversation, pictures and videos", _clear),
     Command("/undo", "take back the last message and its answer", _undo),
     Command("/retry", "answer the last message anew", _retry),
     Command("/edit", "change the last message and ask again; its pictures stay", _edit),
@@ -219,7 +228,7 @@ COMMANDS = _table(
     Command("/set [NAME VALUE]", "see or change how answers are made", _set, words(sampling.NAMES)),
     Command("/show [TOPIC]", ", ".join(TOPICS), _show, words(TOPICS)),
     Command("/adapter NAME", "use a LoRA adapter, by name or folder; `off` uses none", _adapter, paths),
-    Command("/save FILE", "keep the conversation, pictures included", _save, paths),
+    Command("/save FILE", "keep the conversation, pictures included, videos by their paths", _save, paths),
     Command("/load FILE", "go on with one that was kept", _load, paths),
     Command("/tokens", "how much of the context is used", _tokens),
     Command("/help", "this text", _help),

@@ -8,13 +8,12 @@ from typing import Any
 
 from owl_fast import machine, native
 from owl_fast.chat.backend import Messages, Reply, Rows
-from owl_fast.chat.pictures import MARK
 from owl_fast.chat.screen import Screen
 from owl_fast.engine.engine import Engine
 from owl_fast.engine.placement import DTYPES
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.errors import ParameterError, UnsupportedError
-from owl_fast.prompts import TextPiece, chat_pieces, encode
+from owl_fast.prompts import IMAGE_TEXT, Piece, TextPiece, chat_pieces, encode
 from owl_fast.summary import config_rows, size_text
 
 
@@ -60,12 +59,12 @@ class LocalBackend:
         return self._engine.stream(messages, params, adapter=adapter)
 
     def count_tokens(self, messages: Messages) -> int:
-        return len(encode(chat_pieces(messages)[0], self._engine.tokenizer, self._engine.config.image_rows))
+        return len(encode(self._pieces(messages), self._engine.tokenizer, self._engine.config.image_rows))
 
     def show(self, topic: str, messages: Messages) -> str | Rows:
         if topic == "template":
-            pieces = chat_pieces(messages)[0]
-            return "".join(piece.text if isinstance(piece, TextPiece) else MARK for piece in pieces)
+            pieces = self._pieces(messages)
+            return "".join(piece.text if isinstance(piece, TextPiece) else IMAGE_TEXT for piece in pieces)
         rows = {"model": self._model_rows, "memory": self._memory_rows, "cache": self._cache_rows}
         if topic not in rows:
             raise ParameterError(f"nothing is known of {topic!r:.40}; wanted template, {', '.join(rows)}")
@@ -76,6 +75,9 @@ class LocalBackend:
 
     def adapters(self) -> list[str]:
         return list(self._engine.adapters)
+
+    def _pieces(self, messages: Messages) -> list[Piece]:
+        return chat_pieces(messages, videos=self._engine.config.video)[0]
 
     @property
     def _dtype(self) -> str:

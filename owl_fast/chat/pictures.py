@@ -1,9 +1,10 @@
-"""Pictures a user names: opened at once, so that a broken one is reported where it is named."""
+"""Pictures and videos a user names: opened at once, so that a broken one is reported where it is named."""
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from owl_fast.errors import ImageError
 
 Part = dict[str, Any]
 
-MARK = "<image>"
+# Where the next picture or video goes when this is typed, as in a prompt that is written out (prompts.py).
+MARKS = {"picture": "<image>", "video": "<|video|>"}
 MAX_MATCHES = 64
 
 
@@ -26,10 +28,37 @@ class Picture:
     data: bytes
     width: int
     height: int
+    kind = "picture"
+
+    @property
+    def size(self) -> str:
+        return f"{self.width} x {self.height}"
 
     def part(self) -> Part:
         """The part of a message; the name is for us alone."""
         return {"type": "image", "image": self.data, "name": self.name}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video whose frames decode: its name for the user, its absolute path, and what is looked at of it."""
+
+    name: str
+    path: str
+    frames: int
+    width: int
+    height: int
+    kind = "video"
+
+    @property
+    def size(self) -> str:
+        return f"{self.frames} frame(s) of {self.width} x {self.height}"
+
+    def part(self) -> Part:
+        return {"type": "video", "video": self.path, "name": self.name}
+
+
+Attachment = Picture | Clip
 
 
 def open_picture(source: str | bytes) -> Picture:
@@ -46,12 +75,18 @@ def open_picture(source: str | bytes) -> Picture:
     return Picture(name, data, image.width, image.height)
 
 
-def open_pictures(text: str) -> list[Picture]:
-    """What /image names: a path as it stands, or words as a shell reads them, each a path or a pattern."""
-    return [open_picture(path) for path in find_paths(text)]
+def open_video(source: str) -> Clip:
+    """Find the frames of a video file. ImageError; UnsupportedError when a package for it is missing."""
+    from owl_fast.images import load_image
+    from owl_fast.video import Video, load_frames
+
+    frames = [load_image(frame) for frame in load_frames(Video(source))]
+    path = os.path.abspath(source)
+    return Clip(os.path.basename(path), path, len(frames), frames[0].width, frames[0].height)
 
 
 def find_paths(text: str) -> list[str]:
+    """What a command names: a path as it stands, or words as a shell reads them, each a path or a pattern."""
     text = text.strip()
     whole = os.path.expanduser(text)
     if os.path.lexists(whole):
@@ -61,7 +96,7 @@ def find_paths(text: str) -> list[str]:
     except ValueError:  # an apostrophe in a name
         words = [text]
     if not words:
-        raise ImageError("/image wants a path, URL or pattern: /image scene.png, /image photos/*.jpg")
+        raise ImageError("no file is named; wanted a path or a pattern: scene.png, photos/*.jpg")
     return [path for word in words for path in _matches(os.path.expanduser(word))]
 
 
@@ -80,24 +115,34 @@ def _matches(path: str) -> list[str]:
     return found
 
 
-def place(text: str, pictures: Sequence[Part]) -> list[Part]:
-    """Message parts: each typed <image> takes the next picture, the pictures left over come in front."""
-    pieces = text.split(MARK, len(pictures))
-    typed = len(pieces) - 1
-    parts = list(pictures[typed:])
-    for index, piece in enumerate(pieces):
+def place(text: str, shown: Sequence[Part]) -> list[Part]:
+    """Message parts: each typed mark takes the next of its kind, what is left over comes in front."""
+    waiting = {mark: [part for part in shown if _mark(part) == mark] for mark in MARKS.values()}
+    words, typed = [""], []
+    for run in re.split(f"({'|'.join(map(re.escape, waiting))})", text):
+        if waiting.get(run):
+            typed.append(waiting[run].pop(0))
+            words.append("")
+        else:
+            words[-1] += run
+    parts = [part for part in shown if all(part is not other for other in typed)]
+    for index, run in enumerate(words):
         if index:
-            parts.append(pictures[index - 1])
-        if piece.strip() or not typed:
-            parts.append({"type": "text", "text": piece.strip() if typed else piece})
+            parts.append(typed[index - 1])
+        if run.strip() or not typed:
+            parts.append({"type": "text", "text": run.strip() if typed else run})
     return parts
 
 
 def unplace(content: str | Sequence[Part]) -> tuple[str, list[Part]]:
-    """The text and pictures that `place` makes this content of. Pictures in front need no mark."""
+    """The text, and pictures and videos, that `place` makes this content of. Those in front need no mark."""
     if isinstance(content, str):
         return content, []
-    pictures = [part for part in content if part["type"] != "text"]
-    in_front = list(content[: len(pictures)]) == pictures
-    words = [part["text"] if part["type"] == "text" else MARK for part in content]
-    return " ".join(words[len(pictures) :] if in_front else words), pictures
+    shown = [part for part in content if part["type"] != "text"]
+    in_front = list(content[: len(shown)]) == shown
+    words = [part["text"] if part["type"] == "text" else _mark(part) for part in content]
+    return " ".join(words[len(shown) :] if in_front else words), shown
+
+
+def _mark(part: Part) -> str:
+    return MARKS["video" if part["type"] == "video" else "picture"]

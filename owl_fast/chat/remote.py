@@ -14,6 +14,7 @@ from owl_fast.conversation import picture_uri
 from owl_fast.engine.outputs import Event, Output, Timings, Usage
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.errors import UnsupportedError
+from owl_fast.video import FRAMES, Video, load_frames
 
 # Our names -> the server's, sent only when changed: OpenAI itself refuses what it does not know.
 FIELDS = {
@@ -177,17 +178,21 @@ def _first_model(server: Server) -> str:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """As it is sent: pictures inside, as data URIs."""
+    """As it is sent: pictures inside, as data URIs; videos as a few pictures."""
     content = message["content"]
     if isinstance(content, Sequence) and not isinstance(content, str):
-        content = [_part(part) for part in content]
+        content = [sent for part in content for sent in _parts(part)]
     return {"role": message["role"], "content": content}
 
 
-def _part(part: Mapping[str, Any]) -> Mapping[str, Any]:
-    if part["type"] != "image":
-        return part
-    return {"type": "image_url", "image_url": {"url": picture_uri(part["image"])}}
+def _parts(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if part["type"] == "image":
+        shown: list[Any] = [part["image"]]
+    elif part["type"] == "video":
+        shown = load_frames(Video(part["video"], part.get("num_frames", FRAMES)))
+    else:
+        return [part]
+    return [{"type": "image_url", "image_url": {"url": picture_uri(frame)}} for frame in shown]
 
 
 def _mapping(parent: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from owl_fast.chat.answer import show_answer, statistics
 from owl_fast.chat.backend import Backend, Messages
-from owl_fast.chat.pictures import Picture, place, unplace
+from owl_fast.chat.pictures import Attachment, place, unplace
 from owl_fast.chat.screen import Screen
 from owl_fast.conversation import Conversation
 from owl_fast.engine.outputs import Output
@@ -26,19 +26,19 @@ class Session:
     def __init__(self, backend: Backend, params: SamplingParams, screen: Screen, stream: bool = True) -> None:
         self.backend, self.params, self.screen, self.stream = backend, params, screen, stream
         self.conversation = Conversation()
-        self.queue: list[Picture] = []
+        self.queue: list[Attachment] = []
         self.adapter: str | None = None
         self.used: int | None = None  # positions of the context after the last answer
 
     def ask(self, text: str, again: bool = False) -> Output:
-        """The answer to a message with the queued pictures. again: in the place of the last message, whose
-        pictures stay with it."""
-        messages, pictures = list(self.conversation.messages), [picture.part() for picture in self.queue]
+        """The answer to a message with the queued pictures and videos. again: in the place of the last
+        message, whose own stay with it."""
+        messages, shown = list(self.conversation.messages), [waiting.part() for waiting in self.queue]
         if again:
             index = self._last_question()
-            pictures = [*unplace(messages[index]["content"])[1], *pictures]
+            shown = [*unplace(messages[index]["content"])[1], *shown]
             messages = messages[:index]
-        content = place(text, pictures) if pictures else text
+        content = place(text, shown) if shown else text
         output = self._answer([*messages, {"role": "user", "content": content}])
         self.queue = []
         return output
@@ -56,12 +56,12 @@ class Session:
         return self._answer(messages[:-1], begun=_text(messages[-1]))
 
     def last_question(self) -> str:
-        """The text of the last message, with <image> where a picture stands among the words."""
+        """The text of the last message, with marks where pictures and videos stand among the words."""
         return unplace(self.conversation.messages[self._last_question()]["content"])[0]
 
     def prompt(self) -> Messages:
-        """The conversation as it would be sent, with the waiting pictures and a message without words."""
-        content = place("", [picture.part() for picture in self.queue]) if self.queue else ""
+        """The conversation as it would be sent, with what waits and a message without words."""
+        content = place("", [waiting.part() for waiting in self.queue]) if self.queue else ""
         return [*self.conversation.messages, {"role": "user", "content": content}]
 
     def undo(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Protocol
 
 from owl_fast.chat import commands
@@ -63,8 +64,8 @@ class Talk:
         if session.used is not None:
             limit = "" if session.backend.max_context is None else f"/{session.backend.max_context}"
             parts.append(f"context {session.used}{limit}")
-        if session.queue:
-            parts.append(f"{len(session.queue)} picture(s) waiting")
+        for kind, number in Counter(waiting.kind for waiting in session.queue).items():
+            parts.append(f"{number} {kind}(s) waiting")
         return " · ".join([*parts, "/help"])
 
     def _take(self, entry: str, editing: bool) -> None:

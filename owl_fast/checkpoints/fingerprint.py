@@ -11,20 +11,21 @@ from torch import Tensor
 
 from owl_fast.checkpoints.folder import WeightFolder
 from owl_fast.checkpoints.names import HF_NAMES, map_name
+from owl_fast.checkpoints.source import open_weights
 from owl_fast.checkpoints.tensorfile import open_tensors
 
 
-def weights_sha256(path: str | Path) -> str:
+def weights_sha256(weights: str | Path | WeightFolder) -> str:
     """Hex digest over the name, dtype, shape and values of every tensor that a model keeps.
 
     How the tensors are spread over files, in which format and order, makes no difference; another dtype does.
     """
-    path = Path(path)
-    files = [path / file for file in WeightFolder.open(path).files] if path.is_dir() else [path]
+    if not isinstance(weights, WeightFolder):
+        weights = open_weights(Path(weights))
     lines: list[str] = []
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
-        for file in files:
-            with open_tensors(file) as opened:
+        for file in weights.files:
+            with open_tensors(weights.path / file) as opened:
                 names = [name for name in opened.infos if map_name(HF_NAMES, name) is not None]
                 lines += pool.map(_line, names, [opened.read(name) for name in names])
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from owl_fast.checkpoints.manifest import Manifest
 from owl_fast.checkpoints.tensorfile import TensorInfo, open_tensors
 from owl_fast.errors import CheckpointError
+from owl_fast.files import read_json
 
 INDEX_SUFFIX = ".index.json"
-MAX_INDEX_BYTES = 64 << 20
 # Format -> the single file's stem and ending; shards are STEM-00001-of-0000N.ENDING.
 FORMATS = {"safetensors": ("model", ".safetensors"), "bin": ("pytorch_model", ".bin")}
 
@@ -38,17 +38,21 @@ class WeightFolder:
     @classmethod
     def open(cls, path: str | Path) -> WeightFolder:
         """List the folder's tensors; CheckpointError names the file and tensor when something does not fit:
-        no or several sets of weights, a file missing or not named by the index, a tensor missing or doubled.
+        no or several sets of weights, a file missing or not named by the index, a tensor missing or doubled,
+        a file other than the folder's manifest says (weights are compared while tensors() reads them).
         """
         path = Path(path)
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such folder")
         main, present = _main_file(path)
+        for file in present:
+            _check_link(path, path / file)
         if not main.endswith(INDEX_SUFFIX):
             if unused := present - {main}:
                 raise CheckpointError(
                     f"{path / min(unused)}: a shard beside {main}; move it out of the folder"
                 )
+            _check_manifest(path, (main,))
             return cls(path, (main,), _entries(path, main))
         weight_map = _read_index(path / main)
         files = tuple(sorted(set(weight_map.values())))
@@ -58,10 +62,19 @@ class WeightFolder:
                 raise CheckpointError(f"{path / main}: {file} is not in the folder; it should hold {name}")
         if unused := present - set(files) - {main}:
             raise CheckpointError(f"{path / min(unused)}: not named by {main}; move it out of the folder")
+        _check_manifest(path, files)
         entries: dict[str, Entry] = {}
         for file in files:
             entries |= _check_shard(path / main, weight_map, file, _entries(path, file))
         return cls(path, files, entries)
+
+    @classmethod
+    def of_file(cls, path: Path) -> WeightFolder:
+        """One file by itself, whatever else lies beside it; what a manifest there says of it holds."""
+        manifest = Manifest.read(path.parent)
+        if manifest is not None and path.name in manifest.files:
+            _check_manifest(path.parent, (path.name,))
+        return cls(path.parent, (path.name,), _entries(path.parent, path.name))
 
     @property
     def nbytes(self) -> int:
@@ -99,33 +112,40 @@ def _main_file(path: Path) -> tuple[str, set[str]]:
 
 def _read_index(path: Path) -> dict[str, str]:
     """weight_map of an index: tensor name -> basename of a file of the same format."""
-    if (size := path.stat().st_size) > MAX_INDEX_BYTES:
-        raise CheckpointError(f"{path}: {size} bytes; an index has at most {MAX_INDEX_BYTES}")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as an index ({error})") from None
-    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: wanted an object with a filled weight_map (tensor name -> file)")
     ending = path.name.removesuffix(INDEX_SUFFIX).rpartition(".")[2]
     for name, file in weight_map.items():
-        if not isinstance(file, str) or set(file) & set("/\\\0") or not file.endswith(f".{ending}"):
+        if (
+            not name.isprintable()
+            or not isinstance(file, str)
+            or set(file) & set("/\\\0")
+            or not file.endswith(f".{ending}")
+        ):
             raise CheckpointError(
-                f"{path}: tensor {name:.120} is said to be in {file!r:.120}; "
-                f"wanted the name of a .{ending} file of the same folder, without a path"
+                f"{path}: tensor {name!r:.120} is said to be in {file!r:.120}; "
+                f"wanted a printable name and a .{ending} file of the same folder, without a path"
             )
     return weight_map
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of the index; JSON readers otherwise keep the last of two equal keys in silence."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key:.120} is listed twice")
-        found[key] = value
-    return found
+def _check_manifest(path: Path, weights: tuple[str, ...]) -> None:
+    """A folder of ours holds what it was written with; the weights' bytes are compared when they are read."""
+    if (manifest := Manifest.read(path)) is not None:
+        for file in weights:
+            manifest.check_size(file)
+        manifest.check(but=weights)
+
+
+def _check_link(folder: Path, file: Path) -> None:
+    """Links stay in the folder, or lead to the blobs of its own repository in the cache of the model hub."""
+    target, home = Path(os.path.realpath(file)), folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
+    if file.is_symlink() and not any(target.is_relative_to(place) for place in allowed):
+        raise CheckpointError(f"{file}: a link to {target}, outside the folder; put the file itself there")
 
 
 def _entries(path: Path, file: str) -> dict[str, Entry]:

@@ -1,39 +1,46 @@
 """Weight files: the only place that reads tensors from disk or writes them there.
 
-Both formats are memory-mapped: a tensor costs no anonymous memory until someone copies it. Pickles are read
-with weights_only and nothing else; a file that needs more is refused.
+Files are memory-mapped: a tensor costs no anonymous memory until someone copies it. Pickles are read as
+data, never run. Whoever reads values also learns whether they are those that were written: a zip has a CRC-32
+for each member, a folder of ours a manifest; that check runs in a thread beside the reading.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from owl_fast.checkpoints.manifest import CHUNK, Manifest
+from owl_fast.checkpoints.mapped import DTYPES, MappedFile, TensorInfo, map_file
+from owl_fast.checkpoints.safetensors_header import safetensors_places
+from owl_fast.checkpoints.torchzip import torch_places
 from owl_fast.errors import CheckpointError
+from owl_fast.files import file_size
 
-# What a weight file may hold, by the names safetensors uses. Integers are for buffers that a name map drops.
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+__all__ = [
+    "DTYPES",
+    "TensorFile",
+    "TensorInfo",
+    "check_values",
+    "open_tensors",
+    "read_tensors",
+    "write_tensors",
+]
+
 PICKLED = (".bin", ".pt", ".pth")
 ENDINGS = f".safetensors, {', '.join(PICKLED)}"
+ODD_WEIGHT = 1e4  # far beyond any weight of the released models; a flipped bit of an exponent can give 1e30
 
-
-class TensorInfo(NamedTuple):
-    """What a file says of one tensor before its values are touched."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
+logger = logging.getLogger(__name__)
 
 
 class TensorFile(Protocol):
@@ -45,32 +52,52 @@ class TensorFile(Protocol):
 
 
 @contextmanager
-def open_tensors(path: str | Path) -> Iterator[TensorFile]:
-    """Open a .safetensors or torch-zip (.bin, .pt, .pth) file; everything in it is checked before it yields.
+def open_tensors(path: str | Path, check: bool = True) -> Iterator[TensorFile]:
+    """Open a .safetensors or torch-zip (.bin, .pt, .pth) file; its structure is checked before it yields.
 
     Raises CheckpointError naming the file (and the tensor) when it is missing, broken, or holds anything but
-    dense tensors of the DTYPES.
+    dense tensors of the DTYPES; also when the block ends, if values were read and the file's bytes are not
+    those its checksums promise. So believe values only after the block. check: whether to compare the bytes;
+    False for a file whose bytes another block compares.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        try:
-            opened = safe_open(path, framework="pt", device="cpu")
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: not a whole safetensors file ({_brief(error)})") from None
-        with opened:
-            yield _SafetensorsFile(path, opened)
-    elif path.suffix in PICKLED:
-        yield _PickledFile(path)
-    else:
+    size = file_size(path)
+    if path.suffix != ".safetensors" and path.suffix not in PICKLED:
         raise CheckpointError(f"{path}: unknown weight format; wanted {ENDINGS}")
+    data = map_file(path, size)
+    view = memoryview(data)
+    if path.suffix == ".safetensors":
+        places, checking = safetensors_places(path, view), _nothing()
+    else:
+        places, checking = torch_places(path, view)
+    if (manifest := Manifest.read(path.parent)) is not None and path.name in manifest.files:
+        manifest.check_size(path.name)
+        checking = manifest.hashing(path.name, (view[i : i + CHUNK] for i in range(0, size, CHUNK)))
+    file = MappedFile(data, places, checking if check else _nothing())
+    try:
+        yield file
+    except BaseException:
+        file.finish(wanted=False)
+        raise
+    file.finish(wanted=True)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of one file, as copies in memory (for small files such as adapters)."""
     with open_tensors(path) as file:
         return {name: file.read(name).clone() for name in file.infos}
+
+
+def check_values(weights: Tensor, where: str) -> None:
+    """CheckpointError for NaN and infinity, a warning for weights that a damaged exponent would explain."""
+    largest = max(abs(bound.item()) for bound in weights.aminmax())
+    if not math.isfinite(largest):
+        raise CheckpointError(
+            f"{where} holds NaN or infinity as {weights.dtype}: the file is damaged, its training failed, or "
+            "it needs a dtype of larger range"
+        )
+    if largest > ODD_WEIGHT:
+        logger.warning("%s holds a weight of %.3g; the file may be damaged", where, largest)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
@@ -92,58 +119,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"{path}: cannot be written ({_brief(error)})") from error
 
 
-class _SafetensorsFile:
-    def __init__(self, path: Path, opened: Any) -> None:
-        self._file = opened
-        self.infos: dict[str, TensorInfo] = {}
-        for name in opened.keys():  # noqa: SIM118 - not a mapping
-            part = opened.get_slice(name)
-            if part.get_dtype() not in DTYPES:
-                raise CheckpointError(
-                    f"{path}: tensor {name} has dtype {part.get_dtype()}; wanted {', '.join(DTYPES)}"
-                )
-            self.infos[name] = TensorInfo(tuple(part.get_shape()), DTYPES[part.get_dtype()])
-
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-
-class _PickledFile:
-    def __init__(self, path: Path) -> None:
-        try:
-            loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except Exception as error:  # the reader of foreign bytes raises a dozen kinds; all mean "refused"
-            raise CheckpointError(
-                f"{path}: not a plain torch weight file ({type(error).__name__}): it is cut short, in the "
-                "format of torch before 1.6, or holds more than tensors. Wanted a zip written by torch.save "
-                "of name -> tensor; save it again from a source you trust"
-            ) from None
-        if not isinstance(loaded, dict):
-            raise CheckpointError(f"{path}: holds a {type(loaded).__name__}; wanted a dict of name -> tensor")
-        for name, value in loaded.items():
-            _check_plain(path, name, value)
-        self._tensors: dict[str, Tensor] = {name: value.detach() for name, value in loaded.items()}
-        self.infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in self._tensors.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-
-def _check_plain(path: Path, name: object, value: object) -> None:
-    if not isinstance(name, str) or type(value) not in (Tensor, nn.Parameter):
-        raise CheckpointError(
-            f"{path}: entry {name!r:.80} is a {type(value).__name__}; wanted only name -> tensor "
-            "(a training state keeps its weights one level down: save those alone)"
-        )
-    assert isinstance(value, Tensor)
-    if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in DTYPES.values():
-        raise CheckpointError(
-            f"{path}: tensor {name} is {value.dtype}, {value.layout}, on {value.device}; "
-            f"wanted a dense tensor of {', '.join(map(str, DTYPES.values()))}"
-        )
-    if not value.is_contiguous():
-        raise CheckpointError(f"{path}: tensor {name} is a strided view {value.stride()}; wanted contiguous")
+def _nothing() -> Iterator[None]:
+    yield from ()
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +12,12 @@ from uuid import uuid4
 from torch import Tensor
 
 from owl_fast.checkpoints.folder import FORMATS, INDEX_SUFFIX
-from owl_fast.checkpoints.hf import empty_model
+from owl_fast.checkpoints.load import empty_model
+from owl_fast.checkpoints.manifest import write_manifest
 from owl_fast.checkpoints.names import views
 from owl_fast.checkpoints.tensorfile import TensorInfo, write_tensors
 from owl_fast.errors import CheckpointError, UnsupportedError
+from owl_fast.files import sync, write_json
 from owl_fast.models.owl import Owl
 
 SIDE_FILES = (
@@ -122,15 +122,12 @@ def _plan(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
     return shards
 
 
-def write_json(path: str | Path, value: object) -> None:
-    Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
     """A new folder beside `folder` that takes its place, on disk for good, when the block ends well.
 
-    `folder` must be new or empty; its parents are made. OSErrors in the block become CheckpointErrors.
+    A manifest of its files is added. `folder` must be new or empty; its parents are made. OSErrors in the
+    block become CheckpointErrors.
     """
     folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -139,6 +136,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
+        write_manifest(partial)
         for file in partial.iterdir():
             sync(file)
         sync(partial)
@@ -148,12 +146,3 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,17 +7,14 @@ import gc
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from owl_fast.errors import CheckpointError, OwlError
+from owl_fast.errors import OwlError
 from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
-    from owl_fast.config import OwlConfig
-    from owl_fast.doctor.model import Heads
+    from owl_fast.checkpoints import Source
     from owl_fast.doctor.pairs import PairScores
-    from owl_fast.engine.engine import Engine
 
 EXAMPLES = """\
 examples:
@@ -40,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("model", nargs="?", metavar="MODEL", help="model folder or .pth file")
+    add("model", nargs="?", metavar="MODEL", help="folder, .pth file or hub id")
     add("--tokenizer", metavar="FILE", help="tokenizer.model of a .pth file")
     add("--vision-heads", type=int, metavar="N", help="known already; only the others are tried")
     add("--abstractor-heads", type=int, metavar="N", help="likewise")
@@ -71,67 +68,46 @@ def _report(args: argparse.Namespace) -> int:
         packages, complete = package_rows()
         _print("software", packages)
         return 0 if complete else 1
-    path = Path(args.model)
-    if path.is_file():
-        _score(path, args)
-    elif path.is_dir():
-        from owl_fast.doctor.model import folder_rows
+    from owl_fast.checkpoints import open_source
+    from owl_fast.doctor.model import source_rows
+    from owl_fast.hub import local_path
 
-        _print(args.model, folder_rows(path))
-    else:
-        raise CheckpointError(f"{args.model}: no such file or folder")
+    path = local_path(args.model)
+    told = {name: getattr(args, name) for name in ("tokenizer", "config", "vision_heads", "abstractor_heads")}
+    source = open_source(path, **told)
+    _print(args.model, source_rows(source))
+    if path.is_file() or None in source.told_heads:
+        _score(source, args, told)
     return 0
 
 
-def _score(path: Path, args: argparse.Namespace) -> None:
-    """Load a weight file with each possible number of heads and say which fits."""
-    from owl_fast.doctor.model import candidates, memory_rows
+def _score(source: Source, args: argparse.Namespace, told: dict[str, Any]) -> None:
+    """Load the model with each possible number of heads and say which fits."""
+    from owl_fast.doctor.model import candidates
     from owl_fast.doctor.pairs import ranking, score_pairs, stands_out
-    from owl_fast.summary import config_rows
+    from owl_fast.engine.engine import Engine
 
-    heads = candidates(args.vision_heads, args.abstractor_heads, configured=args.config is not None)
     scores: dict[str, PairScores] = {}
-    configs: dict[str, OwlConfig] = {}
-    for choice in heads:
-        try:
-            engine = _load(path, args, choice)
-        except CheckpointError as error:
-            # A width that is no multiple of the heads rules them out; any other fault is met by all of them.
-            if choice is heads[-1] and not scores:
-                raise
-            print(f"not with {choice}: {error}", file=sys.stderr)
-            continue
-        scores[str(choice)], configs[str(choice)] = score_pairs(engine), engine.config
+    for heads in candidates(source):
+        print(f"loading {args.model} ({heads}) ...", file=sys.stderr)
+        options = {**told, "vision_heads": heads.vision, "abstractor_heads": heads.abstractor}
+        engine = Engine.from_pretrained(
+            args.model, device=args.device, dtype=args.dtype, max_context=512, max_batch=1, **options
+        )
+        scores[str(heads)] = score_pairs(engine)
         # Two 7B models at once are more than most machines hold.
         del engine
         gc.collect()
-    best = ranking(scores)[0]
-    _print(str(path), [*config_rows(configs[best]), *memory_rows(configs[best])])
     rows = [
         (name, f"{s.found} of {len(s.chosen)} pictures found by their captions, {math.exp(s.mean):.1%} sure")
         for name, s in scores.items()
     ]
     _print("pictures and captions", rows)
+    best = ranking(scores)[0]
     if 2 * scores[best].found <= len(scores[best].chosen):
         print("It hardly sees; something else is wrong, or it does not know such pictures.")
     elif len(scores) > 1:
         print(f"Likelier: {best}." if stands_out(scores) else f"Likelier: {best}, but by little.")
-
-
-def _load(path: Path, args: argparse.Namespace, heads: Heads) -> Engine:
-    from owl_fast.engine.engine import Engine
-
-    print(f"loading {path} ({heads}) ...", file=sys.stderr)
-    options: dict[str, Any] = {
-        "tokenizer": args.tokenizer,
-        "config": args.config,
-        "vision_heads": heads.vision,
-        "abstractor_heads": heads.abstractor,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    return Engine.from_pretrained(
-        path, device=args.device, dtype=args.dtype, max_context=512, max_batch=1, **given
-    )
 
 
 def _print(title: str, rows: Sequence[tuple[str, str]]) -> None:

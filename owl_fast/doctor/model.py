@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from owl_fast import machine
-from owl_fast.checkpoints.folder import WeightFolder
+from owl_fast.checkpoints import Source
 from owl_fast.config import OwlConfig
 from owl_fast.models.owl import Owl
 from owl_fast.summary import config_rows, size_text
@@ -21,29 +20,34 @@ CONTEXT = 2048
 
 
 class Heads(NamedTuple):
-    """Heads of the vision tower and of the abstractor; None: as the model's own config says."""
+    """Heads of the vision tower and of the abstractor."""
 
-    vision: int | None
-    abstractor: int | None
+    vision: int
+    abstractor: int
 
     def __str__(self) -> str:
-        if self.vision is None and self.abstractor is None:
-            return "heads of its config"
         if self.vision == self.abstractor:
             return f"{self.vision} heads"
         return f"{self.vision} vision heads, {self.abstractor} abstractor heads"
 
 
-def folder_rows(folder: Path) -> Rows:
-    """Config, files and memory of a folder in Hugging Face layout; CheckpointError."""
-    config = OwlConfig.from_file(folder / "config.json")
-    weights = WeightFolder.open(folder)
+def source_rows(source: Source) -> Rows:
+    """What a model on disk is: its form, config, files and memory."""
+    weights = source.weights
     dtypes = Counter(str(entry.info.dtype).removeprefix("torch.") for entry in weights.entries.values())
     kinds = ", ".join(name for name, _ in dtypes.most_common())
+    form = [f"as in {source.layout.release}"]
+    if source.config.video:
+        form.append("with videos")
+    if source.updates:
+        form.append(f"{len(source.updates)} weights with low-rank updates, alpha {source.alpha:g}")
+    if source.adapter is not None:
+        form.append(f"with the adapter {source.adapter}")
     return [
-        *config_rows(config),
+        ("form", ", ".join(form)),
+        *config_rows(source.config),
         ("files", f"{len(weights.files)} of weights, {size_text(weights.nbytes)}, {kinds}"),
-        *memory_rows(config),
+        *memory_rows(source.config),
     ]
 
 
@@ -64,9 +68,9 @@ def memory_rows(config: OwlConfig) -> Rows:
     return rows
 
 
-def candidates(vision: int | None, abstractor: int | None, configured: bool) -> list[Heads]:
-    """The head counts to try: what was given stays, the rest is 8 or 16; a config leaves nothing open."""
-    if configured:
-        return [Heads(vision, abstractor)]
-    tried = [Heads(vision or count, abstractor or count) for count in HEADS]
-    return list(dict.fromkeys(tried))
+def candidates(source: Source) -> list[Heads]:
+    """The head counts to try: what is told stays, the rest is 8 or 16, if the widths can be divided so."""
+    vision, abstractor = source.told_heads
+    tried = dict.fromkeys(Heads(vision or count, abstractor or count) for count in HEADS)
+    widths = source.config.vision.hidden_size, source.config.abstractor.hidden_size
+    return [heads for heads in tried if not any(width % n for width, n in zip(widths, heads, strict=True))]

@@ -20,6 +20,7 @@ NEEDED = (
 # Package -> what it is for, and the extra that installs it.
 OPTIONAL = {
     "huggingface_hub": ("models by their name on the Hugging Face hub", "hub"),
+    "av": ("videos other than GIF, PNG and WebP animations", "video"),
     "matplotlib": ("plots of a training run", "train"),
 }
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from owl_fast.checkpoints import weights_sha256
-from owl_fast.checkpoints.hf import empty_model
+from owl_fast.checkpoints.folder import WeightFolder
+from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.names import views
 from owl_fast.errors import CheckpointError, ParameterError
 from owl_fast.hub import local_path
@@ -22,7 +23,7 @@ DEFAULT = "default"
 class Adapters:
     """Loading and naming are free at any time; `use` changes the model and belongs between two steps."""
 
-    def __init__(self, model: Owl, source: Path | None) -> None:
+    def __init__(self, model: Owl, source: WeightFolder | None) -> None:
         """source: where the model was read from, for adapters that say what they were trained on."""
         self._model = model
         self._source = source
@@ -56,10 +57,11 @@ class Adapters:
             self._check_base(folder, adapter)
         self._loaded[name] = adapter.to(self._model.device, self._model.dtype)
 
-    def load_default(self, folder: str | Path) -> None:
-        """The adapter of every request that names none."""
-        self.load(DEFAULT, folder)
-        self.default = self._loaded[DEFAULT]
+    def load_default(self, folder: str | Path | None) -> None:
+        """The adapter, if there is one, of every request that names none."""
+        if folder is not None:
+            self.load(DEFAULT, folder)
+            self.default = self._loaded[DEFAULT]
 
     def unload(self, name: str) -> None:
         """Forget an adapter; requests that already have it go on with it."""
@@ -119,7 +121,7 @@ class Adapters:
         if base.sha256 != self._source_sha256:
             raise CheckpointError(
                 f"{folder}: was trained on {base.name!r:.100} with weights of sha256 {base.sha256:.12}..., "
-                f"those of {self._source} have {self._source_sha256:.12}...; {rest}"
+                f"those of {self._source.path} have {self._source_sha256:.12}...; {rest}"
             )
         if base.quantization is not None:
             raise CheckpointError(

@@ -5,14 +5,15 @@ A prompt is a raw text with its roles and "<image>" marks written out, or a list
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
 
-from owl_fast.checkpoints import load_model, save_model
+from owl_fast.checkpoints import save_model
+from owl_fast.checkpoints.folder import WeightFolder
 from owl_fast.config import OwlConfig
 from owl_fast.conversation import Conversation
 from owl_fast.engine.adapters import Adapters
@@ -22,21 +23,19 @@ from owl_fast.engine.inputs import InputReader, Prompt, PromptItem, is_messages
 from owl_fast.engine.kv_cache import BlockAllocator, KVCache, blocks_for
 from owl_fast.engine.loop import Loop
 from owl_fast.engine.making import RequestMaker
+from owl_fast.engine.opening import open_model
 from owl_fast.engine.outputs import Output
-from owl_fast.engine.placement import pick_device, pick_dtype
 from owl_fast.engine.reports import Memory, Stats, activation_bytes
 from owl_fast.engine.runner import Runner
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.engine.scheduler import Scheduler
 from owl_fast.engine.stream import Stream
-from owl_fast.errors import CheckpointError, ParameterError, PromptError
+from owl_fast.errors import CheckpointError, ParameterError
 from owl_fast.fetch import Fetcher
-from owl_fast.hub import local_path
 from owl_fast.images import ImageProcessor
 from owl_fast.models.owl import Owl
 from owl_fast.tokenizer import Tokenizer
 
-BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "owl-nano"
 # Rows of one step: long prompts are computed in chunks of this size beside the running answers.
 STEP_TOKENS = 2048
 
@@ -54,32 +53,32 @@ class Engine:
         max_batch: int = 8,
         step_tokens: int = STEP_TOKENS,
         allow_urls: Collection[str] = (),
-        source: Path | None = None,
+        source: WeightFolder | None = None,
     ) -> None:
         """max_context: positions of prompt and answer, at most what the model was made for; max_batch: rows
         generated at once (a beam is a row). The cache takes max_context * max_batch positions. source: where
         the weights were read from, if from anywhere."""
         if max_context < 1 or max_batch < 1:
             raise ParameterError(f"max_context {max_context}, max_batch {max_batch}; wanted at least 1 each")
-        if tokenizer.vocab_size > model.config.llama.vocab_size:
+        llama, pieces = model.config.llama, tokenizer.vocab_size
+        if pieces > llama.vocab_size:
             raise CheckpointError(
-                f"the tokenizer has {tokenizer.vocab_size} pieces, the model only "
-                f"{model.config.llama.vocab_size}; they do not belong together"
+                f"a tokenizer of {pieces} pieces does not belong to a model of {llama.vocab_size} rows"
             )
         self.config: OwlConfig = model.config
         self.model = model
         self.tokenizer = tokenizer
         self.processor = processor
-        self.max_context = min(max_context, model.config.llama.max_position_embeddings)
+        self.max_context = min(max_context, llama.max_position_embeddings)
         self.max_batch = max_batch
         self._source = source
         self._weights = sum(parameter.nbytes for parameter in model.parameters())
         self._adapters = Adapters(model, source)
-        self._reader = InputReader(tokenizer, processor, model.config.image_rows, Fetcher(allow_urls))
-        self._make = RequestMaker(self._reader, self._adapters, self.max_context, max_batch)
-        cache = KVCache(
-            model.config.llama, max_batch * blocks_for(self.max_context), model.dtype, model.device
+        self._reader = InputReader(
+            tokenizer, processor, model.config.image_rows, Fetcher(allow_urls), model.config.video
         )
+        self._make = RequestMaker(self._reader, self._adapters, self.max_context, max_batch)
+        cache = KVCache(llama, max_batch * blocks_for(self.max_context), model.dtype, model.device)
         self._runner = Runner(model, cache, self._adapters)
         scheduler = Scheduler(BlockAllocator(cache.num_blocks), max_batch, max(step_tokens, max_batch))
         self._loop = Loop(scheduler, self._runner, tokenizer.eos_id)
@@ -93,40 +92,51 @@ class Engine:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         adapter: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        config: str | Path | Mapping[str, Any] | None = None,
+        vision_heads: int | None = None,
+        abstractor_heads: int | None = None,
+        lora_alpha: float | None = None,
         max_context: int = 2048,
         max_batch: int = 8,
         allow_urls: Collection[str] = (),
         progress: Callable[[int, int], None] | None = None,
+        allow_nonfinite: bool = False,
     ) -> Engine:
-        """Load a folder in Hugging Face layout, or its id on the hub; without a path the bundled owl-nano.
+        """Load a model folder or weight file (docs/checkpoints.md), or its id on the hub; without a path the
+        bundled owl-nano.
 
         device: "auto" takes CUDA where there is one. dtype: fp32, bf16, fp16 or a torch dtype; "auto" is
         bf16 on CUDA (fp16 on GPUs without it), on a CPU fp32, or bf16 from a billion weights on.
-        adapter: a folder with a LoRA adapter, used by every request that names no other. allow_urls: hosts
-        from which pictures may be fetched (fetch.py), none unless said. progress(bytes done, bytes in all) is
-        called while loading.
+        adapter: a folder with a LoRA adapter, used by every request that names no other. tokenizer, config,
+        vision_heads, abstractor_heads, lora_alpha: what the files do not tell, such as a .pth of the first
+        release (see open_source). allow_urls: hosts from which pictures may be fetched (fetch.py), none
+        unless said. progress(bytes done, bytes in all) is called while loading. allow_nonfinite: load weights
+        that are NaN or infinite instead of refusing them.
         """
-        folder = BUNDLED if path is None else local_path(path)
-        if path is None and not folder.is_dir():
-            raise CheckpointError(
-                "the bundled model owl-nano is not in this installation; give a model folder"
-            )
-        place = pick_device(device)
-        config = OwlConfig.from_file(folder / "config.json")
-        tokenizer = Tokenizer.from_file(folder / "tokenizer.model")
-        processor = ImageProcessor.from_folder(folder, config.vision.image_size)
-        model = load_model(folder, dtype=pick_dtype(dtype, place, config), device=place, progress=progress)
+        opened = open_model(
+            path,
+            device=device,
+            dtype=dtype,
+            adapter=adapter,
+            progress=progress,
+            allow_nonfinite=allow_nonfinite,
+            tokenizer=tokenizer,
+            config=config,
+            vision_heads=vision_heads,
+            abstractor_heads=abstractor_heads,
+            lora_alpha=lora_alpha,
+        )
         engine = cls(
-            model,
-            tokenizer,
-            processor,
+            opened.model,
+            opened.tokenizer,
+            opened.processor,
             max_context=max_context,
             max_batch=max_batch,
             allow_urls=allow_urls,
-            source=folder,
+            source=opened.weights,
         )
-        if adapter is not None:
-            engine._adapters.load_default(adapter)
+        engine._adapters.load_default(opened.adapter)
         return engine
 
     @overload
@@ -168,13 +178,7 @@ class Engine:
         if isinstance(prompt, str) or is_messages(prompt):
             request = self._make.read(cast(Prompt, prompt), params, images, adapter, options)
             return self._loop.answer(request)
-        if images is not None:
-            raise PromptError(
-                'images came beside a list of requests; give {"prompt": ..., "images": [...]} entries'
-            )
-        chosen = (params or SamplingParams()).changed(options)
-        items = [self._reader.read_item(item, index, adapter) for index, item in enumerate(prompt)]
-        return self._loop.complete([self._make(item, chosen) for item in items])
+        return self._loop.complete(self._make.read_list(prompt, params, images, adapter, options))
 
     def stream(
         self,
@@ -213,11 +217,9 @@ class Engine:
         return Chat(self._loop, self._make, Conversation(system=system), defaults, adapter)
 
     def encode_images(self, images: Sequence[object], *, adapter: str | None = None) -> Tensor:
-        """(n, image_rows, hidden): the rows that stand for each picture in the language model's input."""
+        """(n, image_rows, hidden): the rows that stand for each picture (or video.Video) in the language
+        model's input."""
         pixels, chosen = self._reader.pixels(images), self._adapters.find(adapter)
-        if pixels is None:
-            shape = (0, self.config.image_rows, self.config.llama.hidden_size)
-            return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)
         with self._loop.between_steps():
             self._adapters.use(chosen)
             # A clone made here is an ordinary tensor, free to take part in training.
@@ -277,7 +279,7 @@ class Engine:
                 self.model,
                 folder,
                 format=format,
-                side_files=self._source,
+                side_files=None if self._source is None else self._source.path,
                 tokenizer=self.tokenizer.model_bytes,
                 preprocessor=self.processor.to_dict(),
                 change=None if chosen is None else chosen.merged,

@@ -9,11 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owl_fast.errors import ImageError, PromptError
+from owl_fast.errors import ImageError, PromptError, UnsupportedError
 from owl_fast.fetch import Fetcher
 from owl_fast.images import ImageProcessor
-from owl_fast.prompts import Message, TextPiece, chat_pieces, check_images, encode, raw_pieces
+from owl_fast.prompts import (
+    IMAGE_TEXT,
+    VIDEO_TEXT,
+    ImagePiece,
+    Message,
+    TextPiece,
+    chat_pieces,
+    check_images,
+    encode,
+    raw_pieces,
+)
 from owl_fast.tokenizer import Tokenizer
+from owl_fast.video import Video, load_frames
 
 Prompt = str | Sequence[Message]
 PromptItem = str | Mapping[str, Any]
@@ -21,38 +32,46 @@ PromptItem = str | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """ids with IMAGE_ID where picture rows stand; pixels (n, 3, S, S), None without pictures; the name of
-    the adapter asked for, None when none was named; begun: the ids end inside an answer that is to go on."""
+    """ids with IMAGE_ID where rows of pictures and videos stand; pixels of each in order: (3, S, S), or
+    (T, 3, S, S) of a video; the name of the adapter asked for, None when none was named; begun: the ids end
+    inside an answer that is to go on."""
 
     ids: list[int]
-    pixels: Tensor | None
+    pixels: list[Tensor]
     adapter: str | None = None
     begun: bool = False
 
 
 @dataclass(frozen=True)
 class InputReader:
-    """Tokenizes prompts and loads their pictures. PromptError and ImageError for what does not fit."""
+    """Tokenizes prompts and loads their pictures. PromptError and ImageError for what does not fit.
+
+    videos: whether the model takes them. If not, a video in a message counts as so many pictures, as the
+    original's demonstration did.
+    """
 
     tokenizer: Tokenizer
     processor: ImageProcessor
     image_rows: int
     fetcher: Fetcher
+    videos: bool = False
 
     def read(
         self, prompt: Prompt, images: Sequence[object] | None = None, adapter: str | None = None
     ) -> PreparedPrompt:
         """A raw prompt with its pictures, or messages that carry theirs."""
         if isinstance(prompt, str):
-            pieces, pictures = raw_pieces(prompt), list(_as_list(images))
+            pieces, pictures = raw_pieces(prompt, self.videos), list(_as_list(images))
             check_images(pieces, len(pictures))
+            places = [piece for piece in pieces if isinstance(piece, ImagePiece)]
+            pictures = [_for_place(p, place) for p, place in zip(pictures, places, strict=True)]
         else:
             if images:
                 raise PromptError(
                     f"{len(images)} picture(s) came beside messages; put them into the messages as parts "
                     '{"type": "image", "image": ...}'
                 )
-            pieces, pictures = chat_pieces(prompt)
+            pieces, pictures = chat_pieces(prompt, videos=self.videos)
         ids = encode(pieces, self.tokenizer, self.image_rows)
         begun = any(isinstance(piece, TextPiece) and piece.supervised for piece in pieces)
         return PreparedPrompt(ids, self.pixels(pictures), adapter, begun)
@@ -77,9 +96,9 @@ class InputReader:
         except (PromptError, ImageError) as error:
             raise type(error)(f"request {index}: {error}") from None
 
-    def pixels(self, pictures: Sequence[object]) -> Tensor | None:
-        """float32 (n, 3, S, S), or None for no pictures."""
-        return torch.stack([self.processor(self.load(p)) for p in pictures]) if pictures else None
+    def pixels(self, pictures: Sequence[object]) -> list[Tensor]:
+        """float32 (3, S, S) of each picture, (T, 3, S, S) of each video."""
+        return [self._pixels(self.load(picture)) for picture in pictures]
 
     def load(self, picture: object) -> object:
         """The picture itself where a URL came, anything else as it is."""
@@ -92,6 +111,13 @@ class InputReader:
             return self.fetcher(picture)
         return picture
 
+    def _pixels(self, picture: object) -> Tensor:
+        if not isinstance(picture, Video):
+            return self.processor(picture)
+        if not self.videos:
+            raise UnsupportedError("this model takes no videos; put it into a message, or pass its frames")
+        return torch.stack([self.processor.frame(frame) for frame in load_frames(picture)])
+
 
 def is_messages(prompt: object) -> bool:
     """True for one conversation, False for a list of requests."""
@@ -101,6 +127,15 @@ def is_messages(prompt: object) -> bool:
         and isinstance(prompt[0], Mapping)
         and "role" in prompt[0]
     )
+
+
+def _for_place(picture: object, place: ImagePiece) -> object:
+    """What stands at a place of a raw prompt; at the place of a video anything is read as one."""
+    if place.video and not isinstance(picture, Video):
+        return Video(picture)
+    if isinstance(picture, Video) and not place.video:
+        raise PromptError(f"a video came for an {IMAGE_TEXT} place; write {VIDEO_TEXT} there")
+    return picture
 
 
 def _as_list(images: Sequence[object] | None) -> Sequence[object]:

@@ -30,7 +30,7 @@ class StepRunner(Protocol):
 
     def use_adapter(self, adapter: Adapter | None, /) -> None: ...
 
-    def encode_images(self, pixels: Tensor, /) -> Tensor: ...
+    def encode_images(self, pixels: Seq[Tensor], /) -> Tensor: ...
 
     def run(self, plan: StepPlan, /) -> Tensor: ...
 
@@ -143,9 +143,9 @@ class Loop:
         self.runner.use_adapter(self.scheduler.running[0].adapter)
         for request in started:
             request.clock.started = time.perf_counter()
-            if request.pixels is not None:
+            if request.pixels:
                 request.visual = self.runner.encode_images(request.pixels).flatten(0, 1)
-                request.pixels = None
+                request.pixels = ()
             request.clock.encoded = time.perf_counter()
         plan = self.scheduler.plan()
         self.tally.steps += 1
@@ -238,5 +238,5 @@ class Loop:
         request.finish_reason = reason
         logprob = request.logprobs[-1] if len(token_ids) == 1 else None
         request.events.append(Event(text, token_ids, logprob, reason))
-        request.visual = request.pixels = None
+        request.visual, request.pixels = None, ()
         self.tally.end(reason, request.usage, request.timings)

@@ -9,11 +9,11 @@ from typing import Any
 
 from owl_fast.engine.adapters import Adapters
 from owl_fast.engine.beam import BeamSearch
-from owl_fast.engine.inputs import InputReader, PreparedPrompt, Prompt
+from owl_fast.engine.inputs import InputReader, PreparedPrompt, Prompt, PromptItem
 from owl_fast.engine.outputs import TextStream
 from owl_fast.engine.request import Request
 from owl_fast.engine.sampling import SamplingParams
-from owl_fast.errors import ContextLengthError, UnsupportedError
+from owl_fast.errors import ContextLengthError, PromptError, UnsupportedError
 from owl_fast.prompts import IMAGE_ID
 from owl_fast.tokenizer import StreamDecoder
 
@@ -37,6 +37,23 @@ class RequestMaker:
     ) -> Request:
         """The request of one prompt; arguments as for Engine.generate."""
         return self(self.reader.read(prompt, images, adapter), (params or SamplingParams()).changed(options))
+
+    def read_list(
+        self,
+        prompts: Sequence[PromptItem],
+        params: SamplingParams | None,
+        images: Sequence[object] | None,
+        adapter: str | None,
+        options: Mapping[str, Any],
+    ) -> list[Request]:
+        """The requests of a list; nothing has begun if one of them does not fit."""
+        if images is not None:
+            raise PromptError(
+                'images came beside a list of requests; give {"prompt": ..., "images": [...]} entries'
+            )
+        chosen = (params or SamplingParams()).changed(options)
+        items = [self.reader.read_item(item, index, adapter) for index, item in enumerate(prompts)]
+        return [self(item, chosen) for item in items]
 
     def __call__(
         self, prepared: PreparedPrompt, params: SamplingParams, continuation: Sequence[int] = ()

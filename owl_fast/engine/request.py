@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -58,9 +59,9 @@ class Clock:
 class Request:
     """One prompt on its way through the engine.
 
-    pixels (n, 3, S, S) become visual (rows, hidden) when the request starts. score_from is set for a request
-    that only wants the log-probs of its ids from that position on. `cancelled` may be set at any time, from
-    anywhere; the scheduler acts on it at its next step.
+    pixels, (3, S, S) of each picture and (T, 3, S, S) of each video, become visual (rows, hidden) when the
+    request starts. score_from is set for a request that only wants the log-probs of its ids from that
+    position on. `cancelled` may be set at any time, from anywhere; the scheduler acts on it at its next step.
     """
 
     prompt_ids: list[int]
@@ -69,7 +70,7 @@ class Request:
     seed: int
     bos_id: int
     text: TextStream
-    pixels: Tensor | None = None
+    pixels: Seq[Tensor] = ()
     score_from: int | None = None
     beams: BeamSearch | None = None
     adapter: Adapter | None = None

@@ -32,10 +32,18 @@ class Runner:
         self.adapters.use(adapter)
 
     @torch.inference_mode()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """pixels (n, 3, S, S) -> (n, image_rows, hidden). One at a time: a picture's rows do not depend on
-        the pictures beside it, and memory stays flat."""
-        return torch.cat([self.model.encode_images(picture[None]) for picture in pixels])
+    def encode_images(self, pixels: Seq[Tensor]) -> Tensor:
+        """(3, S, S) of each picture, (T, 3, S, S) of each video -> (n, image_rows, hidden). One at a time:
+        a picture's rows do not depend on the pictures beside it, and memory stays flat."""
+        rows = [self._encode(picture) for picture in pixels]
+        config = self.model.config
+        none = (0, config.image_rows, config.llama.hidden_size)
+        return torch.cat(rows) if rows else self.model.query_tokens.new_empty(none)
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        if pixels.dim() == 3:
+            return self.model.encode_images(pixels[None])
+        return self.model.encode_videos(pixels[None])
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> Tensor:

@@ -24,6 +24,10 @@ class AbstractorAttention(nn.Module):
         self.dropout = config.attention_probs_dropout_prob
         self.query = Linear(width, width)
         self.key_value = Linear(width, (width, width))
+        # One learned key and value of the first release; they pass through no linear layer and no norm.
+        self.bias_k, self.bias_v = (
+            nn.Parameter(torch.empty(1, 1, width)) if config.bias_kv else None for _ in range(2)
+        )
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
         """queries (N, Q, E) and image (N, P, E), both normed -> (N, Q, E)."""
@@ -32,7 +36,13 @@ class AbstractorAttention(nn.Module):
             self.key_value(x).unflatten(-1, (2, self.num_heads, -1)) for x in (queries, image)
         )  # (N, Q | P, 2, H, D)
         dropout = self.dropout if self.training else 0.0
-        return ops.cross_attention(q, query_kv, image_kv, dropout).flatten(2)
+        return ops.cross_attention(q, query_kv, image_kv, dropout, self._extra()).flatten(2)
+
+    def _extra(self) -> Tensor | None:
+        """The learned key and value (2, H, D), if the release has them."""
+        if self.bias_k is None or self.bias_v is None:
+            return None
+        return torch.cat((self.bias_k, self.bias_v)).view(2, self.num_heads, -1)
 
 
 class AbstractorMlp(nn.Module):
@@ -94,15 +104,30 @@ class AbstractorEncoder(nn.Module):
 
 
 class Abstractor(nn.Module):
-    """Queries (1, Q, E) and image features (N, P, E) -> rows (N, Q + 1, H_llm); the last is vit_eos."""
+    """Queries (1, Q, E) and image features (N, P, E) -> rows (N, Q + 1, H_llm); the last is vit_eos.
 
-    def __init__(self, config: AbstractorConfig, output_width: int) -> None:
+    A video comes with the features of all its frames in a row and with 2 Q queries, of which each row of the
+    result takes one of either half.
+    """
+
+    def __init__(self, config: AbstractorConfig, output_width: int, video: bool = False) -> None:
         super().__init__()
         self.encoder = AbstractorEncoder(config)
         self.visual_fc = Linear(config.hidden_size, output_width)
+        self.temporal_visual_fc = Linear(config.hidden_size, output_width) if video else None
         self.vit_eos = nn.Parameter(torch.empty(1, 1, output_width))
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        count = len(image)
-        rows = self.visual_fc(self.encoder(queries.expand(count, -1, -1), image))
-        return torch.cat((rows, self.vit_eos.expand(count, -1, -1)), dim=1)
+        return self._with_end(self.visual_fc(self._gather(queries, image)))
+
+    def forward_videos(self, queries: Tensor, frames: Tensor) -> Tensor:
+        """Queries (1, 2 Q, E) and features (N, T * P, E) -> rows (N, Q + 1, H_llm)."""
+        assert self.temporal_visual_fc is not None
+        of_pictures, of_time = self._gather(queries, frames).chunk(2, dim=1)  # (N, Q, E) each
+        return self._with_end(self.visual_fc(of_pictures) + self.temporal_visual_fc(of_time))
+
+    def _gather(self, queries: Tensor, features: Tensor) -> Tensor:
+        return self.encoder(queries.expand(len(features), -1, -1), features)
+
+    def _with_end(self, rows: Tensor) -> Tensor:
+        return torch.cat((rows, self.vit_eos.expand(len(rows), -1, -1)), dim=1)

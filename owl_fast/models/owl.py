@@ -1,6 +1,7 @@
 """mPLUG-Owl: vision tower -> visual abstractor -> LLaMA (arXiv 2304.14178), the three joined.
 
-n pictures, Q queries, N packed rows, C hidden width of the language model, V vocabulary.
+n pictures or videos, T frames of a video, Q queries, N packed rows, C hidden width of the language model,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ class Owl(nn.Module):
         self.query_tokens = nn.Parameter(
             torch.empty(1, config.num_query_tokens, config.abstractor.hidden_size)
         )
-        self.vision_model = VisionTower(config.vision)
-        self.abstractor = Abstractor(config.abstractor, config.llama.hidden_size)
+        self.temporal_query_tokens = (
+            nn.Parameter(torch.empty_like(self.query_tokens)) if config.video else None
+        )
+        self.vision_model = VisionTower(config.vision, config.video)
+        self.abstractor = Abstractor(config.abstractor, config.llama.hidden_size, config.video)
         self.language_model = Llama(config.llama)
 
     @property
@@ -42,6 +46,17 @@ class Owl(nn.Module):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """pixels (n, 3, S, S), normalised -> (n, Q + 1, C): the rows that stand for each picture."""
         return self.abstract(self.vision_model(pixels.to(self.device, self.dtype)))
+
+    def encode_videos(self, frames: Tensor) -> Tensor:
+        """frames (n, T, 3, S, S), normalised -> (n, Q + 1, C): the rows that stand for each video.
+
+        Only models with config.video take videos.
+        """
+        assert self.temporal_query_tokens is not None
+        pixels = frames.to(self.device, self.dtype).flatten(0, 1)
+        features = self.vision_model(pixels, frames.shape[1])  # (n * T, 1 + P, E)
+        queries = torch.cat((self.query_tokens, self.temporal_query_tokens), dim=1)
+        return self.abstractor.forward_videos(queries, features.view(len(frames), -1, features.shape[-1]))
 
     def abstract(self, features: Tensor) -> Tensor:
         """Vision features (n, 1 + P, E) -> (n, Q + 1, C)."""

@@ -1,6 +1,7 @@
 """The vision tower: a pre-norm ViT (mPLUG-Owl, arXiv 2304.14178, section 3.1; weights from CLIP ViT-L/14).
 
 N pictures, S side in pixels, P patches, L = 1 + P rows (the class row first), E width, H heads, D = E / H.
+The video release's tower also takes videos: N pictures are then the frames of N / T videos, T each.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from owl_fast import ops
 from owl_fast.config import VisionConfig
 from owl_fast.models.layers import LayerNorm, Linear
+from owl_fast.models.temporal import LocalTemporal
 
 
 class VisionEmbeddings(nn.Module):
@@ -60,37 +62,43 @@ class VisionMlp(nn.Module):
 
 
 class VisionLayer(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, video: bool) -> None:
         super().__init__()
+        self.temporal = LocalTemporal(config.hidden_size) if video else None
         self.input_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.self_attn = VisionAttention(config)
         self.post_attention_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = VisionMlp(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frames: int | None = None) -> Tensor:
+        if frames is not None and self.temporal is not None:
+            x = x + self.temporal(x, frames)
         x = x + self.self_attn(self.input_layernorm(x))
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class VisionEncoder(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, video: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(VisionLayer(config, video) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frames: int | None = None) -> Tensor:
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, frames)
         return x
 
 
 class VisionTower(nn.Module):
-    """Pixels (N, 3, S, S), normalised -> features (N, 1 + P, E), the class row included."""
+    """Pixels (N, 3, S, S), normalised -> features (N, 1 + P, E), the class row included.
 
-    def __init__(self, config: VisionConfig) -> None:
+    frames: T, when the pictures are frames of videos; a video of one frame is not the same as a picture.
+    """
+
+    def __init__(self, config: VisionConfig, video: bool = False) -> None:
         super().__init__()
         self.embeddings = VisionEmbeddings(config)
-        self.encoder = VisionEncoder(config)
+        self.encoder = VisionEncoder(config, video)
         self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.post_layernorm(self.encoder(self.embeddings(pixels)))
+    def forward(self, pixels: Tensor, frames: int | None = None) -> Tensor:
+        return self.post_layernorm(self.encoder(self.embeddings(pixels), frames))

@@ -1,6 +1,6 @@
 """Snapshots of a run that survive a crash at any moment.
 
-    checkpoint-N.tmp/ -> every file written and fsynced -> manifest.json (sizes and SHA-256) last,
+    checkpoint-N.tmp/ -> every file written and fsynced -> the manifest (sizes and SHA-256) last,
     fsynced -> folder fsynced -> renamed to checkpoint-N -> parent fsynced
 
 The newest complete one is found by looking, never through a pointer that could be stale.
@@ -8,8 +8,6 @@ The newest complete one is found by looking, never through a pointer that could 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import re
@@ -21,12 +19,12 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from owl_fast.checkpoints.writer import sync, write_json
+from owl_fast.checkpoints.manifest import MANIFEST, Manifest, write_manifest
 from owl_fast.errors import CheckpointError
+from owl_fast.files import read_json, sync, write_json
 
-MANIFEST, STATE = "manifest.json", "state.json"
+STATE = "state.json"
 FOLDER = re.compile(r"checkpoint-(\d+)")
-CHUNK = 1 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +50,7 @@ def save_snapshot(
         sync(path)
     write_json(staging / STATE, dict(state))
     sync(staging / STATE)
-    files = {path.name: _fingerprint(path) for path in sorted(staging.iterdir())}
-    write_json(staging / MANIFEST, {"files": files})
+    write_manifest(staging)
     sync(staging / MANIFEST)
     sync(staging)
     if target.exists():
@@ -66,20 +63,19 @@ def save_snapshot(
 def newest_snapshot(out_dir: Path) -> Path | None:
     """The complete snapshot with the highest step; damaged ones are passed over with a warning."""
     for _, path in sorted(_folders(out_dir), reverse=True):
-        trouble = _trouble(path)
-        if trouble is None:
+        try:
+            _check(path)
             return path
-        logger.warning("%s is passed over: %s", path, trouble)
+        except CheckpointError as trouble:
+            logger.warning("%s is passed over: %s", path, trouble)
     return None
 
 
 def load_snapshot(path: Path) -> Snapshot:
     """Read a snapshot; CheckpointError when a file is missing or not what the manifest says."""
-    trouble = _trouble(path)
-    if trouble is not None:
-        raise CheckpointError(f"{path}: {trouble}")
+    _check(path)
     tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    return Snapshot(tensors, json.loads((path / STATE).read_text(encoding="utf-8")))
+    return Snapshot(tensors, read_json(path / STATE))
 
 
 def prune_snapshots(out_dir: Path, keep: int) -> None:
@@ -98,21 +94,10 @@ def _folders(out_dir: Path) -> list[tuple[int, Path]]:
     return [(int(match[1]), path) for match, path in found if match]
 
 
-def _trouble(path: Path) -> str | None:
-    """What is wrong with a snapshot's files, None if nothing."""
-    try:
-        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, wanted in files.items():
-            if _fingerprint(path / name) != wanted:
-                return f"{name} is not the file the manifest describes"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} or a file it names is missing or unreadable ({error})"
-    return None if STATE in files else f"{MANIFEST} does not name {STATE}"
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+def _check(path: Path) -> None:
+    """CheckpointError unless every file is the one that was written."""
+    manifest = Manifest.read(path)
+    if manifest is None:
+        raise CheckpointError(f"{path}: {MANIFEST} is missing; the snapshot is incomplete")
+    manifest.check_size(STATE)
+    manifest.check()

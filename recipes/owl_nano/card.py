@@ -62,7 +62,9 @@ def model_card(own: Rates, other: Rates, seconds: Mapping[str, float]) -> str:
     """own, other: per task the share of right answers and their number; seconds: of each phase."""
     phases = [
         _phase("warm-up of the vision tower", seconds["warmup"], settings.WARMUP),
-        _phase("language", seconds["language"], settings.DRILLS, settings.TEXT),
+        _phase(
+            "language", seconds["language"], settings.DRILLS, settings.TEXT, settings.LATER, settings.LATER
+        ),
         _phase("stage 1", seconds["stage1"], settings.STAGE1),
         _phase("stage 2", seconds["stage2"], settings.STAGE2),
     ]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from recipes.owl_nano.languages import COLORS_IN, ask_color_in
+from recipes.owl_nano.languages import ask_color_abroad
 from recipes.owl_nano.questions import ABOUT_ONE_PICTURE, Turn, compare, follow_up
 from recipes.owl_nano.text_tasks import ask_text
 from recipes.owl_nano.world import Scene, is_unseen, sample_scene
@@ -79,10 +79,7 @@ def ask_about(rng: random.Random, scene: Scene, task: str) -> tuple[Turn, ...] |
     """The turns of one task (two for "multi"), or None where the scene does not allow it."""
     if task == "multi":
         return follow_up(rng, scene)
-    if task == "languages":
-        turn = ask_color_in(rng.choice(tuple(COLORS_IN)), rng, scene)
-    else:
-        turn = ABOUT_ONE_PICTURE[task](rng, scene)
+    turn = ask_color_abroad(rng, scene) if task == "languages" else ABOUT_ONE_PICTURE[task](rng, scene)
     return None if turn is None else (turn,)
 
 

@@ -7,10 +7,12 @@ that the questions use, and key-value pairs of arbitrary tokens queried in both 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from recipes.owl_nano.dialogues import training_scene
 from recipes.owl_nano.encoding import BOS, Encoded, Encoder
+from recipes.owl_nano.languages import ask_color_abroad
+from recipes.owl_nano.questions import Turn, compare
 from recipes.owl_nano.stand_ins import StandIns
 from recipes.owl_nano.statements import BUILDERS, statements
 from recipes.owl_nano.world import COLOR_NAMES, NUMBERS, SHAPES, WORDS, Scene, Shape
@@ -42,6 +44,10 @@ def crowd(rng: random.Random) -> Scene:
     )
 
 
+# What stands on the statements comes when they are there: colors asked for in another language, two pictures.
+LATER = ("languages", "compare")
+
+
 class Curriculum:
     """One direction at a time: a third of the statements are of the first direction that is not yet mastered.
 
@@ -52,6 +58,10 @@ class Curriculum:
     def __init__(self, mastered: float = 0.88) -> None:
         self.mastered = mastered
         self.rates = dict.fromkeys(BUILDERS, 0.0)  # running accuracy per supervised token
+
+    def include(self, directions: Iterable[str]) -> None:
+        """Begin with further directions."""
+        self.rates |= {d: 0.0 for d in directions if d not in self.rates}
 
     def weights(self) -> dict[str, float]:
         weights = {direction: 0.3 + 1 - rate for direction, rate in self.rates.items()}
@@ -64,6 +74,38 @@ class Curriculum:
         for kind, hit in zip(kinds, hits, strict=True):
             if kind:
                 self.rates[kind] += 0.002 * (hit - self.rates[kind])
+
+
+def drill(rng: random.Random, encoder: Encoder, stand_ins: StandIns, weights: Mapping[str, float]) -> Encoded:
+    """Statements about a scene, or questions, by the weights of the directions."""
+    later = {kind: weights[kind] for kind in LATER if kind in weights}
+    if later and rng.random() * sum(weights.values()) < sum(later.values()):
+        kind = rng.choices(tuple(later), tuple(later.values()))[0]
+        return question_drill(rng, encoder, stand_ins, kind)
+    return scene_drill(rng, encoder, stand_ins, {d: w for d, w in weights.items() if d not in later})
+
+
+def question_drill(rng: random.Random, encoder: Encoder, stand_ins: StandIns, kind: str) -> Encoded:
+    """6 to 10 questions as they stand in conversations, the answer far from the word that it hangs on.
+
+    Only the word that decides an answer is supervised.
+    """
+    ask: Callable[..., Turn | None] = compare if kind == "compare" else ask_color_abroad
+    scenes: list[Scene] = []
+    while not scenes or ask(rng, *scenes) is None:
+        scenes = [training_scene(rng) for _ in range(2 if kind == "compare" else 1)]
+    result = Encoded()
+    result.add([BOS])
+    for scene in scenes:
+        result.add(encoder.text("\nHuman: "))
+        stand_ins.either(result, scene)
+    for turn in [ask(rng, *scenes) for _ in range(rng.randint(6, 10))]:
+        assert turn is not None, "the scenes allow the question"
+        result.add(encoder.text(f"\nHuman: {turn.question}\nAI: "))
+        for token in encoder.text(turn.answer):
+            word = encoder.tokenizer.decode([token]).lower()
+            result.add([token], supervised=bool(word) and word in turn.accepted[0], kind=kind)
+    return result
 
 
 def scene_drill(

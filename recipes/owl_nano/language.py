@@ -23,7 +23,7 @@ from recipes.owl_nano.dialogues import (
     training_scene,
     without_picture,
 )
-from recipes.owl_nano.drills import Curriculum, recall_drill, scene_drill
+from recipes.owl_nano.drills import Curriculum, drill, recall_drill
 from recipes.owl_nano.encoding import BOS, EOS, IGNORED, Encoded, Encoder, Form
 from recipes.owl_nano.loop import run_updates
 from recipes.owl_nano.settings import Schedule
@@ -58,7 +58,7 @@ class TextSource:
     def drill(self) -> Encoded:
         if self.rng.random() < 0.1:
             return recall_drill(self.rng, self.recall_tokens)
-        return scene_drill(self.rng, self.encoder, self.stand_ins, self.curriculum.weights())
+        return drill(self.rng, self.encoder, self.stand_ins, self.curriculum.weights())
 
     def caption(self) -> Encoded:
         """Stage 1's form: picture, caption; or picture, statements."""

@@ -42,3 +42,7 @@ def ask_color_in(code: str, rng: random.Random, scene: Scene) -> Turn | None:
     question = _QUESTIONS[code].format(SHAPES_IN[code][SHAPES.index(target.shape)])
     wrong = tuple(c.lower() for c in COLORS_IN[code] if c != color)
     return Turn("languages", question, _ANSWERS[code].format(color), (color.lower(),), wrong)
+
+
+def ask_color_abroad(rng: random.Random, scene: Scene) -> Turn | None:
+    return ask_color_in(rng.choice(tuple(COLORS_IN)), rng, scene)

@@ -44,7 +44,8 @@ def run_updates(
     """Train in place.
 
     loss(step) -> the loss of this process's share of the samples, and numbers whose means are recorded.
-    memory: what loss keeps from one update to the next; snapshots carry it. evaluate: further numbers.
+    memory: what loss keeps from one update to the next; at every snapshot it becomes its mean over the
+    processes, so that they resume as they would have gone on. evaluate: further numbers.
     """
     ranks = Ranks.current()
     settings = schedule.optimizer()
@@ -65,6 +66,7 @@ def run_updates(
         recent.append({"loss": value.item(), **numbers})
         if (step + 1) % EVERY and step + 1 < schedule.steps:
             continue
+        _share(memory, ranks)
         if ranks.leads:
             seconds = {"seconds": round(time.monotonic() - begin, 1)}
             with torch.no_grad():
@@ -96,6 +98,11 @@ def _resume(
     load_optimizer_tensors(optimizer, parameters, tensors["optimizer"])
     memory.update(state)
     return int(path.name.rpartition("-")[2])
+
+
+def _share(memory: Numbers, ranks: Ranks) -> None:
+    total = ranks.sum(*memory.values(), device=torch.device("cpu"))
+    memory.update(zip(memory, (value / ranks.size for value in total), strict=True))
 
 
 def _means(lines: list[Numbers]) -> Numbers:

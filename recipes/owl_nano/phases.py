@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from owl_fast.checkpoints import read_tensors, save_model, write_tensors
-from owl_fast.checkpoints.writer import write_json
-from owl_fast.config import read_json
+from owl_fast.checkpoints.manifest import write_manifest
+from owl_fast.files import read_json, write_json
 from owl_fast.images import ImageProcessor
 from owl_fast.lora import EXTRA_FILE, merge_, save_adapter
 from owl_fast.models.owl import Owl
@@ -19,7 +19,7 @@ from owl_fast.training.ranks import Ranks
 from recipes.owl_nano import settings
 from recipes.owl_nano.card import model_card
 from recipes.owl_nano.dialogues import SHARES
-from recipes.owl_nano.drills import Curriculum
+from recipes.owl_nano.drills import LATER, Curriculum
 from recipes.owl_nano.encoding import Encoder
 from recipes.owl_nano.evaluate import evaluate
 from recipes.owl_nano.held_out import HeldOut
@@ -48,8 +48,6 @@ RESULTS = {
 # Phases that several processes share; the others run in one.
 SHARED = ("pictures", "warmup", "language", "stage1", "stage2", "ablation")
 ON_REQUEST = ("ablation",)
-
-
 GATE = 0.97  # exact answers in text alone, of every kind
 
 
@@ -89,14 +87,15 @@ class Phases:
 
     def language(self) -> None:
         model, curriculum = self._model(), Curriculum()
-        for name, drills, schedule in (
-            ("drills", 1.0, settings.DRILLS),
-            ("text", settings.DRILL_SHARE, settings.TEXT),
+        for name, drills, schedule, directions, seed in (
+            ("drills", 1.0, settings.DRILLS, (), settings.SEED),
+            ("text", settings.DRILL_SHARE, settings.TEXT, (), settings.SEED),
+            ("later1", settings.LATER_DRILL_SHARE, settings.LATER, LATER, settings.SEED + 1),
+            ("later2", settings.LATER_DRILL_SHARE, settings.LATER, LATER, settings.SEED + 2),
         ):
+            curriculum.include(directions)
             folder = self.out / "language" / name
-            train_language(
-                model, self.encoder, self._steps(schedule), drills, folder, settings.SEED, curriculum
-            )
+            train_language(model, self.encoder, self._steps(schedule), drills, folder, seed, curriculum)
         self._save(model, "language.pt")
 
     def gate(self) -> None:
@@ -188,6 +187,8 @@ class Phases:
         adapter = shutil.copytree(self.out / "adapter", folder / "adapter")
         extra = read_tensors(adapter / EXTRA_FILE)
         write_tensors(adapter / EXTRA_FILE, {name: t.to(torch.bfloat16) for name, t in extra.items()})
+        for changed in (adapter, folder):
+            write_manifest(changed)
 
     def evaluate(self) -> None:
         report = {}

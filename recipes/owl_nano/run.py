@@ -24,8 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-from owl_fast.checkpoints.writer import write_json
-from owl_fast.config import read_json
+from owl_fast.files import read_json, write_json
 from recipes.owl_nano.parallel import join
 from recipes.owl_nano.phases import ON_REQUEST, RESULTS, SHARED, TIMES, Phases
 

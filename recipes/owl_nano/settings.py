@@ -66,9 +66,11 @@ class Schedule:
 
 CORPUS_DIALOGUES = 4000
 PICTURES = 36_000
-WARMUP = Schedule(steps=2000, batch=64, lr=0.012)
+WARMUP = Schedule(steps=1600, batch=64, lr=0.012)
 DRILLS = Schedule(steps=1000, batch=24, lr=0.008)
 DRILL_SHARE = 0.3  # of the samples while the language model learns to converse
 TEXT = Schedule(steps=4500, batch=28, lr=0.008)
-STAGE1 = Schedule(steps=3600, batch=24, lr=0.009)
-STAGE2 = Schedule(steps=2400, batch=20, lr=0.004)
+LATER = Schedule(steps=1200, batch=28, lr=0.006)  # two rounds
+LATER_DRILL_SHARE = 0.5
+STAGE1 = Schedule(steps=3200, batch=24, lr=0.009)
+STAGE2 = Schedule(steps=2000, batch=20, lr=0.004)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from owl_fast.chat.backend import Messages, Rows
 from owl_fast.chat.screen import Screen
@@ -116,3 +119,10 @@ class FakeScreen(Screen):
 
     def error(self, error: OwlError) -> None:
         self.errors.append(str(error))
+
+
+def clip(path: Path) -> Path:
+    """An animation of six frames."""
+    frames = [Image.new("RGB", (10, 8), (40 * i, 0, 0)) for i in range(6)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    return path

@@ -16,7 +16,8 @@ from owl_fast import Engine, chat
 from owl_fast.chat.text import safe
 from owl_fast.engine.outputs import Event, Output
 from owl_fast.engine.stream import Stream
-from tests.golden_data import GOLDEN, Golden, image_files
+from tests.chat.fakes import clip
+from tests.golden_data import GOLDEN, FirstRelease, Golden, image_files
 
 MODEL = str(Golden("micro").checkpoint)
 IMAGE = str(image_files()[0])
@@ -109,6 +110,16 @@ def test_sampling_flags_and_system_reach_the_engine(
     assert capfd.readouterr().out == safe(wanted) + "\n"
 
 
+def test_a_file_of_the_first_release_and_a_video(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    release, video = FirstRelease(), str(clip(tmp_path / "clip.gif"))
+    told = {"tokenizer": str(release.folder / "tokenizer.model"), **release.HEADS}
+    flags = [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert chat.main([str(release.checkpoint), *BASE[1:], *flags, "--video", video, "-p", "What?"]) == 0
+    model = Engine.from_pretrained(release.checkpoint, device="cpu", dtype="fp32", **told)
+    content = [{"type": "video", "video": video}, {"type": "text", "text": "What?"}]
+    assert capfd.readouterr().out == safe(answer(model, {"role": "user", "content": content})) + "\n"
+
+
 def test_the_picture_or_the_prompt_may_come_from_a_pipe(engine: Engine) -> None:
     picture = command(*BASE, "-i", "-", "-p", "What is it?", stdin=Path(IMAGE).read_bytes())
     wanted = safe(answer(engine, user("What is it?", IMAGE)))
@@ -168,11 +179,11 @@ def test_help_shows_examples(capfd: pytest.CaptureFixture[str]) -> None:
 def test_the_bundled_model_says_once_what_it_is(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("owl_fast.engine.engine.BUNDLED", Golden("micro").checkpoint)
+    monkeypatch.setattr("owl_fast.engine.opening.BUNDLED", Golden("micro").checkpoint)
     assert chat.main(["-p", "hello", "--max-tokens", "2"]) == 0
     err = capfd.readouterr().err
     assert err.count("demonstration") == 1
-    assert "python -m owl_fast.chat FOLDER" in err
+    assert "python -m owl_fast.chat MODEL" in err
     assert chat.main([*BASE, "-p", "hello"]) == 0
     assert "demonstration" not in capfd.readouterr().err
 

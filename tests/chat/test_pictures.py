@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from owl_fast.chat.pictures import MARK, Part, find_paths, open_picture, open_pictures, place, unplace
+from owl_fast.chat.pictures import Part, find_paths, open_picture, open_video, place, unplace
 from owl_fast.errors import ImageError
 from owl_fast.fetch import Fetcher
+from tests.chat.fakes import clip
 from tests.golden_data import image_files
 
 
@@ -61,7 +62,7 @@ def test_text_alone_has_no_pictures() -> None:
 def test_pictures_in_front_and_among_the_words_keep_their_order() -> None:
     parts = place("this <image>", [part(1), part(2)])
     text, pictures = unplace(parts)
-    assert (text.count(MARK), shown(pictures)) == (2, [2, 1])
+    assert (text.count("<image>"), shown(pictures)) == (2, [2, 1])
     assert place(text, pictures) == parts
 
 
@@ -79,7 +80,7 @@ def test_names_are_read_as_they_stand_or_as_a_shell_reads_them(
     assert find_paths("x[1].png") == ["x[1].png"]
     assert find_paths("?.png") == ["c.png", "d.png"]
     assert find_paths("~/a.png") == [os.path.expanduser("~/a.png")]
-    for nothing, message in (("", "wants a path"), ("*.jpg", "no file matches")):
+    for nothing, message in (("", "no file is named"), ("*.jpg", "no file matches")):
         with pytest.raises(ImageError, match=message):
             find_paths(nothing)
 
@@ -94,15 +95,42 @@ def test_too_many_matches_are_refused(tmp_path: Path) -> None:
 def test_a_url_is_fetched_by_the_one_who_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
     path = image_files()[0]
     monkeypatch.setattr(Fetcher, "__call__", lambda self, url: path.read_bytes())
-    (picture,) = open_pictures("https://example.org/pictures/owl.png")
+    picture = open_picture("https://example.org/pictures/owl.png")
     assert (picture.name, picture.data) == ("owl.png", path.read_bytes())
     assert find_paths("HTTP://a/*.png https://b/[1].png") == ["HTTP://a/*.png", "https://b/[1].png"]
 
 
 def test_a_picture_is_opened_at_once() -> None:
     path = image_files()[0]
-    (picture,) = open_pictures(str(path))
+    picture = open_picture(str(path))
     assert (picture.name, picture.data) == (path.name, path.read_bytes())
-    assert open_picture(path.read_bytes()).width == picture.width
+    assert open_picture(path.read_bytes()).size == picture.size
     with pytest.raises(ImageError, match="README"):
-        open_pictures(str(path.parent.parent / "README.md"))
+        open_picture(str(path.parent.parent / "README.md"))
+
+
+def test_a_video_is_opened_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = open_video(str(clip(Path("clip.gif"))))
+    assert (shown.name, shown.size) == ("clip.gif", "4 frame(s) of 10 x 8")
+    assert shown.part()["video"] == str(tmp_path / "clip.gif")
+    Path("cut.gif").write_bytes(Path("clip.gif").read_bytes()[:50])
+    for broken in ("cut.gif", "none.gif", "https://example.com/clip.gif"):
+        with pytest.raises(ImageError):
+            open_video(broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("look", ["v1", 1, "v2", "look"]),
+        ("this <image>", ["v1", "v2", "this", 1]),
+        ("<|video|> then <image> then <|video|>", ["v1", "then", 1, "then", "v2"]),
+        ("first <|video|>", [1, "v2", "first", "v1"]),
+    ],
+)
+def test_videos_go_where_they_are_typed(text: str, kinds: list[object]) -> None:
+    videos: list[Part] = [{"type": "video", "video": name} for name in ("v1", "v2")]
+    parts = place(text, [videos[0], part(1), videos[1]])
+    assert [p.get("video", p.get("image", p.get("text"))) for p in parts] == kinds
+    assert place(*unplace(parts)) == parts

@@ -20,7 +20,7 @@ from owl_fast.engine.outputs import Output
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.errors import ParameterError, UnsupportedError
 from tests.chat.fake_server import DROP, USAGE, FakeServer, answer, chunk
-from tests.chat.fakes import FakeScreen
+from tests.chat.fakes import FakeScreen, clip
 from tests.golden_data import image_files
 
 
@@ -85,6 +85,17 @@ def test_pictures_travel_inside_and_an_answer_can_go_on(server: FakeServer) -> N
     assert server.requests[1]["messages"][-1] == {"role": "assistant", "content": "A cat"}
     assert server.requests[1]["continue_final_message"] is True
     assert session.conversation.messages[-1]["content"] == "A cat that sleeps."
+
+
+def test_a_video_travels_as_pictures(server: FakeServer, tmp_path: Path) -> None:
+    question = {"type": "video", "video": str(clip(tmp_path / "clip.gif")), "num_frames": 3}
+    server.scripts.append(answer("A clip."))
+    messages = [{"role": "user", "content": [question, {"type": "text", "text": "What?"}]}]
+    with RemoteBackend(Server(server.url), "owl").reply(messages, SamplingParams(), None) as reply:
+        assert "".join(event.text for event in reply) == "A clip."
+    sent = server.requests[0]["messages"][0]["content"]
+    assert [part["type"] for part in sent] == ["image_url"] * 3 + ["text"]
+    assert len({part["image_url"]["url"] for part in sent[:3]}) == 3
 
 
 def test_a_server_that_counts_nothing_and_says_no_reason(server: FakeServer) -> None:

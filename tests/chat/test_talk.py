@@ -14,7 +14,7 @@ from owl_fast.chat.session import Session
 from owl_fast.chat.talk import Talk
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.errors import ContextLengthError, OwlError
-from tests.chat.fakes import FakeBackend, FakeReader, FakeScreen
+from tests.chat.fakes import FakeBackend, FakeReader, FakeScreen, clip
 from tests.golden_data import image_files
 
 IMAGE, OTHER = image_files()[:2]
@@ -109,7 +109,7 @@ def test_pictures_wait_are_listed_and_dropped(capsys: pytest.CaptureFixture[str]
     )
     waiting = sorted(path.name for path in folder.glob("*.png"))
     assert [picture.name for picture in run.session.queue] == waiting[1:]
-    assert run.screen.notes[0].startswith("no picture waits")
+    assert run.screen.notes[0].startswith("no picture or video waits")
     assert f"dropped {waiting[0]}" in run.screen.notes
     assert [error[:5] for error in run.screen.errors] == ["/drop", "/drop", "'no.p"]
     assert "picture(s) waiting" in run.talk.status()
@@ -118,6 +118,21 @@ def test_pictures_wait_are_listed_and_dropped(capsys: pytest.CaptureFixture[str]
 def test_a_picture_stands_where_it_is_typed() -> None:
     run = Run(f"/image {IMAGE}", f"/image {OTHER}", "this <image> or that")
     assert names(run.turns[0][1]) == [OTHER.name, "this", IMAGE.name, "or that"]
+
+
+def test_videos_wait_beside_pictures_and_are_kept_by_their_path(tmp_path: Path) -> None:
+    video, file = clip(tmp_path / "clip.gif"), tmp_path / "talk.json"
+    run = Run(f"/video {video}", f"/image {IMAGE}", "/video no.gif")
+    assert run.screen.notes[0] == "video 1: clip.gif, 4 frame(s) of 10 x 8"
+    assert run.screen.notes[1].endswith("where it says <|video|>")
+    assert run.screen.notes[1].startswith(f"picture 2: {IMAGE.name}")
+    assert [error[:7] for error in run.screen.errors] == ["'no.gif"]
+    assert "1 video(s) waiting · 1 picture(s) waiting" in run.talk.status()
+    entries = ("see <|video|>", "/edit", "why <|video|>", f"/save {file}")
+    run = Run(f"/video {video}", f"/image {IMAGE}", *entries)
+    assert names(run.turns[0][1]) == [IMAGE.name, "why", "clip.gif"]
+    again = Run(f"/load {file}", "more")
+    assert again.asked(0)[0][1][2]["video"] == str(video)
 
 
 # --- commands about the conversation ---

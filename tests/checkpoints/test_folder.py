@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +72,17 @@ def test_shards_are_released_one_by_one(sharded: Path) -> None:
         ({"a": FIRST, "b": FIRST, "c": SECOND, "d": SECOND}, f"{SECOND}: tensor d is missing"),
         ({"a": FIRST, "b": FIRST}, f"{SECOND}: not named by {INDEX}"),
         ({"a": FIRST, "b": FIRST, "c": "model-3.safetensors"}, r"model-3\.safetensors is not in the .* c"),
-        ({"a": FIRST, "b": FIRST, "c": f"../{SECOND}"}, r"tensor c is said to be in '\.\./model"),
-        ({"a": FIRST, "b": FIRST, "c": f"/x/{SECOND}"}, "tensor c is said to be in"),
-        ({"a": FIRST, "b": FIRST, "c": f"x\\{SECOND}"}, "tensor c is said to be in"),
-        ({"a": FIRST, "b": FIRST, "c": "pytorch_model.bin"}, "wanted the name of a .safetensors file"),
-        ({"a": FIRST, "b": FIRST, "c": 2}, "tensor c is said to be in 2"),
+        ({"a": FIRST, "b": FIRST, "c": f"../{SECOND}"}, r"tensor 'c' is said to be in '\.\./model"),
+        ({"a": FIRST, "b": FIRST, "c": f"/x/{SECOND}"}, "tensor 'c' is said to be in"),
+        ({"a": FIRST, "b": FIRST, "c": f"x\\{SECOND}"}, "tensor 'c' is said to be in"),
+        ({"a": FIRST, "b": FIRST, "c": "pytorch_model.bin"}, "and a .safetensors file of the same folder"),
+        ({"a": FIRST, "b": FIRST, "c": 2}, "tensor 'c' is said to be in 2"),
+        ({"a": FIRST, "b": FIRST, "\x1b[2J": SECOND}, r"tensor '\\x1b\[2J' is said"),
         ({}, "filled weight_map"),
         ([FIRST], "filled weight_map"),
     ],
     ids=["unused", "other-file", "missing", "file-unused", "file-missing", "parent", "absolute", "backslash",
-         "other-format", "number", "empty", "list"],
+         "other-format", "number", "escape", "empty", "list"],
 )  # fmt: skip
 def test_an_index_that_does_not_fit(sharded: Path, weight_map: object, message: str) -> None:
     write_index(sharded, weight_map)
@@ -93,10 +96,49 @@ def test_a_tensor_in_two_shards(sharded: Path) -> None:
         WeightFolder.open(sharded)
 
 
+@pytest.mark.parametrize("spoilt", [FIRST, INDEX])
+@pytest.mark.parametrize("kind", ["outside", "device", "pipe", "folder", "lost", "loop"])
+def test_what_is_no_file_of_the_folder(sharded: Path, tmp_path_factory: Any, spoilt: str, kind: str) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / spoilt
+    (sharded / spoilt).rename(elsewhere)
+    if kind == "pipe":
+        os.mkfifo(sharded / spoilt)
+    elif kind == "folder":
+        (sharded / spoilt).mkdir()
+    else:
+        targets = {"outside": elsewhere, "device": "/dev/zero", "lost": "nowhere", "loop": spoilt}
+        (sharded / spoilt).symlink_to(targets[kind])
+    with pytest.raises(CheckpointError, match=spoilt):
+        WeightFolder.open(sharded)
+
+
+def test_links_within_the_folder_and_in_the_cache_of_the_hub_are_followed(sharded: Path) -> None:
+    (sharded / SECOND).rename(sharded / "moved")
+    (sharded / SECOND).symlink_to("moved")
+    assert len(WeightFolder.open(sharded).entries) == 3
+    repository = sharded / "models--x--y"
+    (repository / "snapshots/abc").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for file in (FIRST, SECOND, INDEX):
+        shutil.copy(sharded / file, repository / "blobs" / file)
+        (repository / "snapshots/abc" / file).symlink_to(f"../../blobs/{file}")
+    assert len(WeightFolder.open(repository / "snapshots/abc").entries) == 3
+    (repository / "snapshots/abc" / FIRST).unlink()
+    (repository / "snapshots/abc" / FIRST).symlink_to(f"../../../{FIRST}")
+    with pytest.raises(CheckpointError, match=f"{FIRST}: a link to .* outside the folder"):
+        WeightFolder.open(repository / "snapshots/abc")
+
+
+def test_an_endless_index(sharded: Path) -> None:
+    write_index(sharded, {f"t{i:07d}": FIRST for i in range(120_000)})
+    with pytest.raises(CheckpointError, match=rf"{INDEX}: \d+ bytes; wanted at most"):
+        WeightFolder.open(sharded)
+
+
 def test_a_key_twice_in_the_index(sharded: Path) -> None:
     text = (sharded / INDEX).read_text().replace('"a":', f'"c": "{FIRST}", "a":')
     (sharded / INDEX).write_text(text)
-    with pytest.raises(CheckpointError, match="c is listed twice"):
+    with pytest.raises(CheckpointError, match="'c' is listed twice"):
         WeightFolder.open(sharded)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,12 @@ import pytest
 import torch
 
 from owl_fast import Engine, doctor, machine, native
+from owl_fast.checkpoints import open_source, read_tensors, write_tensors
 from owl_fast.config import OwlConfig
 from owl_fast.doctor.model import Heads, candidates, memory_rows
 from owl_fast.doctor.software import package_rows
-from owl_fast.errors import CheckpointError
 from tests.doctor.test_pairs import Seer
-from tests.golden_data import GOLDEN, Golden
+from tests.golden_data import GOLDEN, FirstRelease, Golden
 
 TINY = Golden("tiny").checkpoint
 
@@ -84,46 +85,55 @@ def test_the_memory_of_the_7b_model(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_the_heads_that_are_tried() -> None:
-    assert candidates(None, None, configured=False) == [Heads(8, 8), Heads(16, 16)]
-    assert candidates(12, None, configured=False) == [Heads(12, 8), Heads(12, 16)]
-    assert candidates(12, 6, configured=False) == [Heads(12, 6)]
-    assert candidates(None, None, configured=True) == [Heads(None, None)]
-    names = [str(Heads(8, 8)), str(Heads(8, 16)), str(Heads(None, None))]
-    assert names == ["8 heads", "8 vision heads, 16 abstractor heads", "heads of its config"]
+@pytest.fixture(scope="module")
+def weight_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as one file, whose widths can be divided into 8 and into 16 heads."""
+    path = tmp_path_factory.mktemp("one") / "model.pth"
+    write_tensors(path, {name: t for file in TINY.glob("*.bin") for name, t in read_tensors(file).items()})
+    return path
 
 
-class FakeEngine(Seer):
-    config = OwlConfig.from_file(TINY / "config.json")
+def test_the_heads_that_are_tried(weight_file: Path, tmp_path: Path) -> None:
+    def tried(path: Path, **told: Any) -> list[Heads]:
+        return candidates(open_source(path, **told))
+
+    assert tried(weight_file) == [Heads(8, 8), Heads(16, 16)]
+    assert tried(weight_file, vision_heads=12) == [Heads(12, 8), Heads(12, 16)]
+    assert tried(weight_file, vision_heads=12, abstractor_heads=6) == [Heads(12, 6)]
+    (tmp_path / "c.json").write_text('{"vision_config": {"num_attention_heads": 4}}')
+    assert tried(weight_file, config=tmp_path / "c.json") == [Heads(4, 8), Heads(4, 16)]
+    assert tried(TINY) == [Heads(4, 3)]
+    assert tried(FirstRelease().checkpoint) == [Heads(8, 8)]  # 24 features make no 16 heads
+    assert [str(Heads(8, 8)), str(Heads(8, 16))] == ["8 heads", "8 vision heads, 16 abstractor heads"]
+
+
+Loads = list[dict[str, Any]]
 
 
 @pytest.fixture
-def weight_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[dict[str, Any]]]:
-    """A .pth that is read rightly with 16 heads and only then; the options of every load."""
-    path, loads = tmp_path / "model.pth", []
-    path.touch()
+def loads(weight_file: Path, monkeypatch: pytest.MonkeyPatch) -> Loads:
+    """The options of every load; the model sees with 16 heads and only then."""
+    seen: Loads = []
 
-    def load(given: Path, **options: Any) -> FakeEngine:
-        assert given == path
-        loads.append(options)
-        if options.get("vision_heads") == 7:
-            raise CheckpointError("hidden_size 48 is not a multiple of 7")
-        return FakeEngine(9.0 if options.get("vision_heads", 16) == 16 else 0.1)
+    def load(given: str, **options: Any) -> Seer:
+        assert given == str(weight_file)
+        seen.append(options)
+        return Seer(9.0 if options["vision_heads"] == 16 else 0.1)
 
     monkeypatch.setattr(Engine, "from_pretrained", load)
-    return str(path), loads
+    return seen
 
 
 def test_a_weight_file_is_tried_with_8_and_16_heads(
-    weight_file: tuple[str, list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+    weight_file: Path, loads: Loads, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, loads = weight_file
-    assert doctor.main([path, "--tokenizer", "t.model", "--dtype", "bf16"]) == 0
+    assert doctor.main([str(weight_file), "--tokenizer", "t.model", "--dtype", "bf16"]) == 0
     assert [(load["vision_heads"], load["abstractor_heads"]) for load in loads] == [(8, 8), (16, 16)]
     assert {(load["tokenizer"], load["dtype"], load["max_batch"]) for load in loads} == {
         ("t.model", "bf16", 1)
     }
     said = capsys.readouterr().out
+    assert "as in the Hugging Face release" in said
     assert "8 heads   0 of 16 pictures found" in said
     assert "16 heads  16 of 16 pictures found by their captions, 100.0% sure" in said
     assert said.endswith("Likelier: 16 heads.\n")
@@ -131,35 +141,29 @@ def test_a_weight_file_is_tried_with_8_and_16_heads(
 
 
 def test_what_is_known_already_is_not_tried(
-    weight_file: tuple[str, list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+    weight_file: Path, loads: Loads, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, loads = weight_file
-    assert doctor.main([path, "--config", "c.json"]) == 0
-    assert doctor.main([path, "--vision-heads", "8", "--abstractor-heads", "4"]) == 0
-    assert loads[0]["config"] == "c.json"
-    assert "vision_heads" not in loads[0]
+    assert doctor.main([str(weight_file), "--vision-heads", "8", "--abstractor-heads", "4"]) == 0
+    assert [(load["vision_heads"], load["abstractor_heads"]) for load in loads] == [(8, 4)]
     said = capsys.readouterr().out
     assert "Likelier" not in said
     assert "It hardly sees" in said
 
 
-def test_heads_that_cannot_be_are_left_out(
-    weight_file: tuple[str, list[dict[str, Any]]],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    path, _ = weight_file
-    monkeypatch.setattr("owl_fast.doctor.model.HEADS", (7, 16))
-    assert doctor.main([path]) == 0
+def test_a_file_of_the_first_release_is_loaded_and_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    """Made of random numbers, it sees nothing; that every caption was scored shows that it answers."""
+    release = FirstRelease()
+    tokenizer = str(release.folder / "tokenizer.model")
+    assert doctor.main([str(release.checkpoint), "--tokenizer", tokenizer, "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
-    assert "not with 7 heads: hidden_size 48" in err
-    assert "16 heads  16 of 16" in out
-    assert "Likelier" not in out
-    assert doctor.main([path, "--vision-heads", "7"]) == 1
-    assert "error: hidden_size 48" in capsys.readouterr().err
+    assert "as in the first release" in out
+    assert "2 layers, width 24, 8 heads; pictures of 40 x 40" in out
+    assert re.search(r"8 heads  \d of 16 pictures found by their captions, \d+\.\d% sure", out)
+    assert out.endswith("it does not know such pictures.\n")
+    assert "(8 heads) ..." in err
 
 
-@pytest.mark.parametrize(("argument", "message"), [("no/such", "no such file"), (str(GOLDEN), "config.json")])
+@pytest.mark.parametrize(("argument", "message"), [("no/such", "no such file"), (str(GOLDEN), "no weights")])
 def test_what_is_no_model(argument: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main([argument]) == 1
     out, err = capsys.readouterr()

@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from owl_fast import Engine
+from owl_fast import Engine, doctor
+from owl_fast.checkpoints import write_tensors
 from owl_fast.doctor.pairs import PairScores, groups, ranking, score_pairs, stands_out
-from owl_fast.engine.engine import BUNDLED
+from owl_fast.engine.opening import BUNDLED
 
 
 class Seer:
@@ -103,3 +104,21 @@ def test_the_bundled_model_sees_best_with_its_own_heads(tmp_path: Path) -> None:
     scores = {str(heads): score_pairs(nano_with(heads, tmp_path / str(heads))) for heads in (3, 6, 12)}
     assert ranking(scores)[0] == "6"
     assert scores["6"].found == 16
+
+
+@pytest.mark.slow
+def test_the_bundled_model_as_one_file_is_found_to_see(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read with the heads it has, and with those it could have."""
+    write_tensors(tmp_path / "nano.pth", load_file(BUNDLED / "model.safetensors"))
+    config = json.loads((BUNDLED / "config.json").read_text())
+    (tmp_path / "told.json").write_text(json.dumps({"text_config": config["text_config"]}))
+    given = [str(tmp_path / "nano.pth"), "--tokenizer", str(BUNDLED), "--config", str(tmp_path / "told.json")]
+    given += ["--device", "cpu"]
+    assert doctor.main([*given, "--vision-heads", "6", "--abstractor-heads", "6"]) == 0
+    assert "6 heads  16 of 16 pictures found" in capsys.readouterr().out
+    assert doctor.main(given) == 0
+    said = capsys.readouterr().out
+    assert "8 heads " in said
+    assert "16 heads " in said

@@ -196,8 +196,8 @@ def test_the_fingerprint_does_not_depend_on_files(tmp_path: Path) -> None:
     assert weights_sha256(file) == ours
     tensors = read_tensors(file)
     tensors["query_tokens"].view(-1).view(torch.int32)[3] ^= 1
-    write_tensors(file, tensors)
-    assert weights_sha256(file) != ours
+    write_tensors(tmp_path / "other.safetensors", tensors)
+    assert weights_sha256(tmp_path / "other.safetensors") != ours
 
 
 @pytest.mark.parametrize(
@@ -266,3 +266,16 @@ def test_an_engine_without_a_folder_is_saved_whole(tmp_path: Path, engine: Engin
         GOLDEN.checkpoint / "tokenizer.model"
     ).read_bytes()
     assert bits(ask(again)) == bits(ask(made))
+
+
+def test_an_adapter_folder_as_the_model_is_its_default_adapter(tmp_path: Path, other: Path) -> None:
+    shutil.copytree(GOLDEN.adapter, tmp_path / "a")
+    raw = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    raw["base_model_name_or_path"] = str(GOLDEN.checkpoint)
+    (tmp_path / "a/adapter_config.json").write_text(json.dumps(raw))
+    engine = load_engine(tmp_path / "a")
+    assert engine.adapters == ("default",)
+    assert bits(ask(engine)) == bits(ask(load(adapter=GOLDEN.adapter)))
+    assert bits(ask(engine, adapter="base")) == bits(ask(load()))
+    with pytest.raises(ParameterError, match="an adapter itself"):
+        Engine.from_pretrained(tmp_path / "a", adapter=other)

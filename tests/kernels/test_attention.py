@@ -87,20 +87,35 @@ def test_paged_chunks_equal_the_whole(chunks: tuple[int, ...], heads: tuple[int,
         start = end
 
 
+@pytest.mark.parametrize("extra", [False, True], ids=["plain", "extra"])
 @pytest.mark.parametrize(
     ("queries", "rows"), [(1, 1), (5, 17), (64, 257)], ids=["Q1-P1", "Q5-P17", "Q64-P257"]
 )
-def test_cross_attention_sees_queries_then_image(queries: int, rows: int) -> None:
+def test_cross_attention_sees_queries_then_image(queries: int, rows: int, extra: bool) -> None:
     generator = torch.Generator().manual_seed(2)
     query = torch.randn(2, queries, 3, 8, generator=generator)
     query_kv = torch.randn(2, queries, 2, 3, 8, generator=generator)
     image_kv = torch.randn(2, rows, 2, 3, 8, generator=generator)
-    out = cross_attention_reference(query, query_kv, image_kv)
+    extra_kv = torch.randn(2, 3, 8, generator=generator) if extra else None
+    out = cross_attention_reference(query, query_kv, image_kv, extra_key_value=extra_kv)
     both = torch.cat((query_kv, image_kv), 1)
-    visible = torch.ones(queries, queries + rows, dtype=torch.bool)
+    if extra_kv is not None:
+        both = torch.cat((both, extra_kv.expand(2, 1, -1, -1, -1)), 1)
+    visible = torch.ones(queries, both.shape[1], dtype=torch.bool)
     for n in range(2):
         exact = direct_attention(query[n], both[n, :, 0], both[n, :, 1], visible)
         assert (out[n] - exact).abs().max() < FP32_ERROR
+
+
+def test_cross_attention_gradients_reach_every_input() -> None:
+    generator = torch.Generator().manual_seed(4)
+    inputs = [
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, 3, 2, 4), (2, 3, 2, 2, 4), (2, 5, 2, 2, 4), (2, 2, 4))
+    ]
+    assert torch.autograd.gradcheck(
+        lambda q, qkv, ikv, extra: cross_attention_reference(q, qkv, ikv, extra_key_value=extra), inputs
+    )
 
 
 def test_cross_attention_dropout_is_random_and_unbiased() -> None:

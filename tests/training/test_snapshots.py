@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from owl_fast.checkpoints.manifest import MANIFEST
 from owl_fast.errors import CheckpointError
 from owl_fast.training import snapshots
 from owl_fast.training.snapshots import load_snapshot, newest_snapshot, prune_snapshots, save_snapshot
@@ -64,16 +65,16 @@ def damage_missing(path: Path) -> None:
 
 
 def damage_no_manifest(path: Path) -> None:
-    (path / "manifest.json").unlink()
+    (path / MANIFEST).unlink()
 
 
 def damage_half_manifest(path: Path) -> None:
-    file = path / "manifest.json"
+    file = path / MANIFEST
     file.write_text(file.read_text()[:40])
 
 
 def damage_empty_manifest(path: Path) -> None:
-    (path / "manifest.json").write_text('{"files": {}}')
+    (path / MANIFEST).write_text('{"files": {}}')
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_every_file_and_both_folders_reach_the_disk_in_order(
         "model.safetensors",
         "optimizer.safetensors",
         "state.json",
-        "manifest.json",
+        MANIFEST,
         "checkpoint-3.tmp",
         "rename",
         "out",

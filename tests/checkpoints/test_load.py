@@ -1,4 +1,4 @@
-"""Model folders: the released layout loads exactly, what is saved loads bit-equal, misfits are named."""
+"""Loading: every layout fills the model exactly, what is saved loads bit-equal, misfits are named."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from owl_fast.checkpoints import copy_side_files, load_model, save_model, writer
-from owl_fast.checkpoints.hf import empty_model
+from owl_fast.checkpoints.first_release import FIRST
+from owl_fast.checkpoints.layout import LATER, Layout
+from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.names import HF_NAMES, map_name, views
+from owl_fast.checkpoints.peft import PREFIX
 from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
 from owl_fast.checkpoints.writer import whole_folder
 from owl_fast.config import OwlConfig
 from owl_fast.errors import CheckpointError, UnsupportedError
-from owl_fast.models.owl import Owl
+from tests.golden_data import assert_same_weights, first_release_name
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = [GOLDEN / "tiny/checkpoint", GOLDEN / "micro/checkpoint", GOLDEN / "micro/checkpoint_safetensors"]
@@ -30,13 +33,6 @@ INV_FREQ = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
 def file_tensors(folder: Path) -> dict[str, Tensor]:
     files = [*folder.glob("*.bin"), *folder.glob("*.safetensors")]
     return {name: tensor for file in files for name, tensor in read_tensors(file).items()}
-
-
-def assert_bit_equal(model: Owl, other: Owl) -> None:
-    theirs = dict(other.named_parameters())
-    for name, parameter in model.named_parameters():
-        assert parameter.dtype == theirs[name].dtype
-        assert torch.equal(parameter, theirs[name]), name
 
 
 @pytest.fixture
@@ -110,7 +106,7 @@ def test_save_and_load_is_bit_equal(
     assert (len(files) == 1) == (shard_bytes == 1 << 30)
     back = load_model(tmp_path / "out")
     assert back.config == model.config
-    assert_bit_equal(model, back)
+    assert_same_weights(model, back)
 
 
 def test_saved_names_and_values_are_the_released_ones(tmp_path: Path) -> None:
@@ -199,8 +195,8 @@ NORM, KEY = (
         ({KEY: None}, f"1 tensors are missing .*{KEY}"),
         ({"language_model.lm_head.weight": None}, r"lm_head\.weight"),
         ({"stray": torch.zeros(2)}, r"model\.safetensors: tensor stray has no place"),
-        ({NORM: torch.zeros(3)}, rf"tensor {NORM} has shape \(3,\); config\.json asks for \(\d+,\)"),
-        ({KEY: torch.zeros(3, 4)}, rf"tensor {KEY} has shape \(3, 4\); config\.json asks for"),
+        ({NORM: torch.zeros(3)}, rf"tensor {NORM} has shape \(3,\); the config asks for \(\d+,\)"),
+        ({KEY: torch.zeros(3, 4)}, rf"tensor {KEY} has shape \(3, 4\); the config asks for"),
         ({NORM: torch.zeros(())}, rf"tensor {NORM} has shape \(\)"),
     ],
     ids=["missing", "missing-part", "missing-head", "unused", "shape", "part-shape", "scalar"],
@@ -238,10 +234,41 @@ def test_several_dtypes_need_a_choice(micro: Path) -> None:
     assert load_model(micro, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", [NORM, KEY])
+def test_weights_that_are_no_numbers_are_refused_unless_allowed(micro: Path, name: str, value: str) -> None:
+    tensor = read_tensors(micro / "model.safetensors")[name]
+    tensor.view(-1)[-1] = float(value)
+    spoil(micro, **{name: tensor})
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: tensor {name} holds NaN or infinity"):
+        load_model(micro)
+    assert load_model(micro, allow_nonfinite=True).dtype == torch.float32
+
+
+def test_weights_beyond_the_dtype_are_refused(micro: Path) -> None:
+    tensor = read_tensors(micro / "model.safetensors")[NORM]
+    tensor[0] = 1e5
+    spoil(micro, **{NORM: tensor})
+    assert load_model(micro, dtype=torch.bfloat16).dtype == torch.bfloat16
+    with pytest.raises(CheckpointError, match=rf"{NORM} holds NaN or infinity as torch\.float16"):
+        load_model(micro, dtype=torch.float16)
+
+
+def test_a_weight_like_a_flipped_exponent_is_said(micro: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_model(micro)
+    assert caplog.messages == []
+    tensor = read_tensors(micro / "model.safetensors")[KEY]
+    tensor[0, 0] = -1e30
+    spoil(micro, **{KEY: tensor})
+    load_model(micro)
+    assert len(caplog.messages) == 1
+    assert f"{KEY} holds a weight of 1e+30" in caplog.messages[0]
+
+
 def test_arguments_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="int8"):
         load_model(MICRO, dtype=torch.int8)
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+    with pytest.raises(CheckpointError, match="no weights"):
         load_model(tmp_path)
     with pytest.raises(UnsupportedError, match="gguf"):
         save_model(load_model(MICRO), tmp_path / "out", format="gguf")
@@ -260,22 +287,38 @@ print(peak.value - before, sum(p.nbytes for p in model.parameters()))
 """
 
 
-def test_loading_costs_the_model_in_its_dtype_and_little_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["later", "first, wrapped"])
+def test_loading_costs_the_model_in_its_dtype_and_little_more(tmp_path: Path, layout: str) -> None:
     """A float32 file of 170 MB loaded as bfloat16; a float32 copy of it, or of one shard, would be seen."""
     raw = json.loads((FOLDERS[1] / "config.json").read_text())
-    raw["text_config"] |= {
-        "hidden_size": 384,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 8,
-    }
+    raw["text_config"] |= {"hidden_size": 384, "intermediate_size": 4096, "num_hidden_layers": 6}
+    raw["vision_config"] |= {"hidden_size": 384, "intermediate_size": 2048, "num_hidden_layers": 6}
+    raw["visual_abstractor_config"] |= {"hidden_size": 384, "encoder_hidden_size": 384}
+    if layout == "later":
+        tensors = zeros(LATER, OwlConfig.from_dict(raw))
+    else:
+        raw["visual_abstractor_config"]["bias_kv"] = True
+        tensors = zeros(FIRST, OwlConfig.from_dict(raw))
+        for i in range(6):
+            module = f"{PREFIX}language_model.model.layers.{i}.mlp.down_proj"
+            tensors[f"{module}.lora_A.default.weight"] = torch.zeros(8, 4096)
+            tensors[f"{module}.lora_B.default.weight"] = torch.zeros(384, 8)
+        raw["model_type"] = FIRST.model_type
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    model = empty_model(OwlConfig.from_file(tmp_path / "config.json"))
-    tensors = {name: torch.zeros(view.shape) for name, view in views(model).items()}
     write_tensors(tmp_path / "pytorch_model.bin", tensors)
     script = MEASURE.format(warm=str(MICRO), folder=str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=GOLDEN.parents[1]
     )
     grown, size = map(int, done.stdout.split())
+    assert size > 80_000_000
     largest = max(tensor.nbytes // 2 for tensor in tensors.values())
     assert grown <= size + 2 * largest + (8 << 20)
+
+
+def zeros(layout: Layout, config: OwlConfig) -> dict[str, Tensor]:
+    """A state dict of a release with tensors of the right names and shapes, the first's wrapped by PEFT."""
+    places = layout.places(views(empty_model(config)), config)
+    if layout is LATER:
+        return {name: torch.zeros(place.shape) for name, place in places.items()}
+    return {PREFIX + first_release_name(name): torch.zeros(place.shape) for name, place in places.items()}

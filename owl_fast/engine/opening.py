@@ -1,0 +1,64 @@
+"""From a path to what an engine is made of: the model in memory, its tokenizer and its picture processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from owl_fast.checkpoints import load_model, open_source
+from owl_fast.checkpoints.folder import WeightFolder
+from owl_fast.engine.placement import pick_device, pick_dtype
+from owl_fast.errors import CheckpointError, ParameterError
+from owl_fast.hub import local_path
+from owl_fast.images import ImageProcessor
+from owl_fast.models.owl import Owl
+from owl_fast.tokenizer import Tokenizer
+
+BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "owl-nano"
+
+
+class Opened(NamedTuple):
+    """weights: the files the model was read from. adapter: still to be loaded, for every request."""
+
+    model: Owl
+    tokenizer: Tokenizer
+    processor: ImageProcessor
+    weights: WeightFolder
+    adapter: str | Path | None
+
+
+def open_model(
+    path: str | Path | None,
+    *,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    adapter: str | Path | None,
+    progress: Callable[[int, int], None] | None,
+    allow_nonfinite: bool,
+    **told: Any,
+) -> Opened:
+    """The model at a path, of a hub id, or the bundled one; arguments as for Engine.from_pretrained.
+
+    told: what the files do not tell (see open_source). An adapter folder opened as the model is the adapter
+    of its base.
+    """
+    folder = BUNDLED if path is None else local_path(path)
+    if path is None and not folder.is_dir():
+        raise CheckpointError("the bundled model owl-nano is not in this installation; give a model folder")
+    place = pick_device(device)
+    source = open_source(folder, **told)
+    if adapter is not None and source.adapter is not None:
+        raise ParameterError(f"{path} is an adapter itself; name its base as the model to use another")
+    tokenizer, processor = source.tokenizer(), source.processor()
+    model = load_model(
+        replace(source, adapter=None),
+        dtype=pick_dtype(dtype, place, source.config),
+        device=place,
+        progress=progress,
+        allow_nonfinite=allow_nonfinite,
+    )
+    return Opened(model, tokenizer, processor, source.weights, adapter or source.adapter)
