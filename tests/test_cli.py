@@ -26,6 +26,14 @@ def test_unknown_command_is_a_usage_error(
     assert all(word in err for word in ["usage", *arguments])
 
 
+def test_a_misspelt_command_gets_a_hint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["owl-fast", "docter"])
+    assert cli.main() == 2
+    assert "did you mean doctor?" in capsys.readouterr().err
+
+
 def test_runs_the_module_as_main(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command sees its own arguments, and runs as `python -m` would run it."""
     seen = []

@@ -50,6 +50,18 @@ def test_examples(engine: Engine, picture: str, question: str, answer: str) -> N
     assert answer in said.text.lower().replace(".", " ").split()
 
 
+def test_an_answer_can_go_on(engine: Engine) -> None:
+    parts = [
+        {"type": "image", "image": ROOT / "examples/scene.png"},
+        {"type": "text", "text": "Where is the circle?"},
+    ]
+    question = {"role": "user", "content": parts}
+    whole = engine.generate([question], temperature=0, max_tokens=40).text
+    for cut in (whole.index(" "), whole.rindex(" ")):
+        begun = {"role": "assistant", "content": whole[:cut]}
+        assert engine.generate([question, begun], temperature=0, max_tokens=40).text == whole[cut:]
+
+
 def test_the_command_of_the_readme_prints_the_answer_alone() -> None:
     command = [
         sys.executable,

@@ -131,6 +131,17 @@ def test_picture_and_place_counts_must_agree() -> None:
             check_images(pieces, count)
 
 
+def test_an_answer_that_is_to_go_on_is_cut_as_answers_are_in_training() -> None:
+    messages = [_user("Hi"), {"role": "assistant", "content": "Ho\nHuman: x"}]
+    pieces, images = chat_pieces(messages, system="Sing.")
+    assert pieces == [TextPiece("Sing.\nHuman: Hi\nAI: "), TextPiece("Ho\n Human: x", supervised=True)]
+    assert images == []
+    trained = training_pieces(messages, system="Sing.")[0]
+    assert trained[-1] == pieces[-1]
+    empty = chat_pieces([_user("Hi"), {"role": "assistant", "content": ""}], system="Sing.")[0]
+    assert empty == chat_pieces([_user("Hi")], system="Sing.")[0]
+
+
 @pytest.mark.parametrize(
     ("messages", "said"),
     [

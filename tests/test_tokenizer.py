@@ -105,6 +105,11 @@ def test_stream_holds_back_an_unfinished_character() -> None:
     assert stream.flush() == "\ufffd"
 
 
+def test_a_stream_that_goes_on_with_a_text_keeps_the_space() -> None:
+    ids = TINY.encode("owl flies", literal=True)
+    assert "".join(StreamDecoder(TINY, begun=True).push(i) for i in ids) == " owl flies"
+
+
 def test_broken_files_are_named(tmp_path: Path) -> None:
     good = (GOLDEN / "tiny/checkpoint/tokenizer.model").read_bytes()
     path = tmp_path / "tokenizer.model"

@@ -68,8 +68,8 @@ def _queue(talk: Talk, opened: Sequence[Attachment]) -> None:
     queue = talk.session.queue
     for shown in opened:
         queue.append(shown)
-        where = f"in front of the next message, or where it says {MARKS[shown.kind]}"
-        talk.screen.note(f"{shown.kind} {len(queue)}: {shown.name}, {shown.size}, {where}")
+        talk.screen.note(f"{shown.kind} {len(queue)}: {shown.name}, {shown.size}")
+    talk.screen.note(f"for the next message: in front of it, or where it says {MARKS[opened[0].kind]}")
 
 
 def _images(talk: Talk, _argument: str) -> None:

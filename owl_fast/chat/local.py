@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from owl_fast import machine
+from owl_fast import machine, native
 from owl_fast.chat.backend import Messages, Reply, Rows
 from owl_fast.chat.screen import Screen
 from owl_fast.engine.engine import Engine
@@ -31,6 +31,8 @@ class LocalBackend:
         given = {name: value for name, value in options.items() if value is not None}
         with screen.progress() as progress:
             engine = Engine.from_pretrained(model, progress=progress, **given)
+        if engine.model.device.type == "cpu":
+            native.library()  # says now, and not in the middle of an answer, when it is missing
         name = "owl-nano" if model is None else os.path.basename(os.path.abspath(model))
         return cls(engine, name, time.perf_counter() - begin)
 

@@ -115,5 +115,6 @@ class Session:
         return output
 
 
-def _text(message: Mapping[str, Any]) -> str:
-    return unplace(message["content"])[0]
+def _text(answer: Mapping[str, Any]) -> str:
+    content = answer["content"]
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)

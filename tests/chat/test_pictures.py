@@ -9,6 +9,7 @@ import pytest
 
 from owl_fast.chat.pictures import Part, find_paths, open_picture, open_video, place, unplace
 from owl_fast.errors import ImageError
+from owl_fast.fetch import Fetcher
 from tests.chat.fakes import clip
 from tests.golden_data import image_files
 
@@ -89,6 +90,14 @@ def test_too_many_matches_are_refused(tmp_path: Path) -> None:
         (tmp_path / f"{number}.png").touch()
     with pytest.raises(ImageError, match="65 files match"):
         find_paths(f"{tmp_path}/*.png")
+
+
+def test_a_url_is_fetched_by_the_one_who_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = image_files()[0]
+    monkeypatch.setattr(Fetcher, "__call__", lambda self, url: path.read_bytes())
+    picture = open_picture("https://example.org/pictures/owl.png")
+    assert (picture.name, picture.data) == ("owl.png", path.read_bytes())
+    assert find_paths("HTTP://a/*.png https://b/[1].png") == ["HTTP://a/*.png", "https://b/[1].png"]
 
 
 def test_a_picture_is_opened_at_once() -> None:

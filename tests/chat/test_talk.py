@@ -123,8 +123,9 @@ def test_a_picture_stands_where_it_is_typed() -> None:
 def test_videos_wait_beside_pictures_and_are_kept_by_their_path(tmp_path: Path) -> None:
     video, file = clip(tmp_path / "clip.gif"), tmp_path / "talk.json"
     run = Run(f"/video {video}", f"/image {IMAGE}", "/video no.gif")
-    assert run.screen.notes[0].startswith("video 1: clip.gif, 4 frame(s) of 10 x 8, in front")
-    assert run.screen.notes[1].startswith(f"picture 2: {IMAGE.name}")
+    assert run.screen.notes[0] == "video 1: clip.gif, 4 frame(s) of 10 x 8"
+    assert run.screen.notes[1].endswith("where it says <|video|>")
+    assert run.screen.notes[2].startswith(f"picture 2: {IMAGE.name}")
     assert [error[:7] for error in run.screen.errors] == ["'no.gif"]
     assert "1 video(s) waiting · 1 picture(s) waiting" in run.talk.status()
     entries = ("see <|video|>", "/edit", "why <|video|>", f"/save {file}")
