@@ -101,7 +101,7 @@ def bmp(
     """A BMP with a grey palette of `colors`; head: bytes of its header, 12 for the oldest."""
     palette = b"".join(bytes([i * 255 // max(colors - 1, 1)] * 3 + [0]) for i in range(colors))
     if head == 12:
-        info = struct.pack("<IHHHH", 12, width, height, 1, depth)
+        info = struct.pack("<IHHHH", 12, width, abs(height), 1, depth)
         palette = b"".join(palette[i : i + 3] for i in range(0, len(palette), 4))
     else:
         info = struct.pack(
