@@ -38,7 +38,8 @@ Message = Mapping[str, Any]
 # Where a reader sees a new line, so that no typed text looks like a turn of the template; characters without
 # width or ink do not hide a marker from people.
 _INVISIBLE = "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
-_ROLE_LINE = re.compile(f"(^|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])(?=[{_INVISIBLE}]*(?:Human|AI):)")
+_SEEN_ROLE = "|".join("".join(f"[{_INVISIBLE}]*{letter}" for letter in role) for role in ("Human:", "AI:"))
+_ROLE_LINE = re.compile(f"(^|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])(?={_SEEN_ROLE})")
 # In written-out records: a marker stands at the start of a line, followed by a space or nothing.
 _RECORD_TURN = re.compile(r"^(Human|AI):(?: |$)", re.MULTILINE)
 

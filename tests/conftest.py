@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from owl_fast import native
 
 # Tests are small: more threads only wait for each other, and results stay the same on every machine.
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+# Background jobs of a shell inherit that Ctrl-C is ignored, and tests that press it would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -117,7 +117,9 @@ def test_a_record_is_read_as_it_was_written(question: str, answer: str) -> None:
 def test_invisible_characters_hide_no_marker(marker: str) -> None:
     for hidden in ("".join(INVISIBLE), *INVISIBLE):
         for line in LINES:
-            check_property([(f"x{line}{hidden}{marker} y", f"{hidden}{marker}")], [text(hidden + marker)], "")
+            for place in range(len(marker)):
+                typed = marker[:place] + hidden + marker[place:]
+                check_property([(f"x{line}{typed} y", typed)], [text(typed)], typed)
 
 
 def test_long_runs_of_one_thing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     _read_pipe(parser, args)
+    _import_torch()
     params = _params(parser, args)
     if args.prompt is not None:
         return _answer_once(args, params)
@@ -56,6 +58,14 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     plain = args.plain or is_dumb()
     with kept_terminal(redrawn=not plain):
         return _converse(args, params, plain)
+
+
+def _import_torch() -> None:
+    """Ctrl-C ends the process outright meanwhile: numpy and torch do not survive half an import."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    import torch  # noqa: F401
+
+    signal.signal(signal.SIGINT, before)
 
 
 def _answer_once(args: argparse.Namespace, params: SamplingParams) -> int:
