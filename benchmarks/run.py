@@ -11,13 +11,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when it is not installed
 
 from benchmarks import harness
-from benchmarks.cases import load
+from benchmarks.cases import kernel_resources, load
 
-CASES = {"load": load.run}
+CASES = {"kernel-resources": kernel_resources.run, "load": load.run}
 EXAMPLES = """examples:
   python benchmarks/run.py load --size tiny                   seconds; runs anywhere
   python benchmarks/run.py load --work-dir /data              a 7B folder: 15 GB of disk and of memory
   python benchmarks/run.py load --json benchmarks/results/load.json
+  python benchmarks/run.py kernel-resources                   GPU kernels compiled for six kinds of GPU
 """
 
 

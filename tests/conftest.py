@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported: without a GPU they run interpreted
 
 from owl_fast import native
 
@@ -18,13 +23,31 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+    """With a GPU the tests of kernels run there and count among those of `-m gpu`."""
     skip = pytest.mark.skip(reason="needs a CUDA device; torch sees none")
     for item in items:
-        if "gpu" in item.keywords:
+        if torch.cuda.is_available():
+            if "device" in getattr(item, "fixturenames", ()):
+                item.add_marker("gpu")
+        elif item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where kernels run: the GPU, or, without one, the CPU through Triton's interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Every fresh tensor is full of NaN (integers: of their largest value) until something is written."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
+from functools import partial
 
 import pytest
 import torch
 
-from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference
+from owl_fast.kernels import rms_norm as rms_norm_module
+from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
+from tests.kernels.tensors import DTYPES as GPU_DTYPES
+from tests.kernels.tensors import compare, random, strided
 from tests.tolerances import assert_as_good_as_torch
 
 EPS = 1e-6
@@ -139,3 +144,34 @@ def test_cpu_takes() -> None:
         "no axis": (torch.tensor(1.0), weight),
     }
     assert {name for name, pair in refused.items() if rms_norm_cpu_takes(*pair)} == set()
+
+
+@pytest.mark.parametrize("dtype", GPU_DTYPES.values(), ids=GPU_DTYPES)
+@pytest.mark.parametrize("width", [2, 61, 128, 4097], ids=lambda width: f"H{width}")
+@pytest.mark.parametrize("rows", [0, 1, 5], ids=lambda rows: f"N{rows}")
+@pytest.mark.usefixtures("poisoned")
+def test_triton_matches_float64(device: torch.device, rows: int, width: int, dtype: torch.dtype) -> None:
+    x = strided(random(rows, width, dtype=dtype, device=device)).requires_grad_()
+    weight = random(width, dtype=dtype, device=device).requires_grad_()
+    compare(
+        partial(rms_norm_triton, eps=EPS), partial(rms_norm_reference, eps=EPS), {"x": x, "weight": weight}
+    )
+
+
+def test_triton_rows_shared_by_few_programs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rms_norm_module, "PROGRAMS", 3)
+    x, weight = (random(*shape, device=device).requires_grad_() for shape in ((10, 17), (17,)))
+    compare(
+        partial(rms_norm_triton, eps=EPS), partial(rms_norm_reference, eps=EPS), {"x": x, "weight": weight}
+    )
+
+
+def test_triton_refuses_what_does_not_fit(device: torch.device) -> None:
+    x, weight = random(2, 8, device=device), random(8, device=device)
+    for bad_x, bad_weight, words in (
+        (x.double(), weight.double(), "float64 (2, 8)"),
+        (x, weight[:4], "float32 (4,)"),
+        (x, weight.half(), "float16 (8,)"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words) + ".* came; wanted"):
+            rms_norm_triton(bad_x, bad_weight, EPS)

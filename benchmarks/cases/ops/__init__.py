@@ -1,0 +1,8 @@
+"""Every operation at the shapes of the 7B model: one file per operation, each with its CASES."""
+
+from __future__ import annotations
+
+from benchmarks.cases.ops import rms_norm
+from benchmarks.cases.ops.case import Case
+
+CASES: tuple[Case, ...] = (*rms_norm.CASES,)

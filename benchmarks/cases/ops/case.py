@@ -1,0 +1,33 @@
+"""What a benchmark of an operation gives: what runs, beside what, and how much it has to do at least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """run: the operation through owl_fast.ops. peers: the same by other means, on the same inputs.
+
+    nbytes: what has to be read and written at least. flops: multiplications and additions.
+    """
+
+    run: Run
+    nbytes: int
+    flops: int = 0
+    peers: Mapping[str, Run] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operation at one shape. make: inputs on a device ("meta" for what is only compiled) -> Work."""
+
+    op: str
+    shape: str
+    make: Callable[[torch.device], Work]

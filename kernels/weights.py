@@ -1,0 +1,52 @@
+"""Quantized weights in their canonical form, the same bytes on every device; W (N, K) is a linear layer's.
+
+int8, one scale per output row:        W[n, k] = q[n, k] scale[n]
+int4, one scale per G inputs of a row: W[n, k] = (q[n, k] - 8) scale[n, k // G]
+Two int4 values share a byte, the even k in its low half; the last group of a row may be short.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Int8Weight(NamedTuple):
+    """q (N, K) int8, scale (N,) fp32."""
+
+    q: Tensor
+    scale: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.q.shape[0], self.q.shape[1]
+
+
+class Int4Weight(NamedTuple):
+    """q (N, ceil(K / 2)) uint8, scale (N, ceil(K / group)) fp16, K = in_features."""
+
+    q: Tensor
+    scale: Tensor
+    in_features: int
+    group: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.q.shape[0], self.in_features
+
+
+Weight = Tensor | Int8Weight | Int4Weight
+
+
+def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """(N, K) in `dtype`; the products are taken in float32 (float64 where that is asked for)."""
+    if isinstance(weight, Tensor):
+        return weight.to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    if isinstance(weight, Int8Weight):
+        return (weight.q.to(wide) * weight.scale.to(wide)[:, None]).to(dtype)
+    halves = torch.stack((weight.q & 15, weight.q >> 4), dim=-1).flatten(1)[:, : weight.in_features]
+    scale = weight.scale.to(wide).repeat_interleave(weight.group, dim=1)[:, : weight.in_features]
+    return ((halves.to(wide) - 8) * scale).to(dtype)
