@@ -17,20 +17,26 @@ from owl_fast.kernels.cross_attention import cross_attention_reference as cross_
 from owl_fast.kernels.dense_attention import dense_attention_reference as dense_attention
 from owl_fast.kernels.kv_append import kv_append_reference as kv_append
 from owl_fast.kernels.launch import supports
-from owl_fast.kernels.layer_norm import layer_norm_reference as layer_norm
+from owl_fast.kernels.layer_norm import (
+    add_layer_norm_reference,
+    add_layer_norm_triton,
+    layer_norm_reference,
+    layer_norm_triton,
+)
 from owl_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference as linear_cross_entropy
 from owl_fast.kernels.lora_linear import LoraUpdate
 from owl_fast.kernels.lora_linear import lora_linear_reference as lora_linear
 from owl_fast.kernels.paged_attention import paged_attention_reference as paged_attention
-from owl_fast.kernels.quick_gelu import quick_gelu_reference as quick_gelu
+from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
 from owl_fast.kernels.rotary import rotary_reference as rotary
 from owl_fast.kernels.rotary import rotary_tables
-from owl_fast.kernels.swiglu import swiglu_reference as swiglu
+from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
 from owl_fast.kernels.varlen_attention import varlen_attention_reference as varlen_attention
 
 __all__ = [
     "LoraUpdate",
+    "add_layer_norm",
     "cross_attention",
     "dense_attention",
     "kernels",
@@ -76,3 +82,25 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if library is not None:
             return rms_norm_cpu(library, x, weight, eps)
     return rms_norm_reference(x, weight, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """x (..., D), weight and bias (D,) or None -> (..., D), computed in float32."""
+    return (layer_norm_triton if _triton(x) else layer_norm_reference)(x, weight, bias, eps)
+
+
+def add_layer_norm(
+    x: Tensor, update: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x and update (..., D), weight and bias (D,) -> (x + update, its layer norm)."""
+    return (add_layer_norm_triton if _triton(x) else add_layer_norm_reference)(x, update, weight, bias, eps)
+
+
+def quick_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., F), bias (F,) or None -> (..., F)."""
+    return (quick_gelu_triton if _triton(x) else quick_gelu_reference)(x, bias)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """gate_up (..., 2F), gate first -> (..., F)."""
+    return (swiglu_triton if _triton(gate_up) else swiglu_reference)(gate_up)
