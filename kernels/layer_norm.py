@@ -3,7 +3,8 @@
 Computed in float32 and cast back to x's dtype, as the original vision tower and abstractor do (their
 norms run in float32 whatever the model's dtype). Without weight and bias: the normed rows alone.
 
-add_layer_norm is a residual connection and the norm behind it in one pass: s = x + update, y = norm(s).
+A residual connection in front belongs to the linear layer that makes the update: it holds the sum in
+registers, where a norm that adds would read both terms from memory again.
 
 Shapes: x (..., H), weight and bias (H,), each of any of the three dtypes -> (..., H) in x's dtype.
 """
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_fast.kernels.launch import check, jit, launch, tl
+from owl_fast.kernels.launch import jit, launch, tl
 from owl_fast.kernels.rows import as_rows, block_of, check_rows, check_vector
 
 PROGRAMS = 256  # of the backward pass: as many partial sums for weight and bias; not measured yet
@@ -29,41 +30,13 @@ def layer_norm_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, 
     return F.layer_norm(x.to(wide), x.shape[-1:], scale, shift, eps).to(x.dtype)
 
 
-def add_layer_norm_reference(
-    x: Tensor, update: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """x and update (..., D) -> (x + update, its norm)."""
-    total = x + update
-    return total, layer_norm_reference(total, weight, bias, eps)
-
-
 @jit
-def _layer_norm_fwd_kernel(
-    x,
-    update,
-    weight,
-    bias,
-    total,
-    y,
-    x_stride,
-    update_stride,
-    eps,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One row per program: x, update (N, H) of any row stride -> total, y (N, H) contiguous.
-
-    With an update the row that is normed is the rounded sum, which is also what the backward pass reads.
-    """
+def _layer_norm_fwd_kernel(x, weight, bias, y, x_stride, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """One row per program: x (N, H) of any row stride -> y (N, H) contiguous."""
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     inside = cols < WIDTH
     values = tl.load(x + row * x_stride + cols, mask=inside, other=0.0).to(tl.float32)
-    if update is not None:
-        values += tl.load(update + row * update_stride + cols, mask=inside, other=0.0).to(tl.float32)
-        rounded = values.to(total.dtype.element_ty)
-        tl.store(total + row * WIDTH + cols, rounded, mask=inside)
-        values = rounded.to(tl.float32)
     centred = tl.where(inside, values - tl.sum(values) / WIDTH, 0.0)
     normed = centred * (1.0 / tl.sqrt(tl.sum(centred * centred) / WIDTH + eps))
     if weight is not None:
@@ -78,20 +51,18 @@ def _layer_norm_bwd_kernel(
     x,
     weight,
     dy,
-    dtotal,
     dx,
     dw,
     db,
     x_stride,
     dy_stride,
-    dtotal_stride,
     rows,
     eps,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """With n the normed row and g = dy * weight:  dx = (g - mean(g) - n mean(g n)) / std [+ dtotal].
+    """With n the normed row and g = dy * weight:  dx = (g - mean(g) - n mean(g n)) / std.
 
     Each program takes every P-th tile of ROWS rows and leaves its own sums for weight and bias in dw and db
     (P, H), where they are wanted:  dw = sum over rows of dy n,  db = sum over rows of dy.
@@ -115,8 +86,6 @@ def _layer_norm_bwd_kernel(
             gradient = given * scale
             along = (tl.sum(gradient * normed, 1) / WIDTH)[:, None]
             result = inverse * (gradient - (tl.sum(gradient, 1) / WIDTH)[:, None] - normed * along)
-            if dtotal is not None:
-                result += tl.load(dtotal + row * dtotal_stride + cols, mask=here, other=0.0).to(tl.float32)
             tl.store(dx + row * WIDTH + cols, result.to(dx.dtype.element_ty), mask=here)
         if dw is not None:
             dw_total += given * normed
@@ -145,25 +114,11 @@ def backward_spec(width: int) -> dict[str, int]:
 
 def layer_norm_triton(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """As layer_norm_reference, on a GPU, with gradients for all three; x: rows of any stride."""
-    _check(x, weight, bias)
-    return _LayerNorm.apply(x, weight, bias, eps)
-
-
-def add_layer_norm_triton(
-    x: Tensor, update: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """As add_layer_norm_reference, on a GPU, with gradients for all four."""
-    _check(x, weight, bias)
-    fits = (update.shape, update.dtype, update.device) == (x.shape, x.dtype, x.device)
-    check(fits, update, f"{x.dtype} {tuple(x.shape)} on {x.device}")
-    return _AddLayerNorm.apply(x, update, weight, bias, eps)
-
-
-def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     check_rows(x)
     for vector in (weight, bias):
         if vector is not None:
             check_vector(vector, x.shape[-1], x.device)
+    return _LayerNorm.apply(x, weight, bias, eps)
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -173,64 +128,28 @@ class _LayerNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
         ctx.eps = eps
-        return _forward(x, None, weight, bias, eps)[1]
+        rows = as_rows(x)
+        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        args = (rows, weight, bias, y, rows.stride(0), eps)
+        launch(_layer_norm_fwd_kernel, (len(rows),), *args, **launch_spec(x.shape[-1]))
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *_backward(ctx, dy, None, ctx.needs_input_grad[:3]), None
-
-
-class _AddLayerNorm(torch.autograd.Function):
-    """Keeps the sum, which is one of the results."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, update: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        total, y = _forward(x, update, weight, bias, eps)
-        assert total is not None
-        ctx.save_for_backward(total, weight, bias)
-        ctx.eps = eps
-        return total, y
-
-    @staticmethod
-    def backward(ctx: Any, dtotal: Tensor, dy: Tensor) -> tuple[Tensor | None, ...]:
-        first, second, *others = ctx.needs_input_grad[:4]
-        dx, dw, db = _backward(ctx, dy, dtotal, (first or second, *others))
-        return dx, dx, dw, db, None
-
-
-def _forward(
-    x: Tensor, update: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor | None, Tensor]:
-    """(x + update, or None without an update; the normed rows)."""
-    rows, added = as_rows(x), None if update is None else as_rows(update)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    total = None if update is None else torch.empty_like(y)
-    strides = rows.stride(0), 0 if added is None else added.stride(0)
-    args = (rows, added, weight, bias, total, y, *strides, eps)
-    launch(_layer_norm_fwd_kernel, (len(rows),), *args, **launch_spec(x.shape[-1]))
-    return total, y
-
-
-def _backward(
-    ctx: Any, dy: Tensor, dtotal: Tensor | None, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of (the normed rows, weight, bias), as far as `wanted` says."""
-    x, weight, bias = ctx.saved_tensors
-    rows, given = as_rows(x), as_rows(dy)
-    direct = None if dtotal is None else as_rows(dtotal)
-    spec = backward_spec(x.shape[-1])
-    programs = min(-(-len(rows) // spec["ROWS"]), PROGRAMS)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if wanted[0] else None
-    dw, db = (
-        x.new_empty(programs, x.shape[-1], dtype=torch.float32) if needed else None for needed in wanted[1:]
-    )
-    strides = rows.stride(0), given.stride(0), 0 if direct is None else direct.stride(0)
-    args = (rows, weight, given, direct, dx, dw, db, *strides, len(rows), ctx.eps)
-    launch(_layer_norm_bwd_kernel, (programs,), *args, **spec)
-    return (
-        dx,
-        None if dw is None else dw.sum(0).to(weight.dtype),
-        None if db is None else db.sum(0).to(bias.dtype),
-    )
+        x, weight, bias = ctx.saved_tensors
+        rows, given = as_rows(x), as_rows(dy)
+        spec = backward_spec(x.shape[-1])
+        programs = min(-(-len(rows) // spec["ROWS"]), PROGRAMS)
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if ctx.needs_input_grad[0] else None
+        dw, db = (
+            x.new_empty(programs, x.shape[-1], dtype=torch.float32) if needed else None
+            for needed in ctx.needs_input_grad[1:3]
+        )
+        args = (rows, weight, given, dx, dw, db, rows.stride(0), given.stride(0), len(rows), ctx.eps)
+        launch(_layer_norm_bwd_kernel, (programs,), *args, **spec)
+        return (
+            dx,
+            None if dw is None else dw.sum(0).to(weight.dtype),
+            None if db is None else db.sum(0).to(bias.dtype),
+            None,
+        )

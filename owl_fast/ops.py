@@ -17,12 +17,7 @@ from owl_fast.kernels.cross_attention import cross_attention_reference as cross_
 from owl_fast.kernels.dense_attention import dense_attention_reference as dense_attention
 from owl_fast.kernels.kv_append import kv_append_reference as kv_append
 from owl_fast.kernels.launch import supports
-from owl_fast.kernels.layer_norm import (
-    add_layer_norm_reference,
-    add_layer_norm_triton,
-    layer_norm_reference,
-    layer_norm_triton,
-)
+from owl_fast.kernels.layer_norm import layer_norm_reference, layer_norm_triton
 from owl_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference as linear_cross_entropy
 from owl_fast.kernels.lora_linear import LoraUpdate
 from owl_fast.kernels.lora_linear import lora_linear_reference as lora_linear
@@ -36,7 +31,6 @@ from owl_fast.kernels.varlen_attention import varlen_attention_reference as varl
 
 __all__ = [
     "LoraUpdate",
-    "add_layer_norm",
     "cross_attention",
     "dense_attention",
     "kernels",
@@ -87,13 +81,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """x (..., D), weight and bias (D,) or None -> (..., D), computed in float32."""
     return (layer_norm_triton if _triton(x) else layer_norm_reference)(x, weight, bias, eps)
-
-
-def add_layer_norm(
-    x: Tensor, update: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """x and update (..., D), weight and bias (D,) -> (x + update, its layer norm)."""
-    return (add_layer_norm_triton if _triton(x) else add_layer_norm_reference)(x, update, weight, bias, eps)
 
 
 def quick_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -65,8 +65,8 @@ class AbstractorOutput(nn.Module):
         self.mlp = AbstractorMlp(config)
 
     def forward(self, attended: Tensor, residual: Tensor) -> Tensor:
-        x, normed = self.norm2.add(residual, self.out_proj(attended))
-        return x + self.mlp(normed)
+        x = residual + self.out_proj(attended)
+        return x + self.mlp(self.norm2(x))
 
 
 class AbstractorCrossAttention(nn.Module):

@@ -59,10 +59,6 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
-    def add(self, x: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
-        """A residual connection and the norm behind it: (x + update, norm of the sum)."""
-        return ops.add_layer_norm(x, update, self.weight, self.bias, self.eps)
-
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm of LLaMA: float32 statistics, result in the model's dtype."""

@@ -73,8 +73,8 @@ class VisionLayer(nn.Module):
     def forward(self, x: Tensor, frames: int | None = None) -> Tensor:
         if frames is not None and self.temporal is not None:
             x = x + self.temporal(x, frames)
-        x, normed = self.post_attention_layernorm.add(x, self.self_attn(self.input_layernorm(x)))
-        return x + self.mlp(normed)
+        x = x + self.self_attn(self.input_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class VisionEncoder(nn.Module):

@@ -1,4 +1,4 @@
-"""Layer norm, alone and behind a residual connection: reference and kernel against float64."""
+"""Layer norm: reference and kernel against float64."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 
 from owl_fast.kernels import layer_norm as layer_norm_module
-from owl_fast.kernels.layer_norm import (
-    add_layer_norm_reference,
-    add_layer_norm_triton,
-    layer_norm_reference,
-    layer_norm_triton,
-)
+from owl_fast.kernels.layer_norm import layer_norm_reference, layer_norm_triton
 from tests.kernels.tensors import DTYPES, compare, random, strided
 
 EPS = 1e-5
@@ -71,32 +66,6 @@ def test_triton_rows_shared_by_few_programs(device: torch.device, monkeypatch: p
     compare(OURS, REFERENCE, {"x": x, "weight": weight, "bias": bias})
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("shape", [(1, 61), (2, 3, 128)], ids=str)
-@pytest.mark.usefixtures("poisoned")
-def test_sum_and_norm_in_one_pass(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    inputs = {name: random(*shape, dtype=dtype, device=device, seed=s) for s, name in enumerate(("x", "update"))}
-    inputs = {name: strided(x).requires_grad_() for name, x in inputs.items()}
-    inputs |= {
-        name: random(shape[-1], dtype=dtype, device=device, seed=s).requires_grad_()
-        for s, name in enumerate(("weight", "bias"), 2)
-    }
-
-    def both(function: object) -> object:
-        return lambda **given: torch.stack(function(**given, eps=EPS))  # type: ignore[operator]
-
-    compare(both(add_layer_norm_triton), both(add_layer_norm_reference), inputs)  # type: ignore[arg-type]
-
-
-def test_sum_alone_has_a_gradient(device: torch.device) -> None:
-    x, update = (random(2, 8, device=device, seed=s).requires_grad_() for s in (0, 1))
-    total, _ = add_layer_norm_triton(x, update, None, None, EPS)
-    total.sum().backward()
-    for leaf in (x, update):
-        assert leaf.grad is not None
-        assert torch.equal(leaf.grad, torch.ones_like(leaf))
-
-
 def test_triton_repeats_to_the_bit(device: torch.device) -> None:
     x = random(9, 61, device=device).requires_grad_()
     weight, bias = (random(61, device=device, seed=s).requires_grad_() for s in (1, 2))
@@ -118,5 +87,3 @@ def test_triton_refuses_what_does_not_fit(device: torch.device) -> None:
     ):
         with pytest.raises(ValueError, match=re.escape(words) + ".* came; wanted"):
             layer_norm_triton(bad_x, bad_weight, None, EPS)
-    with pytest.raises(ValueError, match=re.escape("float32 (2, 4)") + ".* came; wanted"):
-        add_layer_norm_triton(x, x[:, :4], weight, weight, EPS)
