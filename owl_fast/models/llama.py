@@ -24,9 +24,13 @@ class LlamaAttention(nn.Module):
         self.qkv_proj = Linear(width, (width, kv_width, kv_width), bias=False)
         self.o_proj = Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor, batch: PackedBatch, layer: int
+    ) -> Tensor:
+        """x (N, C) + attention of norm(x)."""
+        qkv = self.qkv_proj(x, norm=norm)
         query, key, value = (
-            part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x).split(self.qkv_proj.rows, -1)
+            part.unflatten(-1, (-1, self.head_dim)) for part in qkv.split(self.qkv_proj.rows, -1)
         )  # (N, H | K | K, D)
         query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
         if batch.cache is None:
@@ -38,7 +42,7 @@ class LlamaAttention(nn.Module):
             attended = ops.paged_attention(
                 query, key_cache, value_cache, cache.block_tables, batch.bounds, cache.lengths
             )
-        return self.o_proj(attended.flatten(1))
+        return self.o_proj(attended.flatten(1), residual=x)
 
 
 class LlamaMlp(nn.Module):
@@ -48,8 +52,9 @@ class LlamaMlp(nn.Module):
         self.gate_up_proj = Linear(width, (inner, inner), bias=False)
         self.down_proj = Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(ops.swiglu(self.gate_up_proj(x)))
+    def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        """x (N, C) + feed-forward of norm(x)."""
+        return self.down_proj(self.gate_up_proj(x, norm=norm, activation="swiglu"), residual=x)
 
 
 class LlamaLayer(nn.Module):
@@ -61,8 +66,8 @@ class LlamaLayer(nn.Module):
         self.mlp = LlamaMlp(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch, layer: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, batch, layer)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self.self_attn(x, self.input_layernorm, cos, sin, batch, layer)
+        return self.mlp(x, self.post_attention_layernorm)
 
 
 class TokenEmbedding(nn.Module):
