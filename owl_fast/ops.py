@@ -16,6 +16,7 @@ from torch import Tensor
 from owl_fast import native
 from owl_fast.kernels.cross_attention import cross_attention_reference as cross_attention
 from owl_fast.kernels.dense_attention import dense_attention_reference as dense_attention
+from owl_fast.kernels.embedding import embedding_reference, embedding_triton
 from owl_fast.kernels.kv_append import kv_append_reference as kv_append
 from owl_fast.kernels.launch import supports
 from owl_fast.kernels.layer_norm import layer_norm_reference as layer_norm
@@ -33,6 +34,7 @@ __all__ = [
     "LoraUpdate",
     "cross_attention",
     "dense_attention",
+    "embedding",
     "kernels",
     "kv_append",
     "layer_norm",
@@ -64,6 +66,13 @@ def kernels(used: bool) -> Iterator[None]:
 def _triton(x: Tensor) -> bool:
     chosen = _chosen.get()
     return supports(x.device) if chosen is None else chosen
+
+
+def embedding(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
+    """ids (N,), table (V, C) -> (N, C); the row `padding` gets no gradient."""
+    if _triton(table) and not (torch.is_grad_enabled() and table.requires_grad):
+        return embedding_triton(ids, table)
+    return embedding_reference(ids, table, padding)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -6,7 +6,6 @@ N rows of all sequences, C hidden width, H query heads, K key heads, D head widt
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owl_fast import ops
@@ -79,7 +78,7 @@ class TokenEmbedding(nn.Module):
         self.padding_idx = config.pad_token_id
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return F.embedding(token_ids, self.weight, padding_idx=self.padding_idx)
+        return ops.embedding(token_ids, self.weight, self.padding_idx)
 
 
 class LlamaModel(nn.Module):
