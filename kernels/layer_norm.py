@@ -99,14 +99,14 @@ def _layer_norm_bwd_kernel(
 
 
 def launch_spec(width: int) -> dict[str, int]:
-    """Forward: a row in registers, 16 values a thread at most, two 128-bit loads of bf16. Not measured yet."""
+    """Forward: a row in registers, at most 16 values (two 128-bit loads of bf16) a thread. Not measured yet."""
     block = block_of(width)
     return {"WIDTH": width, "BLOCK": block, "num_warps": min(max(block // 512, 1), 32)}
 
 
 def backward_spec(width: int) -> dict[str, int]:
     """Backward: tiles of 4096 values. A row of 1024 alone would leave most of a GPU's bandwidth unused, since
-    few programs run (PROGRAMS) and each waits for its rows; 8 warps keep 16 KB in flight. Not measured yet."""
+    few programs run and each waits for its rows; 8 warps keep 16 KB in flight. Not measured yet."""
     block = block_of(width)
     rows = max(4096 // block, 1) if block >= 64 else 64
     return {"WIDTH": width, "BLOCK": block, "ROWS": rows, "num_warps": min(max(rows * block // 512, 1), 32)}

@@ -34,7 +34,7 @@ def _swiglu_fwd_kernel(x, y, x_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr)
 
 @jit
 def _swiglu_bwd_kernel(x, dy, dx, x_stride, dy_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """With s = sigmoid(gate):  dgate = dy up s (1 + gate (1 - s)),  dup = dy gate s;  dx (N, 2F) contiguous."""
+    """With s = sigmoid(gate):  dgate = dy up s (1 + gate (1 - s)),  dup = dy gate s;  dx contiguous."""
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = cols < WIDTH

@@ -20,7 +20,10 @@ from owl_fast.kernels.embedding import embedding_reference, embedding_triton
 from owl_fast.kernels.kv_append import kv_append_reference as kv_append
 from owl_fast.kernels.launch import supports
 from owl_fast.kernels.layer_norm import layer_norm_reference, layer_norm_triton
-from owl_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference as linear_cross_entropy
+from owl_fast.kernels.linear_cross_entropy import (
+    linear_cross_entropy_reference,
+    linear_cross_entropy_triton,
+)
 from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_reference
 from owl_fast.kernels.paged_attention import paged_attention_reference as paged_attention
 from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
@@ -29,6 +32,7 @@ from owl_fast.kernels.rotary import rotary_reference as rotary
 from owl_fast.kernels.rotary import rotary_tables
 from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
 from owl_fast.kernels.varlen_attention import varlen_attention_reference as varlen_attention
+from owl_fast.kernels.weights import Weight
 
 __all__ = [
     "LoraUpdate",
@@ -125,3 +129,9 @@ def lora_linear(
     if activation is not None:
         y = swiglu(y) if activation == "swiglu" else quick_gelu(y)
     return y if residual is None else residual + y
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Weight, targets: Tensor) -> Tensor:
+    """hidden (M, D) of labelled rows, head (V, D) dense or quantized, targets (M,) -> the sum of losses."""
+    run = linear_cross_entropy_triton if _triton(hidden) else linear_cross_entropy_reference
+    return run(hidden, weight, targets)

@@ -23,7 +23,9 @@ def test_triton_matches_float64(device: torch.device, shape: tuple[int, ...], dt
     compare(lambda x: swiglu_triton(x), lambda x: swiglu_reference(x), {"x": x})
 
 
-@pytest.mark.filterwarnings("ignore:overflow")  # numpy's, in the interpreter: exp becomes infinite, as it shall
+@pytest.mark.filterwarnings(
+    "ignore:overflow"
+)  # numpy's, in the interpreter: exp becomes infinite, as it shall
 def test_triton_large_gates(device: torch.device) -> None:
     """sigmoid saturates without becoming NaN, also in the gradient."""
     gate = torch.tensor([-200.0, -90.0, 90.0, 200.0], device=device)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks.cases.ops import activations, embedding, layer_norm, rms_norm
+from benchmarks.cases.ops import activations, embedding, layer_norm, linear_cross_entropy, rms_norm
 from benchmarks.cases.ops.case import Case
 
-CASES: tuple[Case, ...] = (*rms_norm.CASES, *embedding.CASES, *layer_norm.CASES, *activations.CASES)
+CASES: tuple[Case, ...] = (
+    *rms_norm.CASES,
+    *embedding.CASES,
+    *layer_norm.CASES,
+    *activations.CASES,
+    *linear_cross_entropy.CASES,
+)
