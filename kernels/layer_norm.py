@@ -99,7 +99,7 @@ def _layer_norm_bwd_kernel(
 
 
 def launch_spec(width: int) -> dict[str, int]:
-    """Forward: a row in registers, at most 16 values (two 128-bit loads of bf16) a thread. Not measured yet."""
+    """Forward: a row in registers, two 128-bit loads of bf16 a thread at most. Not measured yet."""
     block = block_of(width)
     return {"WIDTH": width, "BLOCK": block, "num_warps": min(max(block // 512, 1), 32)}
 

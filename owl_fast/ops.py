@@ -30,14 +30,20 @@ from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
 from owl_fast.kernels.rotary import rotary_reference as rotary
 from owl_fast.kernels.rotary import rotary_tables
+from owl_fast.kernels.sampling import SamplingSettings, SamplingState, sampling_settings, sampling_state
+from owl_fast.kernels.sampling import draw_reference as draw
+from owl_fast.kernels.sampling_kernel import sample_triton as sample
 from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
 from owl_fast.kernels.varlen_attention import varlen_attention_reference as varlen_attention
 from owl_fast.kernels.weights import Weight
 
 __all__ = [
     "LoraUpdate",
+    "SamplingSettings",
+    "SamplingState",
     "cross_attention",
     "dense_attention",
+    "draw",
     "embedding",
     "kernels",
     "kv_append",
@@ -49,6 +55,9 @@ __all__ = [
     "rms_norm",
     "rotary",
     "rotary_tables",
+    "sample",
+    "sampling_settings",
+    "sampling_state",
     "swiglu",
     "varlen_attention",
 ]

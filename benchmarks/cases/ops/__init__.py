@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.cases.ops import activations, embedding, layer_norm, linear_cross_entropy, rms_norm
+from benchmarks.cases.ops import activations, embedding, layer_norm, linear_cross_entropy, rms_norm, sampling
 from benchmarks.cases.ops.case import Case
 
 CASES: tuple[Case, ...] = (
@@ -11,4 +11,5 @@ CASES: tuple[Case, ...] = (
     *layer_norm.CASES,
     *activations.CASES,
     *linear_cross_entropy.CASES,
+    *sampling.CASES,
 )
