@@ -23,7 +23,7 @@ from owl_fast.checkpoints.peft import LoraConfig as LoraConfig
 from owl_fast.checkpoints.tensorfile import check_values, read_tensors, write_tensors
 from owl_fast.checkpoints.writer import whole_folder
 from owl_fast.errors import CheckpointError, UnsupportedError
-from owl_fast.files import read_json, write_json
+from owl_fast.files import is_there, read_json, write_json
 from owl_fast.models.fusion import module_sources
 from owl_fast.models.layers import Linear, LoraPair
 
@@ -216,7 +216,7 @@ def read_adapter(model: nn.Module, folder: str | Path) -> Adapter:
     if (manifest := Manifest.read(folder)) is not None:
         manifest.check()
     config = LoraConfig.from_dict(read_json(folder / CONFIG_FILE))
-    present = [folder / file for file in WEIGHT_FILES.values() if (folder / file).exists()]
+    present = [folder / file for file in WEIGHT_FILES.values() if is_there(folder / file)]
     if len(present) != 1:
         wanted = " or ".join(WEIGHT_FILES.values())
         raise CheckpointError(f"{folder}: wanted one of {wanted}, found {len(present)} of them")
@@ -233,8 +233,8 @@ def read_adapter(model: nn.Module, folder: str | Path) -> Adapter:
     if tensors or not pairs:
         what = f"tensor {sorted(tensors)[0]} fits no" if tensors else "there is no"
         raise CheckpointError(f"{path}: {what} module matching {config.target_modules!r}")
-    extra = _read_extra(model, folder / EXTRA_FILE) if (folder / EXTRA_FILE).exists() else {}
-    base = Base.from_file(folder / BASE_FILE) if (folder / BASE_FILE).exists() else None
+    extra = _read_extra(model, folder / EXTRA_FILE) if is_there(folder / EXTRA_FILE) else {}
+    base = Base.from_file(folder / BASE_FILE) if is_there(folder / BASE_FILE) else None
     return Adapter(config, pairs, extra, base)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from owl_fast.checkpoints.manifest import Manifest
 from owl_fast.checkpoints.tensorfile import TensorInfo, open_tensors
 from owl_fast.errors import CheckpointError
-from owl_fast.files import read_json
+from owl_fast.files import is_there, read_json
 
 INDEX_SUFFIX = ".index.json"
 # Format -> the single file's stem and ending; shards are STEM-00001-of-0000N.ENDING.
@@ -94,7 +94,7 @@ def _main_file(path: Path) -> tuple[str, set[str]]:
     for stem, ending in FORMATS.values():
         single = stem + ending
         shards = {file.name for file in path.glob(f"{stem}-*{ending}")}
-        heads = [name for name in (single + INDEX_SUFFIX, single) if (path / name).exists()]
+        heads = [name for name in (single + INDEX_SUFFIX, single) if is_there(path / name)]
         if shards and not heads:
             raise CheckpointError(f"{path / min(shards)}: a shard without its {single + INDEX_SUFFIX}")
         present |= shards | set(heads)

@@ -26,7 +26,7 @@ from owl_fast.checkpoints.sizes import VIDEO_MARK, infer_sizes, unread_sizes
 from owl_fast.checkpoints.tensorfile import PICKLED
 from owl_fast.config import OwlConfig
 from owl_fast.errors import CheckpointError, UnsupportedError
-from owl_fast.files import read_json
+from owl_fast.files import is_there, read_json
 from owl_fast.hub import local_path
 from owl_fast.images import ImageProcessor
 from owl_fast.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class Source:
     told_heads: tuple[int | None, int | None]
 
     def tokenizer(self) -> Tokenizer:
-        if not self.tokenizer_file.is_file():
+        if not is_there(self.tokenizer_file):
             raise CheckpointError(
                 f"{self.tokenizer_file}: no such file; the SentencePiece file {TOKENIZER} belongs beside the "
                 "weights, or is given with tokenizer=FILE"
@@ -185,7 +185,7 @@ def _own_config(
     A file named by itself may lie beside the config.json of something else: it counts if its release fits.
     """
     beside = folder / "config.json"
-    raw = read_json(beside) if beside.is_file() else None
+    raw = read_json(beside) if is_there(beside) else None
     fits = raw is not None and raw.get("model_type", layout.model_type) == layout.model_type
     if raw is None or (not fits and path != folder):
         return path, infer_sizes(path, shapes)
@@ -232,7 +232,7 @@ def _alpha(folder: Path, updates: Mapping[str, Update], given: float | None) -> 
             raise UnsupportedError(f"lora_alpha {given!r:.60}: wanted a number of at most {MAX_ALPHA:.0e}")
         return given
     beside = folder / CONFIG_FILE
-    if not beside.is_file():
+    if not is_there(beside):
         return ALPHA
     config = LoraConfig.from_dict(read_json(beside))
     for weight, update in updates.items():
