@@ -60,7 +60,7 @@ class Engine:
         the weights were read from, if from anywhere."""
         if not all(isinstance(limit, int) and limit >= 1 for limit in (max_context, max_batch)):
             raise ParameterError(
-                f"max_context {max_context!r:.40}, max_batch {max_batch!r:.40}; wanted whole numbers from 1 on"
+                f"max_context {max_context!r:.40}, max_batch {max_batch!r:.40}; wanted integers of at least 1"
             )
         llama = model.config.llama
         self.config: OwlConfig = model.config

@@ -174,6 +174,11 @@ def test_what_cannot_be_read_is_not_taken_for_absent(tmp_path: Path, name: str, 
     # A link to nowhere: half a download, such as a cache without its blobs. A folder may hold a tokenizer.
     absent = kind == "lost link" or (kind, name) == ("folder", "tokenizer.model")
     said = "no such file" if absent else "not a regular file"
+
+    def read_all(path: Path) -> None:
+        source = open_source(path)
+        source.tokenizer()
+        source.processor()
+
     with pytest.raises(CheckpointError, match=rf"{name}.*: {said}"):
-        source = open_source(model)
-        source.tokenizer(), source.processor()
+        read_all(model)
