@@ -99,6 +99,8 @@ def _main_file(path: Path) -> tuple[str, set[str]]:
             raise CheckpointError(f"{path / min(shards)}: a shard without its {single + INDEX_SUFFIX}")
         present |= shards | set(heads)
         mains += heads
+        if mains and _blobs(path) is not None:
+            break  # a repository of the hub may hold its weights in both formats
     if not mains:
         wanted = " or ".join(stem + ending for stem, ending in FORMATS.values())
         raise CheckpointError(f"{path}: no weights; wanted {wanted}, or the {INDEX_SUFFIX} of its shards")
@@ -140,12 +142,16 @@ def _check_manifest(path: Path, weights: tuple[str, ...]) -> None:
 
 def _check_link(folder: Path, file: Path) -> None:
     """Links stay in the folder, or lead to the blobs of its own repository in the cache of the model hub."""
-    target, home = Path(os.path.realpath(file)), folder.resolve()
-    allowed = [home]
-    if home.parent.name == "snapshots":
-        allowed.append(home.parent.parent / "blobs")
-    if file.is_symlink() and not any(target.is_relative_to(place) for place in allowed):
+    target = Path(os.path.realpath(file))
+    allowed = (folder.resolve(), _blobs(folder))
+    if file.is_symlink() and not any(target.is_relative_to(place) for place in allowed if place):
         raise CheckpointError(f"{file}: a link to {target}, outside the folder; put the file itself there")
+
+
+def _blobs(folder: Path) -> Path | None:
+    """Where the files are that a snapshot in the cache of the model hub links to; None for other folders."""
+    home = folder.resolve()
+    return home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
 
 
 def _entries(path: Path, file: str) -> dict[str, Entry]:
