@@ -60,14 +60,14 @@ class InputReader:
         self, prompt: Prompt, images: Sequence[object] | None = None, adapter: str | None = None
     ) -> PreparedPrompt:
         """A raw prompt with its pictures, or messages that carry theirs."""
+        if not isinstance(prompt, Sequence):
+            raise PromptError(f"a {type(prompt).__name__} came; wanted a text or a list of messages")
         if isinstance(prompt, str):
             pieces, pictures = raw_pieces(prompt, self.videos), list(as_list(images))
             check_images(pieces, len(pictures))
             places = [piece for piece in pieces if isinstance(piece, ImagePiece)]
             pictures = [_for_place(p, place) for p, place in zip(pictures, places, strict=True)]
         else:
-            if not isinstance(prompt, Sequence):
-                raise PromptError(f"a {type(prompt).__name__} came; wanted a text or a list of messages")
             if images:
                 raise PromptError(
                     f"{len(images)} picture(s) came beside messages; put them into the messages as parts "
