@@ -46,7 +46,7 @@ class WeightFolder:
             raise CheckpointError(f"{path}: no such folder")
         main, present = _main_file(path)
         for file in present:
-            _check_link(path, path / file)
+            check_link(path, path / file)
         if not main.endswith(INDEX_SUFFIX):
             if unused := present - {main}:
                 raise CheckpointError(
@@ -140,8 +140,9 @@ def _check_manifest(path: Path, weights: tuple[str, ...]) -> None:
         manifest.check(but=weights)
 
 
-def _check_link(folder: Path, file: Path) -> None:
-    """Links stay in the folder, or lead to the blobs of its own repository in the cache of the model hub."""
+def check_link(folder: Path, file: Path) -> None:
+    """CheckpointError for a link that leaves the folder, if not for its own repository's blobs in the cache of
+    the model hub."""
     target = Path(os.path.realpath(file))
     allowed = (folder.resolve(), _blobs(folder))
     if file.is_symlink() and not any(target.is_relative_to(place) for place in allowed if place):

@@ -249,7 +249,7 @@ def _alpha(folder: Path, updates: Mapping[str, Update], given: float | None) -> 
     beside = folder / CONFIG_FILE
     if not is_there(beside):
         return ALPHA
-    config = LoraConfig.from_dict(read_json(beside))
+    config = LoraConfig.from_file(beside)
     for weight, update in updates.items():
         if update.rank != config.r:
             raise CheckpointError(
