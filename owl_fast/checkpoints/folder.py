@@ -141,8 +141,8 @@ def _check_manifest(path: Path, weights: tuple[str, ...]) -> None:
 
 
 def check_link(folder: Path, file: Path) -> None:
-    """CheckpointError for a link that leaves the folder, if not for its own repository's blobs in the cache of
-    the model hub."""
+    """CheckpointError for a link that leaves the folder, unless to the blobs of its own repository in the
+    cache of the model hub."""
     target = Path(os.path.realpath(file))
     allowed = (folder.resolve(), _blobs(folder))
     if file.is_symlink() and not any(target.is_relative_to(place) for place in allowed if place):
