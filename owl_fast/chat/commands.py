@@ -35,6 +35,8 @@ class Leave(Exception):
 
 def run(talk: Talk, line: str) -> None:
     """Carry out a line that begins with a slash. OwlError when it cannot be; Leave for /exit."""
+    if "\0" in line:
+        raise ParameterError("a command has no NUL in it; with a space in front it is a message")
     name, _, argument = line.partition(" ")
     name = name.strip()
     if name in COMMANDS:

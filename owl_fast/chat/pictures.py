@@ -111,10 +111,13 @@ def find_paths(text: str) -> list[str]:
 
 def expand(name: str) -> list[str]:
     """A path or URL as it stands, of a pattern the files it matches. ImageError for none or too many."""
-    path = os.path.expanduser(name)
-    if _is_url(path) or os.path.lexists(path) or not glob.has_magic(path):
-        return [path]
-    found = sorted(match for match in glob.glob(path) if os.path.isfile(match))
+    try:
+        path = os.path.expanduser(name)
+        if _is_url(path) or os.path.lexists(path) or not glob.has_magic(path):
+            return [path]
+        found = sorted(match for match in glob.glob(path) if os.path.isfile(match))
+    except ValueError:  # a NUL in it
+        raise ImageError(f"{name!r:.200}: no file has such a name") from None
     if not found:
         raise ImageError(f"{path!r:.200}: no file matches")
     if len(found) > MAX_MATCHES:

@@ -80,7 +80,11 @@ def test_names_are_read_as_they_stand_or_as_a_shell_reads_them(
     assert find_paths("x[1].png") == ["x[1].png"]
     assert find_paths("?.png") == ["c.png", "d.png"]
     assert find_paths("~/a.png") == [os.path.expanduser("~/a.png")]
-    for nothing, message in (("", "no file is named"), ("*.jpg", "no file matches")):
+    for nothing, message in (
+        ("", "no file is named"),
+        ("*.jpg", "no file matches"),
+        ("\0/*", "no file has such a name"),
+    ):
         with pytest.raises(ImageError, match=message):
             find_paths(nothing)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from owl_fast.chat.commands import COMMANDS
 from owl_fast.chat.session import Session
@@ -16,8 +18,12 @@ from owl_fast.engine.sampling import SamplingParams
 from owl_fast.errors import ContextLengthError, OwlError
 from tests.chat.fakes import FakeBackend, FakeReader, FakeScreen, clip
 from tests.golden_data import image_files
+from tests.typed import TYPED
 
 IMAGE, OTHER = image_files()[:2]
+# /exit and /edit would change what the entries behind them do.
+TAKING = [f"{name} " for name in COMMANDS if name not in ("/save", "/exit", "/edit")]
+BEGINNINGS = ["", "/", '"""', "/save no/such/folder/", *TAKING]
 
 
 class Run:
@@ -97,6 +103,16 @@ def test_ctrl_c_twice_at_an_empty_prompt_leaves() -> None:
     assert run.code == 0
     assert len(run.backend.asked) == 1
     assert list(run.reader.entries) == ["never"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(BEGINNINGS), TYPED), max_size=6))
+def test_whatever_is_typed_the_conversation_goes_on(typed: list[tuple[str, str]]) -> None:
+    """Mistakes are messages on the screen; anything else would come out of run()."""
+    run = Run(*(beginning + text for beginning, text in typed), f"/image {IMAGE}", "hello?")
+    assert run.code == 0
+    assert run.turns[-2:][0][0] == "user"
+    assert run.backend.asked[-1][0][-1]["content"][-1]["text"].endswith("hello?")
 
 
 # --- pictures ---
@@ -264,6 +280,7 @@ def test_help_names_every_command() -> None:
         ("/CLEAR", "did you mean /clear?"),
         ("/dance", "/help lists"),
         ("/", "no command /; /help lists"),
+        ("/load ~\0", "no NUL"),
         ("/exit now", "/exit takes nothing behind it; 'now' came"),
         (str(IMAGE), f"/image {IMAGE}"),
     ],
