@@ -19,21 +19,31 @@ from owl_fast.kernels.dense_attention import dense_attention_reference as dense_
 from owl_fast.kernels.embedding import embedding_reference, embedding_triton
 from owl_fast.kernels.kv_append import kv_append_reference as kv_append
 from owl_fast.kernels.launch import supports
-from owl_fast.kernels.layer_norm import layer_norm_reference as layer_norm
-from owl_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference as linear_cross_entropy
+from owl_fast.kernels.layer_norm import layer_norm_reference, layer_norm_triton
+from owl_fast.kernels.linear_cross_entropy import (
+    linear_cross_entropy_reference,
+    linear_cross_entropy_triton,
+)
 from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_reference
 from owl_fast.kernels.paged_attention import paged_attention_reference as paged_attention
-from owl_fast.kernels.quick_gelu import quick_gelu_reference as quick_gelu
+from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
 from owl_fast.kernels.rotary import rotary_reference as rotary
 from owl_fast.kernels.rotary import rotary_tables
-from owl_fast.kernels.swiglu import swiglu_reference as swiglu
+from owl_fast.kernels.sampling import SamplingSettings, SamplingState, sampling_settings, sampling_state
+from owl_fast.kernels.sampling import draw_reference as draw
+from owl_fast.kernels.sampling_kernel import sample_triton as sample
+from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
 from owl_fast.kernels.varlen_attention import varlen_attention_reference as varlen_attention
+from owl_fast.kernels.weights import Weight
 
 __all__ = [
     "LoraUpdate",
+    "SamplingSettings",
+    "SamplingState",
     "cross_attention",
     "dense_attention",
+    "draw",
     "embedding",
     "kernels",
     "kv_append",
@@ -45,6 +55,9 @@ __all__ = [
     "rms_norm",
     "rotary",
     "rotary_tables",
+    "sample",
+    "sampling_settings",
+    "sampling_state",
     "swiglu",
     "varlen_attention",
 ]
@@ -87,6 +100,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return rms_norm_reference(x, weight, eps)
 
 
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """x (..., D), weight and bias (D,) or None -> (..., D), computed in float32."""
+    return (layer_norm_triton if _triton(x) else layer_norm_reference)(x, weight, bias, eps)
+
+
+def quick_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., F), bias (F,) or None -> (..., F)."""
+    return (quick_gelu_triton if _triton(x) else quick_gelu_reference)(x, bias)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """gate_up (..., 2F), gate first -> (..., F)."""
+    return (swiglu_triton if _triton(gate_up) else swiglu_reference)(gate_up)
+
+
 Activation = Literal["swiglu", "quick_gelu"]
 
 
@@ -110,3 +138,9 @@ def lora_linear(
     if activation is not None:
         y = swiglu(y) if activation == "swiglu" else quick_gelu(y)
     return y if residual is None else residual + y
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Weight, targets: Tensor) -> Tensor:
+    """hidden (M, D) of labelled rows, head (V, D) dense or quantized, targets (M,) -> the sum of losses."""
+    run = linear_cross_entropy_triton if _triton(hidden) else linear_cross_entropy_reference
+    return run(hidden, weight, targets)

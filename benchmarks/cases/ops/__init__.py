@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.cases.ops import embedding, rms_norm
+from benchmarks.cases.ops import activations, embedding, layer_norm, linear_cross_entropy, rms_norm, sampling
 from benchmarks.cases.ops.case import Case
 
-CASES: tuple[Case, ...] = (*embedding.CASES, *rms_norm.CASES)
+CASES: tuple[Case, ...] = (
+    *rms_norm.CASES,
+    *embedding.CASES,
+    *layer_norm.CASES,
+    *activations.CASES,
+    *linear_cross_entropy.CASES,
+    *sampling.CASES,
+)
