@@ -128,12 +128,12 @@ def query_gradient(
         keys = first + tl.arange(0, BLOCK_N)
         tile = load_rows(k, k_stride, keys, count, D, BLOCK_D)
         scores = tl.dot(q, tl.trans(tile), input_precision="ieee") * scale
-        p = tl.exp2(scores - lse[:, None])
         if MASKED:
             seen = (keys < end)[None, :]
             if CAUSAL:
                 seen = seen & (keys[None, :] <= rows[:, None])
-            p = tl.where(seen, p, 0.0)
+            scores = tl.where(seen, scores, float("-inf"))
+        p = tl.exp2(scores - lse[:, None])
         values = load_rows(v, v_stride, keys, count, D, BLOCK_D)
         dp = tl.dot(given, tl.trans(values), input_precision="ieee")
         if seed is not None:
@@ -181,9 +181,9 @@ def _add_queries(
         log_sum = tl.load(lse + rows, mask=rows < queries, other=float("inf"))
         mean = tl.load(delta + rows, mask=rows < queries, other=0.0)
         scores = tl.dot(k, tl.trans(tile), input_precision="ieee") * scale  # (N, M)
-        p = tl.exp2(scores - log_sum[None, :])
         if CAUSAL:
-            p = tl.where(keys[:, None] <= rows[None, :], p, 0.0)
+            scores = tl.where(keys[:, None] <= rows[None, :], scores, float("-inf"))
+        p = tl.exp2(scores - log_sum[None, :])
         dp = tl.dot(v, tl.trans(do), input_precision="ieee")
         mixing = p
         if seed is not None:
