@@ -25,6 +25,7 @@ from owl_fast.kernels.flash import (
     query_gradient,
     softmax_scale,
     store_rows,
+    tile_settings,
 )
 from owl_fast.kernels.launch import capability, check, jit, launch, tl
 
@@ -191,13 +192,16 @@ def _cross_attention_query_gradient_kernel(
 
 
 def launch_spec(width: int, dtype: torch.dtype, capability: int) -> dict[str, dict[str, int]]:
-    """Tiles of the three kernels; not measured yet. Tiles of 32 queries: a picture has 64 of them, and 16
-    heads then make 32 programs, not 16."""
-    return {
-        "forward": {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 2, "num_stages": 2},
-        "queries": {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 2, "num_stages": 2},
-        "keys": {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
-    }
+    """Tiles of the three kernels; not measured yet. 32 queries a tile, as a picture has 64 of them: 16 heads
+    then make 32 programs and not 16."""
+    if dtype == torch.float32 or width > 128:
+        tiles = (32, 32, 16, 1), (16, 16, 4, 1), (32, 32, 16, 1)
+    elif width > 64:
+        tiles = (32, 32, 4, 2), (32, 32, 4, 2), (16, 64, 4, 2)
+    else:  # with dropout, 64 keys a tile spill registers on 120
+        tiles = (32, 32 if capability == 120 else 64, 2, 2), (32, 32, 2, 2), (32, 64, 4, 2)
+    kernels = ("forward", "queries", "keys")
+    return {kernel: tile_settings(*tile) for kernel, tile in zip(kernels, tiles, strict=True)}
 
 
 def cross_attention_triton(

@@ -286,6 +286,10 @@ def block_of(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
+def tile_settings(queries: int, keys: int, warps: int, stages: int) -> dict[str, int]:
+    return {"BLOCK_M": queries, "BLOCK_N": keys, "num_warps": warps, "num_stages": stages}
+
+
 def softmax_scale(width: int) -> float:
     return 1 / math.sqrt(width)
 

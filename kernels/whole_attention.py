@@ -22,6 +22,7 @@ from owl_fast.kernels.flash import (
     query_gradient,
     softmax_scale,
     store_rows,
+    tile_settings,
 )
 from owl_fast.kernels.launch import capability, jit, launch, tl
 
@@ -173,12 +174,24 @@ def _whole_attention_query_gradient_kernel(
 
 
 def launch_spec(width: int, dtype: torch.dtype, capability: int) -> dict[str, dict[str, int]]:
-    """Tiles of the three kernels: one choice for all lengths, so a row's bits depend on its sequence alone."""
-    return {
-        "forward": {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
-        "queries": {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
-        "keys": {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
-    }
+    """Tiles of the three kernels: one choice for all lengths, so a row's bits depend on its sequence alone.
+
+    Not measured yet. They are the largest that leave no register spilled: products read shared memory on 90
+    and 100, registers elsewhere. float32 has no tensor cores: a thread holds whole rows of its operands.
+    """
+    from_shared = capability in (90, 100)
+    if dtype == torch.float32 or width > 128:
+        tiles = (32, 32, 16, 1), (16, 16, 4, 1), (32, 32, 16, 1)
+    elif width > 64 and from_shared:
+        tiles = (128, 64, 8, 3), (128, 64, 8, 2), (32, 128, 8, 2)
+    elif width > 64:
+        tiles = (128, 32, 8, 2), (64, 32, 4, 2), (16, 128, 8, 2)
+    elif from_shared:
+        tiles = (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)
+    else:
+        tiles = (64, 64, 4, 2), (64, 32, 4, 2), (32, 64, 4, 2)
+    kernels = ("forward", "queries", "keys")
+    return {kernel: tile_settings(*tile) for kernel, tile in zip(kernels, tiles, strict=True)}
 
 
 def whole_attention(

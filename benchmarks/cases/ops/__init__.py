@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.cases.ops import embedding, rms_norm
+from benchmarks.cases.ops import cross_attention, embedding, rms_norm, varlen_attention
 from benchmarks.cases.ops.case import Case
 
-CASES: tuple[Case, ...] = (*embedding.CASES, *rms_norm.CASES)
+CASES: tuple[Case, ...] = (
+    *rms_norm.CASES,
+    *embedding.CASES,
+    *cross_attention.CASES,
+    *varlen_attention.CASES,
+)
