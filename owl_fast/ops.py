@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from owl_fast import native
-from owl_fast.kernels.cross_attention import cross_attention_reference as cross_attention
-from owl_fast.kernels.dense_attention import dense_attention_reference as dense_attention
+from owl_fast.kernels.cross_attention import cross_attention_reference, cross_attention_triton
+from owl_fast.kernels.dense_attention import dense_attention_reference, dense_attention_triton
 from owl_fast.kernels.embedding import embedding_reference, embedding_triton
 from owl_fast.kernels.kv_append import kv_append_reference as kv_append
 from owl_fast.kernels.launch import supports
@@ -34,7 +34,7 @@ from owl_fast.kernels.sampling import SamplingSettings, SamplingState, sampling_
 from owl_fast.kernels.sampling import draw_reference as draw
 from owl_fast.kernels.sampling_kernel import sample_triton as sample
 from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
-from owl_fast.kernels.varlen_attention import varlen_attention_reference as varlen_attention
+from owl_fast.kernels.varlen_attention import varlen_attention_gpu, varlen_attention_reference
 from owl_fast.kernels.weights import Weight
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "sampling_settings",
     "sampling_state",
     "swiglu",
+    "uses_kernels",
     "varlen_attention",
 ]
 
@@ -76,21 +77,22 @@ def kernels(used: bool) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def _triton(x: Tensor) -> bool:
+def uses_kernels(x: Tensor) -> bool:
+    """Whether operations on x run as Triton's kernels, as far as there are some."""
     chosen = _chosen.get()
     return supports(x.device) if chosen is None else chosen
 
 
 def embedding(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
     """ids (N,), table (V, C) -> (N, C); the row `padding` gets no gradient."""
-    if _triton(table) and not (torch.is_grad_enabled() and table.requires_grad):
+    if uses_kernels(table) and not (torch.is_grad_enabled() and table.requires_grad):
         return embedding_triton(ids, table)
     return embedding_reference(ids, table, padding)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D), weight (D,) -> (..., D): in libowl_cpu where it applies and no gradient is needed."""
-    if _triton(x):
+    if uses_kernels(x):
         return rms_norm_triton(x, weight, eps)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if not needs_grad and rms_norm_cpu_takes(x, weight):
@@ -102,17 +104,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """x (..., D), weight and bias (D,) or None -> (..., D), computed in float32."""
-    return (layer_norm_triton if _triton(x) else layer_norm_reference)(x, weight, bias, eps)
+    return (layer_norm_triton if uses_kernels(x) else layer_norm_reference)(x, weight, bias, eps)
 
 
 def quick_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., F), bias (F,) or None -> (..., F)."""
-    return (quick_gelu_triton if _triton(x) else quick_gelu_reference)(x, bias)
+    return (quick_gelu_triton if uses_kernels(x) else quick_gelu_reference)(x, bias)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """gate_up (..., 2F), gate first -> (..., F)."""
-    return (swiglu_triton if _triton(gate_up) else swiglu_reference)(gate_up)
+    return (swiglu_triton if uses_kernels(gate_up) else swiglu_reference)(gate_up)
 
 
 Activation = Literal["swiglu", "quick_gelu"]
@@ -142,5 +144,35 @@ def lora_linear(
 
 def linear_cross_entropy(hidden: Tensor, weight: Weight, targets: Tensor) -> Tensor:
     """hidden (M, D) of labelled rows, head (V, D) dense or quantized, targets (M,) -> the sum of losses."""
-    run = linear_cross_entropy_triton if _triton(hidden) else linear_cross_entropy_reference
+    run = linear_cross_entropy_triton if uses_kernels(hidden) else linear_cross_entropy_reference
     return run(hidden, weight, targets)
+
+
+def cross_attention(
+    query: Tensor,
+    query_key_value: Tensor,
+    image_key_value: Tensor,
+    dropout: float = 0.0,
+    extra_key_value: Tensor | None = None,
+) -> Tensor:
+    """query (N, Q, H, D) over keys and values (N, Q, 2, H, D), (N, P, 2, H, D), and (2, H, D) for all."""
+    attend = cross_attention_triton if uses_kernels(query) else cross_attention_reference
+    return attend(query, query_key_value, image_key_value, dropout, extra_key_value)
+
+
+def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """query (N, L, H, D), key and value (N, S, H, D) -> (N, L, H, D), unmasked."""
+    attend = dense_attention_triton if uses_kernels(query) else dense_attention_reference
+    return attend(query, key, value)
+
+
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Sequence[int], starts: Tensor
+) -> Tensor:
+    """query (T, H, D), key and value (T, K, D) -> (T, H, D), causal within each sequence.
+
+    bounds (B + 1): where sequences begin and end, on the host. starts: the same on the device, int32.
+    """
+    if uses_kernels(query):
+        return varlen_attention_gpu(query, key, value, bounds, starts)
+    return varlen_attention_reference(query, key, value, bounds)

@@ -33,7 +33,7 @@ class LlamaAttention(nn.Module):
         )  # (N, H | K | K, D)
         query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
         if batch.cache is None:
-            attended = ops.varlen_attention(query, key, value, batch.bounds)
+            attended = ops.varlen_attention(query, key, value, batch.bounds, batch.cu_seqlens)
         else:
             cache = batch.cache
             key_cache, value_cache = cache.layers[layer]

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks.cases.ops import activations, embedding, layer_norm, linear_cross_entropy, rms_norm, sampling
+from benchmarks.cases.ops import (
+    activations,
+    cross_attention,
+    embedding,
+    layer_norm,
+    linear_cross_entropy,
+    rms_norm,
+    sampling,
+    varlen_attention,
+)
 from benchmarks.cases.ops.case import Case
 
 CASES: tuple[Case, ...] = (
@@ -12,4 +21,6 @@ CASES: tuple[Case, ...] = (
     *activations.CASES,
     *linear_cross_entropy.CASES,
     *sampling.CASES,
+    *cross_attention.CASES,
+    *varlen_attention.CASES,
 )
