@@ -29,8 +29,8 @@ from owl_fast.kernels.paged_attention import check_tables, paged_attention_refer
 from owl_fast.kernels.rotary import check_rows, rotated
 
 # Tokens of a split. At D = 128 in bf16 a program of 256 threads loads 32 KB at once and takes 80 registers a
-# thread, so that three share an SM and keep 96 KB in flight, where bandwidth times latency is 26 KB on a H200;
-# one sequence of 512 tokens and 32 heads already makes 256 programs. Not measured yet.
+# thread, so that three share an SM and keep 96 KB in flight (bandwidth times latency is 26 KB an SM on a
+# H200); one sequence of 512 tokens and 32 heads already makes 256 programs. Not measured yet.
 SPLIT = 64
 PROGRAMS = 4096  # enough for even load on 132 SMs; more would only start to exit. Not measured yet.
 COMBINED = 32  # splits added up at once: all of 2048 tokens
@@ -85,7 +85,7 @@ def decode_attention_reference(
 def _decode_attention_kernel(
     query, key, value, cos, sin, positions, key_cache, value_cache, key_scale, value_scale,
     slots, tables, lengths, values, peaks, weights, arrivals, out,
-    query_row, query_head, key_row, key_head, value_row, value_head, table_row, angle_rows, split_slots, scale,
+    query_row, query_head, key_row, key_head, value_row, value_head, table_row, angle_rows, room, scale,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     SPLIT: tl.constexpr, COMBINED: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -131,9 +131,8 @@ def _decode_attention_kernel(
         keep(kept_k, new_k_scale, key_cache, key_scale, at, one == 0, columns, HEAD_DIM)
         keep(kept_v, new_v_scale, value_cache, value_scale, at, one == 0, columns, HEAD_DIM)
     new_v = kept_v.to(tl.float32) * new_v_scale[:, None]
-    new_score = (
-        tl.sum(q.to(tl.float32) * (kept_k.to(tl.float32) * new_k_scale[:, None]), 1) * scale
-    )  # (ROWS,)
+    new_k = kept_k.to(tl.float32) * new_k_scale[:, None]
+    new_score = tl.sum(q.to(tl.float32) * new_k, 1) * scale  # (ROWS,)
 
     for split in range(first, splits, tl.num_programs(2)):
         cached = tokens < length - 1
@@ -143,7 +142,8 @@ def _decode_attention_kernel(
         k = tl.load(key_cache + at[:, None] * HEAD_DIM + columns, mask=there, other=0.0)
         tokens += tl.num_programs(2) * SPLIT
         block = tl.load(tables + tokens // BLOCK_SIZE, mask=tokens < length - 1, other=0)  # of the next
-        tl.debug_barrier()  # no load sinks below: with the values first, the split is on its way before anything waits
+        # No load sinks below; with the values first, most of the split is on its way before anything waits.
+        tl.debug_barrier()
         if GROUP == 1:  # one row is no work for tensor cores
             scores = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[None, :]
         else:
@@ -169,15 +169,16 @@ def _decode_attention_kernel(
             mixed = mixed / weight[:, None]
             tl.store(out + heads * HEAD_DIM + columns, mixed.to(out.dtype.element_ty), mask=inside)
         else:
-            left = heads * split_slots + split
+            left = heads * room + split
             tl.store(values + left * HEAD_DIM + columns, mixed, mask=inside)
             tl.store(peaks + left, peak[:, None], mask=group < GROUP)
             tl.store(weights + left, weight[:, None], mask=group < GROUP)
 
     if splits > 1:
-        # Message passing in the PTX memory model (section 8 of the PTX manual): the barrier orders every thread's
-        # stores before the one thread that counts, whose release at GPU scope is cumulative; the acquire of the
-        # last program's count sees them, and Triton hands the count to its other threads through a barrier.
+        # By the PTX memory model: the barrier orders all threads' stores before the one thread that counts,
+        # and its release at GPU scope is cumulative. The last program's acquire sees them all; its other
+        # threads get the count from that one through a barrier (on sm_90: BAR, MEMBAR.GPU, ATOMG, CCTL.IVALL,
+        # BAR). No program waits for another, so none has to be resident with another.
         tl.debug_barrier()
         arrival = arrivals + row * KV_HEADS + head
         before = tl.atomic_add(arrival, 1, sem="acq_rel", scope="gpu")
@@ -185,9 +186,7 @@ def _decode_attention_kernel(
             tl.store(arrival, 0)  # for the next launch: everyone has counted
             for member in range(GROUP):
                 this = row * (KV_HEADS * GROUP) + head * GROUP + member
-                mixed = _combine(
-                    values, peaks, weights, this * split_slots, splits, columns, HEAD_DIM, COMBINED
-                )
+                mixed = _combine(values, peaks, weights, this * room, splits, columns, HEAD_DIM, COMBINED)
                 place = out + this * HEAD_DIM + columns
                 tl.store(place, mixed.to(out.dtype.element_ty), mask=columns < HEAD_DIM)
 
@@ -242,8 +241,8 @@ def decode_attention_triton(
     workspace: DecodeWorkspace | None = None,
 ) -> Tensor:
     """As decode_attention_reference, in one launch: query (B, H, D), key and value (B, K, D) of any row and
-    head stride, cos and sin (positions, D/2), block_tables (B, max_blocks) int32, context_lens (B,) int32 with
-    the new token counted -> (B, H, D).
+    head stride, cos and sin (positions, D/2), block_tables (B, max_blocks) int32, context_lens (B,) int32
+    with the new token counted -> (B, H, D).
 
     The grid depends on shapes alone. A sequence of context 0 is padding: zeros out, nothing appended.
     Without a workspace one is made, which is another launch.
@@ -260,8 +259,8 @@ def decode_attention_triton(
         workspace = DecodeWorkspace.make(batch, heads, context, key_cache)
     spec = launch_spec(heads // kv_heads, head_dim)
     splits = -(-context // SPLIT)
-    room = workspace.values.shape
-    fits = room[0] >= batch and room[1::2] == (heads, head_dim) and room[2] >= splits
+    have = workspace.values.shape
+    fits = have[0] >= batch and have[1::2] == (heads, head_dim) and have[2] >= splits
     fits &= workspace.arrivals.shape[1] == kv_heads and workspace.values.device == query.device
     check(
         fits, workspace.values, f"a workspace of ({batch}, {heads}, {splits}, {head_dim}) on {query.device}"
@@ -273,7 +272,7 @@ def decode_attention_triton(
         key_cache, value_cache, key_scale, value_scale, slot_mapping, block_tables, context_lens,
         workspace.values, workspace.peaks, workspace.weights, workspace.arrivals, out,
         *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], block_tables.stride(0),
-        min(len(cos), len(sin)), room[2], math.log2(math.e) / math.sqrt(head_dim),
+        min(len(cos), len(sin)), have[2], math.log2(math.e) / math.sqrt(head_dim),
         GROUP=heads // kv_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
         **spec,
     )  # fmt: skip

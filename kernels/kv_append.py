@@ -2,7 +2,7 @@
 
 Slot s is block s // block_size, row s % block_size. Every slot is written at most once per call. The caches
 are (blocks, block_size, K, D) in a floating dtype, or in int8 with a float32 scale per token and head
-(blocks, block_size, K):  x = q * scale,  scale = max |x| / 127,  q = x / scale rounded to nearest, ties to even.
+(blocks, block_size, K):  x = q * scale,  scale = max |x| / 127,  q = x / scale rounded, ties to even.
 
 N rows, H query heads, K key heads, D head width.
 """
