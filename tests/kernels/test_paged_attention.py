@@ -296,6 +296,7 @@ def test_padding_of_a_captured_batch(device: torch.device) -> None:
         assert torch.equal(cache.nan_to_num(9.0), other.nan_to_num(9.0))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # numpy's, in the interpreter: NaN is what is wanted
 def test_a_position_without_angles_is_seen(device: torch.device) -> None:
     pages = make_pages([5], 1, 16, dtype=torch.float32, device=device)
     rows = fused_qkv(1, 2, 1, 16, dtype=torch.float32, device=device)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.cases.ops import embedding, rms_norm
+from benchmarks.cases.ops import embedding, paged_attention, rms_norm, rotary
 from benchmarks.cases.ops.case import Case
 
-CASES: tuple[Case, ...] = (*embedding.CASES, *rms_norm.CASES)
+CASES: tuple[Case, ...] = (
+    *embedding.CASES,
+    *paged_attention.CASES,
+    *rms_norm.CASES,
+    *rotary.CASES,
+)
