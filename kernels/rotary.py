@@ -137,5 +137,6 @@ class _Rotary(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dquery: Tensor, dkey: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        given = (d if d.stride(-1) == 1 else d.contiguous() for d in (dquery, dkey))
-        return *_rotate(*given, *ctx.saved_tensors, back=True), None, None
+        cos, sin = ctx.saved_tensors
+        dquery, dkey = (d if d.stride(-1) == 1 else d.contiguous() for d in (dquery, dkey))
+        return *_rotate(dquery, dkey, cos, sin, back=True), None, None

@@ -52,7 +52,8 @@ def _attend_cached(
     layer: int,
 ) -> Tensor:
     """Rotation, append and attention over the cache. cos, sin: of LlamaModel._angles."""
-    key_cache, value_cache, *scales = cache.layers[layer]
+    key_cache, value_cache, *int8 = cache.layers[layer]
+    scales: tuple[Tensor | None, Tensor | None] = (int8[0], int8[1]) if int8 else (None, None)
     caches, slots, tables = (key_cache, value_cache), cache.slot_mapping, cache.block_tables
     lengths = cache.context_lens
     if batch.decodes and ops.decodes_in_one_launch(query):

@@ -16,25 +16,32 @@ HEADS, HEAD_DIM, BLOCK, CONTEXT, THETA = 32, 128, 16, 2048, 10000.0
 DTYPE = torch.bfloat16
 
 
-def cache_of(
-    batch: int, context: int, kind: torch.dtype, device: torch.device
-) -> tuple[list[Tensor], Tensor]:
-    """Key and value cache (int8: and scales) of batch sequences in scattered blocks, and their tables."""
+Cache = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # keys, values, and their scales if they are int8
+
+
+def cache_of(batch: int, context: int, kind: torch.dtype, device: torch.device) -> tuple[Cache, Tensor]:
+    """The cache of batch sequences in scattered blocks, and their tables."""
     count = -(-context // BLOCK)
     shape = batch * count, BLOCK, HEADS, HEAD_DIM
     order = torch.randperm(batch * count, device=device).int()
     tables = torch.zeros(batch, CONTEXT // BLOCK, dtype=torch.int32, device=device)
     tables[:, :count] = order.view(batch, count)
-    if kind == torch.int8:
-        caches = [torch.randint(-127, 128, shape, dtype=kind, device=device) for _ in range(2)]
-        return caches + [torch.rand(shape[:3], device=device) / 64 for _ in range(2)], tables
-    return [torch.randn(shape, dtype=kind, device=device) for _ in range(2)], tables
+    if kind != torch.int8:
+        key, value = (torch.randn(shape, dtype=kind, device=device) for _ in range(2))
+        return (key, value, None, None), tables
+    key, value = (torch.randint(-127, 128, shape, dtype=kind, device=device) for _ in range(2))
+    key_scale, value_scale = (torch.rand(shape[:3], device=device) / 64 for _ in range(2))
+    return (key, value, key_scale, value_scale), tables
 
 
-def qkv_of(rows: int, device: torch.device) -> tuple[Tensor, ...]:
+def nbytes(cache: Cache) -> int:
+    return sum(part.nbytes for part in cache if part is not None)
+
+
+def qkv_of(rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Views of a fused projection's rows: (N, H, D) each."""
-    qkv = torch.randn(rows, 3 * HEADS * HEAD_DIM, dtype=DTYPE, device=device)
-    return tuple(part.unflatten(-1, (HEADS, HEAD_DIM)) for part in qkv.chunk(3, -1))
+    qkv = torch.randn(rows, 3, HEADS, HEAD_DIM, dtype=DTYPE, device=device)
+    return qkv[:, 0], qkv[:, 1], qkv[:, 2]
 
 
 def sdpa(batch: int, rows: int, context: int, device: torch.device) -> dict[str, Run]:
@@ -46,46 +53,46 @@ def sdpa(batch: int, rows: int, context: int, device: torch.device) -> dict[str,
 
 
 def decode(batch: int, context: int, kind: torch.dtype, device: torch.device) -> Work:
-    (key_cache, value_cache, *scales), tables = cache_of(batch, context, kind, device)
+    cache, tables = cache_of(batch, context, kind, device)
     query, key, value = qkv_of(batch, device)
     cos, sin = ops.rotary_tables(torch.arange(CONTEXT, device=device), HEAD_DIM, THETA, DTYPE)
     positions = torch.full((batch,), context - 1, device=device)
     slots = tables[:, (context - 1) // BLOCK].long() * BLOCK + (context - 1) % BLOCK
     lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
-    workspace = ops.DecodeWorkspace.make(batch, HEADS, CONTEXT, key_cache)
+    workspace = ops.DecodeWorkspace.make(batch, HEADS, CONTEXT, cache[0])
     new = query, key, value, cos, sin, positions
     return Work(
         run=lambda: ops.decode_attention(
-            *new, key_cache, value_cache, slots, tables, lengths, *scales, workspace=workspace
+            *new, *cache[:2], slots, tables, lengths, *cache[2:], workspace=workspace
         ),
-        nbytes=sum(x.nbytes for x in (key_cache, value_cache, *scales)),
+        nbytes=nbytes(cache),
         flops=4 * batch * HEADS * context * HEAD_DIM,
         peers=sdpa(batch, 1, context, device),
     )
 
 
 def chunk(rows: int, context: int, kind: torch.dtype, device: torch.device) -> Work:
-    (key_cache, value_cache, *scales), tables = cache_of(1, context, kind, device)
+    cache, tables = cache_of(1, context, kind, device)
     query = qkv_of(rows, device)[0]
     bounds = torch.tensor([0, rows], dtype=torch.int32, device=device)
     lengths = torch.tensor([context], dtype=torch.int32, device=device)
-    numbers = tables, bounds, lengths, (0, rows), (context,)
+    on_host = (0, rows), (context,)
     return Work(
-        run=lambda: ops.paged_attention(query, key_cache, value_cache, *numbers, *scales),
-        nbytes=sum(x.nbytes for x in (key_cache, value_cache, *scales)) + 2 * query.numel() * DTYPE.itemsize,
+        run=lambda: ops.paged_attention(query, *cache[:2], tables, bounds, lengths, *on_host, *cache[2:]),
+        nbytes=nbytes(cache) + 2 * query.numel() * DTYPE.itemsize,
         flops=4 * HEADS * HEAD_DIM * rows * (context - (rows - 1) // 2),
         peers=sdpa(1, rows, context, device),
     )
 
 
 def append(rows: int, kind: torch.dtype, device: torch.device) -> Work:
-    (key_cache, value_cache, *scales), _ = cache_of(1, CONTEXT, kind, device)
+    cache, _ = cache_of(1, CONTEXT, kind, device)
     new = qkv_of(rows, device)
     cos, sin = ops.rotary_tables(torch.arange(rows, device=device), HEAD_DIM, THETA, DTYPE)
     slots = torch.randperm(CONTEXT, device=device)[:rows]
-    written = 2 * rows * HEADS * (HEAD_DIM * kind.itemsize + (4 if scales else 0))
+    written = 2 * rows * HEADS * (HEAD_DIM * kind.itemsize + (0 if cache[2] is None else 4))
     return Work(
-        run=lambda: ops.rotary_append(*new, cos, sin, key_cache, value_cache, slots, *scales),
+        run=lambda: ops.rotary_append(*new, cos, sin, *cache[:2], slots, *cache[2:]),
         nbytes=4 * new[0].numel() * DTYPE.itemsize + written,
     )
 
