@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -15,9 +16,14 @@ from torch import Tensor
 
 from owl_fast import native
 from owl_fast.kernels.cross_attention import cross_attention_reference, cross_attention_triton
+from owl_fast.kernels.decode_attention import (
+    DecodeWorkspace,
+    decode_attention_reference,
+    decode_attention_triton,
+)
 from owl_fast.kernels.dense_attention import dense_attention_reference, dense_attention_triton
 from owl_fast.kernels.embedding import embedding_reference, embedding_triton
-from owl_fast.kernels.kv_append import kv_append_reference as kv_append
+from owl_fast.kernels.kv_append import rotary_append_reference, rotary_append_triton
 from owl_fast.kernels.launch import supports
 from owl_fast.kernels.layer_norm import layer_norm_reference, layer_norm_triton
 from owl_fast.kernels.linear_cross_entropy import (
@@ -25,11 +31,10 @@ from owl_fast.kernels.linear_cross_entropy import (
     linear_cross_entropy_triton,
 )
 from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_reference
-from owl_fast.kernels.paged_attention import paged_attention_reference as paged_attention
+from owl_fast.kernels.paged_attention import paged_attention_reference, paged_attention_triton
 from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
-from owl_fast.kernels.rotary import rotary_reference as rotary
-from owl_fast.kernels.rotary import rotary_tables
+from owl_fast.kernels.rotary import rotary_reference, rotary_tables, rotary_triton
 from owl_fast.kernels.sampling import SamplingSettings, SamplingState, sampling_settings, sampling_state
 from owl_fast.kernels.sampling import draw_reference as draw
 from owl_fast.kernels.sampling_kernel import sample_triton as sample
@@ -38,15 +43,17 @@ from owl_fast.kernels.varlen_attention import varlen_attention_gpu, varlen_atten
 from owl_fast.kernels.weights import Weight
 
 __all__ = [
+    "DecodeWorkspace",
     "LoraUpdate",
     "SamplingSettings",
     "SamplingState",
     "cross_attention",
+    "decode_attention",
+    "decodes_in_one_launch",
     "dense_attention",
     "draw",
     "embedding",
     "kernels",
-    "kv_append",
     "layer_norm",
     "linear_cross_entropy",
     "lora_linear",
@@ -54,6 +61,7 @@ __all__ = [
     "quick_gelu",
     "rms_norm",
     "rotary",
+    "rotary_append",
     "rotary_tables",
     "sample",
     "sampling_settings",
@@ -88,6 +96,87 @@ def embedding(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
     if uses_kernels(table) and not (torch.is_grad_enabled() and table.requires_grad):
         return embedding_triton(ids, table)
     return embedding_reference(ids, table, padding)
+
+
+def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """query (N, H, D), key (N, K, D), angles (N, D/2) -> both rotated."""
+    if uses_kernels(query):
+        return rotary_triton(query, key, cos, sin)
+    return rotary_reference(query, cos, sin), rotary_reference(key, cos, sin)
+
+
+def rotary_append(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> Tensor:
+    """query (N, H, D) rotated; key (N, K, D) rotated and value are written into the slots (N,) of the caches
+    (blocks, block_size, K, D), an int8 cache with its scales (blocks, block_size, K). No gradients."""
+    run = rotary_append_triton if uses_kernels(query) else rotary_append_reference
+    return run(query, key, value, cos, sin, key_cache, value_cache, slot_mapping, key_scale, value_scale)
+
+
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    cu_seqlens: Tensor,
+    context_lens: Tensor,
+    bounds: Sequence[int],
+    lengths: Sequence[int],
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> Tensor:
+    """query (T, H, D) of B sequences, the last of each one's keys in the cache -> (T, H, D). No gradients.
+
+    bounds and lengths: cu_seqlens (B + 1,) and context_lens (B,) on the host.
+    """
+    scales = key_scale, value_scale
+    if uses_kernels(query):
+        longest = max((end - start for start, end in pairwise(bounds)), default=0)
+        return paged_attention_triton(
+            query, key_cache, value_cache, block_tables, cu_seqlens, context_lens, longest, *scales
+        )
+    return paged_attention_reference(query, key_cache, value_cache, block_tables, bounds, lengths, *scales)
+
+
+def decodes_in_one_launch(x: Tensor) -> bool:
+    """Whether decode_attention is one kernel for rows like x."""
+    return uses_kernels(x)
+
+
+def decode_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    workspace: DecodeWorkspace | None = None,
+) -> Tensor:
+    """rotary_append and paged_attention for one row per sequence; cos, sin (positions, D/2) of all positions.
+
+    workspace: for kernels; without one they make one for the call.
+    """
+    args = (query, key, value, cos, sin, positions, key_cache, value_cache, slot_mapping, block_tables)
+    if uses_kernels(query):
+        return decode_attention_triton(*args, context_lens, key_scale, value_scale, workspace)
+    return decode_attention_reference(*args, context_lens, key_scale, value_scale)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -8,19 +8,23 @@ from benchmarks.cases.ops import (
     embedding,
     layer_norm,
     linear_cross_entropy,
+    paged_attention,
     rms_norm,
+    rotary,
     sampling,
     varlen_attention,
 )
 from benchmarks.cases.ops.case import Case
 
 CASES: tuple[Case, ...] = (
-    *rms_norm.CASES,
+    *activations.CASES,
+    *cross_attention.CASES,
     *embedding.CASES,
     *layer_norm.CASES,
-    *activations.CASES,
     *linear_cross_entropy.CASES,
+    *paged_attention.CASES,
+    *rms_norm.CASES,
+    *rotary.CASES,
     *sampling.CASES,
-    *cross_attention.CASES,
     *varlen_attention.CASES,
 )
