@@ -1,4 +1,4 @@
-"""What the benchmark cases share: rows, their table, and the report with the machine they were measured on."""
+"""What the benchmark cases share: rows, their table, and the report that says where they were measured."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+NUMBERS = "p20", "median", "p80"
 LIBRARIES = ("torch", "safetensors", "triton", "transformers")
 
 
@@ -74,36 +75,22 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 def table(rows: Sequence[Row]) -> str:
     """Rows as aligned text."""
-    head = (
-        "case",
-        "shape",
-        "contender",
-        "metric",
-        "p20",
-        "median",
-        "p80",
-        "unit",
-        "rate",
-        "of limit",
-        "note",
-    )
-    lines = [head] + [
-        (
-            r.case,
-            r.shape,
-            r.contender,
-            r.metric,
-            *("" if value is None else f"{value:.4g}" for value in (r.p20, r.median, r.p80)),
-            r.unit,
-            "" if r.rate is None else f"{r.rate:.4g} {r.rate_unit}",
-            "" if r.limit_fraction is None else f"{r.limit_fraction:.1%}",
-            r.note,
-        )
-        for r in rows
-    ]
+    head = ("case", "shape", "contender", "metric", *NUMBERS, "unit", "rate", "of limit", "note")
+    lines: list[tuple[str, ...]] = [head]
+    for r in rows:
+        numbers = (_number(getattr(r, name)) for name in NUMBERS)
+        rate = "" if r.rate is None else f"{_number(r.rate)} {r.rate_unit}"
+        fraction = "" if r.limit_fraction is None else f"{r.limit_fraction:.1%}"
+        lines.append((r.case, r.shape, r.contender, r.metric, *numbers, r.unit, rate, fraction, r.note))
     used = [i for i in range(len(head)) if any(line[i] for line in lines[1:])]
     widths = {i: max(len(line[i]) for line in lines) for i in used}
     return "\n".join("  ".join(line[i].ljust(widths[i]) for i in used).rstrip() for line in lines)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
 
 
 def report(rows: Sequence[Row]) -> dict[str, Any]:

@@ -117,9 +117,8 @@ def picture_effort(model: Owl) -> Effort:
     gather = queries * width * (2 * width + 3 * abstractor.intermediate_size + 2 * keys) + keys * 2 * width**2
     patches = vision.num_patches * width * 3 * vision.patch_size**2
     to_language = queries * width * model.config.llama.hidden_size
-    products = (
-        vision.num_hidden_layers * tower + abstractor.num_hidden_layers * gather + patches + to_language
-    )
+    layers = vision.num_hidden_layers * tower + abstractor.num_hidden_layers * gather
+    products = patches + layers + to_language
     parts = (model.vision_model, model.abstractor)
     return Effort(sum(p.nbytes for part in parts for p in part.parameters()), 2 * products)
 

@@ -36,7 +36,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 when every case ran within its limits, 1 when kernels do not fit, 2 with one line on stderr when a case could not run."""
+    """0 when every case ran within its limits, 1 when kernels do not fit a GPU, 2 when a case cannot run."""
     args = _parser().parse_args(argv)
     if not args.work_dir.is_dir():
         _parser().error(f"--work-dir {args.work_dir}: no such folder")
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         default="",
         metavar="TEXT",
-        help="of ops and kernel-resources: operations with TEXT in their name",
+        help="ops, kernel-resources: operations with TEXT in their name",
     )
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out the peers of torch.compile, a minute each"

@@ -1,4 +1,4 @@
-"""How time is taken, and what the machine gives at most: measured in the same run as what is held against it."""
+"""How time is taken, and what the machine gives at most, measured in the same run."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def kernel_timer(run: Run, device: torch.device) -> tuple[Timer, str]:
     sweep = _sweep(device)
 
     def seconds() -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         sweep.sum()  # reads: lines that were written would have to go to memory while the clock runs
         start.record()
         replay()
@@ -81,7 +81,7 @@ def kernel_timer(run: Run, device: torch.device) -> tuple[Timer, str]:
 
 def captured(run: Run) -> tuple[Run, str]:
     """The same as replays of a CUDA graph, or run itself and why."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM):
@@ -146,9 +146,8 @@ class Machine:
         """Microseconds, beside the floor of the work. where: case, shape, contender, metric."""
         p20, median, p80 = quantiles(seconds)
         floor = self.floor(work)
-        done, unit = (
-            (work.nbytes / 1e9, "GB/s") if floor == self._moving(work) else (work.flops / 1e12, "TFLOP/s")
-        )
+        moving = floor == self._moving(work)
+        done, unit = (work.nbytes / 1e9, "GB/s") if moving else (work.flops / 1e12, "TFLOP/s")
         times = p20 * 1e6, median * 1e6, p80 * 1e6
         return Row(*where, "us", *times, floor / median, done / median, unit, note)
 

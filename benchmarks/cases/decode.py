@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 from tqdm import tqdm
 
@@ -30,13 +31,11 @@ WARM, STEPS = 8, 32
 def run(args: argparse.Namespace) -> list[Row]:
     model = random_model(args.model, pick_device(args.device))
     points = tqdm(POINTS[args.model], desc="decode", leave=False, disable=None)
-    return [
-        found
-        for index, (answers, context) in enumerate(points)
-        for found in measure(
-            model, args.model, answers, context, compiling=not args.no_compile and index == 0
-        )
-    ]
+    rows = []
+    for index, (answers, context) in enumerate(points):
+        compiling = index == 0 and not args.no_compile
+        rows += measure(model, args.model, answers, context, compiling)
+    return rows
 
 
 def measure(model: Owl, name: str, answers: int, context: int, compiling: bool) -> list[Row]:
@@ -45,21 +44,16 @@ def measure(model: Owl, name: str, answers: int, context: int, compiling: bool) 
     effort = language_effort(model, answers, answers, cached=context)
     limit = answers / machine(model.device).floor(effort)
     rows = [_rated(where, "owl_fast", ours(model, answers, context), answers, limit)]
+    theirs = partial(transformers_llama.decode, model, answers, context, STEPS)
     peers: dict[str, Callable[[], list[float]]] = {
         plain.NAME: plain.plain(lambda: ours(model, answers, context)),
-        transformers_llama.EAGER: lambda: transformers_llama.decode(
-            model, answers, context, STEPS, static=False
-        ),
-        transformers_llama.STATIC: lambda: transformers_llama.decode(
-            model, answers, context, STEPS, static=True
-        ),
+        transformers_llama.EAGER: partial(theirs, static=False),
+        transformers_llama.STATIC: partial(theirs, static=True),
         compiled.NAME: lambda: compiled_references(model, answers, context),
     }
     for peer, seconds in peers.items():
         if "compile" in peer and not compiling:
-            found: list[float] | str = (
-                "a minute to compile: only for the first point, and not with --no-compile"
-            )
+            found: list[float] | str = "takes a minute to compile: left to the first point"
         else:
             found = attempt(seconds)
         if isinstance(found, str):

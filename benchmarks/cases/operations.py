@@ -20,7 +20,7 @@ from benchmarks.timing import kernel_timer, race
 from owl_fast.engine.placement import pick_device
 
 SECONDS = 0.2  # of measuring, per contender
-CPU_FLOPS, CPU_BYTES = 5e8, 2e8  # a case beyond that takes a small CPU longer than it teaches
+CPU_FLOPS, CPU_BYTES = 5e8, 5e7  # a case beyond that takes a small CPU longer than it teaches
 
 
 def run(args: argparse.Namespace) -> list[Row]:

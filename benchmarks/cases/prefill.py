@@ -45,29 +45,23 @@ PICTURE = 480, 640  # height and width
 def run(args: argparse.Namespace) -> list[Row]:
     device = pick_device(args.device)
     model = random_model(args.model, device)
-    rows = model.config.image_rows + TEXT_TOKENS
-    asked = engine(model, max_context=rows + 1)
-    picture, language = picture_effort(model), language_effort(model, rows)
+    length = model.config.image_rows + TEXT_TOKENS
+    asked = engine(model, max_context=length + 1)
+    picture, language = picture_effort(model), language_effort(model, length)
     effort = Effort(picture.nbytes + language.nbytes, picture.flops + language.flops)
     shape = f"{title(args.model, model)} 1 picture {TEXT_TOKENS} tokens"
     packed = picture_prompt(model, TEXT_TOKENS)
     pixels, jpeg = from_pixels(asked), from_jpeg(asked)
-    peers = {
+    peers: dict[str, Contender] = {
         transformers_llama.EAGER: lambda: wall_timer(transformers_llama.first_token(model, packed), device),
         compiled.NAME: compiled.contender(lambda: _first_token(model, packed()), device, args.no_compile),
     }
-    return [
-        *race(
-            ("prefill", f"{shape} from pixels", "first token"),
-            device,
-            effort,
-            _engines(pixels, device) | peers,
-            SECONDS,
-        ),
-        *race(
-            ("prefill", f"{shape} from JPEG", "first token"), device, effort, _engines(jpeg, device), SECONDS
-        ),
-    ]
+    rows = []
+    sources = {"pixels": _engines(pixels, device) | peers, "JPEG": _engines(jpeg, device)}
+    for source, contenders in sources.items():
+        where = "prefill", f"{shape} from {source}", "first token"
+        rows += race(where, device, effort, contenders, SECONDS)
+    return rows
 
 
 def from_pixels(asked: Engine) -> Run:
@@ -92,10 +86,8 @@ def _picture() -> Image.Image:
 
 def _engines(run: Run, device: torch.device) -> dict[str, Contender]:
     """An engine as it is, and with the references in place of the kernels."""
-    return {
-        "owl_fast": partial(wall_timer, run, device),
-        plain.NAME: partial(wall_timer, plain.plain(run), device),
-    }
+    runs = {"owl_fast": run, plain.NAME: plain.plain(run)}
+    return {name: partial(wall_timer, run, device) for name, run in runs.items()}
 
 
 def _first_token(model: Owl, batch: PackedBatch) -> Tensor:

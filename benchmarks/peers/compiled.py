@@ -1,4 +1,4 @@
-"""torch.compile of our references: the repeated blocks, each compiled once, where a whole model takes minutes."""
+"""torch.compile of our references: of the repeated blocks, once each; a whole model would take minutes."""
 
 from __future__ import annotations
 

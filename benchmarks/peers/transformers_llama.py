@@ -43,7 +43,7 @@ def llama(model: Owl) -> Any:
     theirs.load_state_dict(weights, assign=True)
     with torch.device(model.device):  # its tables are no weights
         theirs.model.rotary_emb = type(theirs.model.rotary_emb)(theirs.config)
-    return theirs.requires_grad_(False).eval()
+    return theirs.train(False)
 
 
 @torch.inference_mode()
