@@ -7,6 +7,7 @@ registers, takes more shared memory than a block is given, or adds floating-poin
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import sys
@@ -80,17 +81,16 @@ def survey(cases: Sequence[Case], targets: Sequence[int]) -> list[Line]:
 def recorded(cases: Sequence[Case], targets: Sequence[int]) -> list[Line]:
     """The distinct launches of the cases, not compiled yet."""
     lines: dict[tuple[str, str, str], Line] = {}
-    for target in targets:
-        for case in cases:
-            with recording(target) as recorder:
-                case.make(torch.device("meta")).run()
-            for launch in recorder.launches:
-                found = program(launch, target)
-                name, settings, shape = launch.name.strip("_"), _settings(launch), f"{case.op} {case.shape}"
-                line = lines.setdefault((name, settings, found.key), Line(name, settings))
-                line.programs[target] = found
-                if shape not in line.shapes:
-                    line.shapes.append(shape)
+    for case, target in itertools.product(cases, targets):
+        with recording(target) as recorder:
+            case.make(torch.device("meta")).run()
+        for launch in recorder.launches:
+            found = program(launch, target)
+            name, settings, shape = launch.name.strip("_"), _settings(launch), f"{case.op} {case.shape}"
+            line = lines.setdefault((name, settings, found.key), Line(name, settings))
+            line.programs[target] = found
+            if shape not in line.shapes:
+                line.shapes.append(shape)
     return list(lines.values())
 
 

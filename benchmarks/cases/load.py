@@ -41,7 +41,7 @@ from owl_fast.tokenizer import Tokenizer
 PROMPT = "Human: <image>\nHuman: What is in the picture?\nAI: "
 ALLOWANCE = 500_000_000  # bytes beyond the model and two of its largest tensors: the interpreter and torch
 READ_BYTES = 8 << 20
-LOADS = {"7b-random": 1, "nano": 2, "tiny": 2}
+LOADS = {"7b-random": 1, "nano": 3, "tiny": 1}
 
 
 def run(args: argparse.Namespace) -> list[Row]:
