@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -61,9 +60,6 @@ def random_model(name: str, device: torch.device, positions: int = 4096) -> Owl:
 
 def engine(model: Owl, max_context: int, max_batch: int = 1) -> Engine:
     """One that computes all prompts of a batch in one step, so that all answers begin together."""
-    gc.collect()  # the cache of the one before
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()
     return Engine(
         model,
         Tokenizer.from_file(NANO / "tokenizer.model"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,13 @@ def wall_timer(run: Run, device: torch.device) -> tuple[Timer, str]:
     for _ in range(WARM):
         run()
     return functools.partial(wall, run, device), ""
+
+
+def release(device: torch.device) -> None:
+    """Give back the memory of what ran before: engines refer to themselves, two large ones do not fit."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def synchronize(device: torch.device) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from benchmarks.harness import Row, absent, row
 from benchmarks.models import engine, language_effort, prompt_of, random_model, title
 from benchmarks.peers import compiled, plain, transformers_llama
-from benchmarks.timing import attempt, machine, wall
+from benchmarks.timing import attempt, machine, release, wall
 from owl_fast.engine.placement import pick_device
 from owl_fast.models.owl import Owl
 
@@ -42,6 +42,7 @@ def measure(model: Owl, name: str, answers: int, context: int, compiling: bool) 
     """One row per contender. Each has the memory to itself: with two caches the larger points do not fit."""
     where = "decode", f"{title(name, model)} B{answers}-C{context}"
     effort = language_effort(model, answers, answers, cached=context)
+    release(model.device)
     limit = answers / machine(model.device).floor(effort)
     rows = [_rated(where, "owl_fast", ours(model, answers, context), answers, limit)]
     theirs = partial(transformers_llama.decode, model, answers, context, STEPS)
@@ -55,6 +56,7 @@ def measure(model: Owl, name: str, answers: int, context: int, compiling: bool) 
         if "compile" in peer and not compiling:
             found: list[float] | str = "takes a minute to compile: left to the first point"
         else:
+            release(model.device)
             found = attempt(seconds)
         if isinstance(found, str):
             rows.append(absent(*where, peer, "throughput", "tok/s", found))

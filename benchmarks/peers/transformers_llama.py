@@ -46,7 +46,7 @@ def llama(model: Owl) -> Any:
     return theirs.train(False)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(model: Owl, answers: int, context: int, steps: int, static: bool) -> list[float]:
     """Seconds of each greedy step behind prompts of `context` tokens, after a few steps to warm up."""
     from transformers import DynamicCache, StaticCache

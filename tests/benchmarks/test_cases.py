@@ -70,11 +70,14 @@ def test_operations_are_measured_or_left_to_gpus(tmp_path: Path) -> None:
     assert large["note"].endswith("GB are left to GPUs")
 
 
-def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_device_that_is_not_there_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as left:
-        run.main(["vision", "--device", "tpu"])
+        run.main(["vision", "--device", "cuda"])
     assert left.value.code == 2
-    assert capsys.readouterr().err.startswith("error: device 'tpu'")
+    assert capsys.readouterr().err.startswith("error: device 'cuda'")
 
 
 def test_efforts_of_the_released_model() -> None:
