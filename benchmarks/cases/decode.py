@@ -33,13 +33,17 @@ def run(args: argparse.Namespace) -> list[Row]:
     points = tqdm(POINTS[args.model], desc="decode", leave=False, disable=None)
     rows = []
     for index, (answers, context) in enumerate(points):
-        compiling = index == 0 and not args.no_compile
-        rows += measure(model, args.model, answers, context, compiling)
+        left_out = "takes a minute to compile: left to the first point" if index else ""
+        left_out = "left out by --no-compile" if args.no_compile else left_out
+        rows += measure(model, args.model, answers, context, left_out)
     return rows
 
 
-def measure(model: Owl, name: str, answers: int, context: int, compiling: bool) -> list[Row]:
-    """One row per contender. Each has the memory to itself: with two caches the larger points do not fit."""
+def measure(model: Owl, name: str, answers: int, context: int, left_out: str) -> list[Row]:
+    """One row per contender. Each has the memory to itself: with two caches the larger points do not fit.
+
+    left_out: why those that compile take no part, if they do not.
+    """
     where = "decode", f"{title(name, model)} B{answers}-C{context}"
     effort = language_effort(model, answers, answers, cached=context)
     release(model.device)
@@ -53,8 +57,8 @@ def measure(model: Owl, name: str, answers: int, context: int, compiling: bool) 
         compiled.NAME: lambda: compiled_references(model, answers, context),
     }
     for peer, seconds in peers.items():
-        if "compile" in peer and not compiling:
-            found: list[float] | str = "takes a minute to compile: left to the first point"
+        if "compile" in peer and left_out:
+            found: list[float] | str = left_out
         else:
             release(model.device)
             found = attempt(seconds)
