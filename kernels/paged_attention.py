@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 
 def paged_attention_reference(
@@ -38,7 +37,14 @@ def paged_attention_reference(
             cache.index_select(0, blocks).flatten(0, 1)[:length].transpose(0, 1)[None].to(query.dtype)
             for cache in (key_cache, value_cache)
         )  # (1, K, length, D)
-        mask = None if end - start == 1 else causal_lower_right(end - start, length)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        mask, whole = None, 1 < end - start == length
+        if 1 < end - start < length:
+            # Imports torch's compiler, a second or two that few need: prompts longer than a step.
+            from torch.nn.attention.bias import causal_lower_right
+
+            mask = causal_lower_right(end - start, length)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=whole, enable_gqa=q.shape[1] != k.shape[1]
+        )
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs) if outputs else query

@@ -7,11 +7,13 @@ beginning (beams) share its blocks; a shared block is copied before one of them 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from math import prod
 
 import torch
 from torch import Tensor
 
 from owl_fast.config import LlamaConfig
+from owl_fast.errors import ParameterError
 
 BLOCK_SIZE = 16
 
@@ -90,10 +92,20 @@ class KVCache:
         shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self.layers: list[tuple[Tensor, Tensor]] = [
-            (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
-            for _ in range(config.num_hidden_layers)
-        ]
+        try:
+            self.layers: list[tuple[Tensor, Tensor]] = [
+                (
+                    torch.empty(shape, dtype=dtype, device=device),
+                    torch.empty(shape, dtype=dtype, device=device),
+                )
+                for _ in range(config.num_hidden_layers)
+            ]
+        except RuntimeError:  # whatever the device calls it
+            size = 2 * config.num_hidden_layers * prod(shape) * dtype.itemsize
+            raise ParameterError(
+                f"the cache for {num_blocks * block_size} positions takes {size / 2**30:.1f} GiB, more than "
+                f"{device} has left; lower max_context or max_batch"
+            ) from None
 
     @property
     def nbytes(self) -> int:
