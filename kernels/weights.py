@@ -40,6 +40,19 @@ class Int4Weight(NamedTuple):
 Weight = Tensor | Int8Weight | Int4Weight
 
 
+class StackedLora(NamedTuple):
+    """Low-rank updates of one weight by n adapters: y += scale * (x a^T) b^T, an adapter for each row of x.
+
+    a (n, R, K) and b (n, N, R) in x's dtype, scale (n, R) fp32; adapters of a smaller rank are padded with
+    zeros. index (M,) int32: the adapter of each row, -1 for none; None: all rows have the first.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: Tensor
+    index: Tensor | None
+
+
 def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
     """(N, K) in `dtype`; the products are taken in float32 (float64 where that is asked for)."""
     if isinstance(weight, Tensor):
