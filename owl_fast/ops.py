@@ -5,9 +5,10 @@ Triton kernels on GPUs, libowl_cpu where it has the operation, plain torch for e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +16,12 @@ from torch import Tensor
 from owl_fast import native
 from owl_fast.kernels.cross_attention import cross_attention_reference as cross_attention
 from owl_fast.kernels.dense_attention import dense_attention_reference as dense_attention
+from owl_fast.kernels.embedding import embedding_reference, embedding_triton
 from owl_fast.kernels.kv_append import kv_append_reference as kv_append
 from owl_fast.kernels.launch import supports
 from owl_fast.kernels.layer_norm import layer_norm_reference as layer_norm
 from owl_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference as linear_cross_entropy
-from owl_fast.kernels.lora_linear import LoraUpdate
-from owl_fast.kernels.lora_linear import lora_linear_reference as lora_linear
+from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_reference
 from owl_fast.kernels.paged_attention import paged_attention_reference as paged_attention
 from owl_fast.kernels.quick_gelu import quick_gelu_reference as quick_gelu
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
@@ -33,6 +34,7 @@ __all__ = [
     "LoraUpdate",
     "cross_attention",
     "dense_attention",
+    "embedding",
     "kernels",
     "kv_append",
     "layer_norm",
@@ -66,6 +68,13 @@ def _triton(x: Tensor) -> bool:
     return supports(x.device) if chosen is None else chosen
 
 
+def embedding(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
+    """ids (N,), table (V, C) -> (N, C); the row `padding` gets no gradient."""
+    if _triton(table) and not (torch.is_grad_enabled() and table.requires_grad):
+        return embedding_triton(ids, table)
+    return embedding_reference(ids, table, padding)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D), weight (D,) -> (..., D): in libowl_cpu where it applies and no gradient is needed."""
     if _triton(x):
@@ -76,3 +85,28 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if library is not None:
             return rms_norm_cpu(library, x, weight, eps)
     return rms_norm_reference(x, weight, eps)
+
+
+Activation = Literal["swiglu", "quick_gelu"]
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    updates: Sequence[LoraUpdate] = (),
+    *,
+    norm: tuple[Tensor, float] | None = None,
+    activation: Activation | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """residual + activation(linear(rms_norm(x))): x (..., in), weight (out, in) -> (..., out).
+
+    norm: weight (in,) and eps of an RMSNorm in front. "swiglu" takes [gate; up] and gives half as many rows.
+    """
+    if norm is not None:
+        x = rms_norm(x, *norm)
+    y = lora_linear_reference(x, weight, bias, updates)
+    if activation is not None:
+        y = swiglu(y) if activation == "swiglu" else quick_gelu(y)
+    return y if residual is None else residual + y

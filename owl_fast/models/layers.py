@@ -34,8 +34,20 @@ class Linear(nn.Module):
         self.lora = nn.ModuleDict()
         self.lora_rows: dict[str, tuple[int, int]] = {}
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.lora_linear(x, self.weight, self.bias, tuple(self._updates()) if self.lora else ())
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        norm: RMSNorm | None = None,
+        activation: ops.Activation | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """residual + activation(linear(norm(x))), as far as each is given: see ops.lora_linear."""
+        updates = tuple(self._updates()) if self.lora else ()
+        before = None if norm is None else (norm.weight, norm.eps)
+        return ops.lora_linear(
+            x, self.weight, self.bias, updates, norm=before, activation=activation, residual=residual
+        )
 
     def _updates(self) -> Iterator[ops.LoraUpdate]:
         for name, pair in self.lora.items():

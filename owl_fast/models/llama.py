@@ -6,7 +6,6 @@ N rows of all sequences, C hidden width, H query heads, K key heads, D head widt
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owl_fast import ops
@@ -24,9 +23,13 @@ class LlamaAttention(nn.Module):
         self.qkv_proj = Linear(width, (width, kv_width, kv_width), bias=False)
         self.o_proj = Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor, batch: PackedBatch, layer: int
+    ) -> Tensor:
+        """x (N, C) + attention of norm(x)."""
+        qkv = self.qkv_proj(x, norm=norm)
         query, key, value = (
-            part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x).split(self.qkv_proj.rows, -1)
+            part.unflatten(-1, (-1, self.head_dim)) for part in qkv.split(self.qkv_proj.rows, -1)
         )  # (N, H | K | K, D)
         query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
         if batch.cache is None:
@@ -38,7 +41,7 @@ class LlamaAttention(nn.Module):
             attended = ops.paged_attention(
                 query, key_cache, value_cache, cache.block_tables, batch.bounds, cache.lengths
             )
-        return self.o_proj(attended.flatten(1))
+        return self.o_proj(attended.flatten(1), residual=x)
 
 
 class LlamaMlp(nn.Module):
@@ -48,8 +51,9 @@ class LlamaMlp(nn.Module):
         self.gate_up_proj = Linear(width, (inner, inner), bias=False)
         self.down_proj = Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(ops.swiglu(self.gate_up_proj(x)))
+    def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        """x (N, C) + feed-forward of norm(x)."""
+        return self.down_proj(self.gate_up_proj(x, norm=norm, activation="swiglu"), residual=x)
 
 
 class LlamaLayer(nn.Module):
@@ -61,8 +65,8 @@ class LlamaLayer(nn.Module):
         self.mlp = LlamaMlp(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch, layer: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, batch, layer)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self.self_attn(x, self.input_layernorm, cos, sin, batch, layer)
+        return self.mlp(x, self.post_attention_layernorm)
 
 
 class TokenEmbedding(nn.Module):
@@ -74,7 +78,7 @@ class TokenEmbedding(nn.Module):
         self.padding_idx = config.pad_token_id
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return F.embedding(token_ids, self.weight, padding_idx=self.padding_idx)
+        return ops.embedding(token_ids, self.weight, self.padding_idx)
 
 
 class LlamaModel(nn.Module):
