@@ -133,31 +133,29 @@ def _combine_kernel(
 
 
 # Streaming multiprocessors of a usual GPU of each compute capability (A100, 3090, 4090, H200, B200, 5090).
-_PROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
+PROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
 _MANY = 512  # rows from which large tiles pay; not measured yet
 
 
 def launch_spec(
-    rows: int, outputs: int, inner: int, dtype: torch.dtype, capability: int, quantized: bool
+    rows: int, outputs: int, inner: int, dtype: torch.dtype, capability: int, form: str
 ) -> dict[str, int]:
     """Tile sizes, warps, stages and PARTS, in how many K is summed. None of the constants is measured yet.
 
-    Shared memory holds num_stages tiles of x and W and, for a quantized W, one dequantized tile.
+    form: "dense", "int8" or "int4". Shared memory holds num_stages tiles of x and W and, for a quantized W, one dequantized tile.
     """
-    nearest = max((known for known in _PROCESSORS if known <= capability), default=80)
-    processors = _PROCESSORS[nearest]
+    nearest = max((known for known in PROCESSORS if known <= capability), default=80)
+    processors = PROCESSORS[nearest]
     small = nearest in (86, 89, 120)  # 99 KB of shared memory for a block
     if dtype == torch.float32:  # multiplied without tensor cores
-        block = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-    elif rows > _MANY:
-        wide = nearest in (90, 100) and not quantized and outputs >= 256  # two warpgroups of 64 x 256
-        block_k = 32 if small and not quantized else 64
-        block = {"BLOCK_M": 128, "BLOCK_N": 256 if wide else 128, "BLOCK_K": block_k, "num_warps": 8}
-        block["num_stages"] = 4 if block_k == 32 else 3
+        block = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 4, "num_stages": 3}
     else:
-        block_k = 32 if small and not quantized else 64
-        block = {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": block_k, "num_warps": 4}
-        block["num_stages"] = 4 if block_k == 32 or nearest in (90, 100) else 3
+        many = rows > _MANY
+        wide = many and nearest in (90, 100) and form == "dense" and outputs >= 256  # two warpgroups of 64 x 256
+        block_n = 64 if small and form != "dense" else 256 if wide else 128  # unpacking takes registers
+        block = {"BLOCK_M": 128 if many else 64, "BLOCK_N": block_n, "num_warps": 8 if many else 4}
+        block["BLOCK_K"] = 32 if small and form != "int4" else 64  # 32 bytes of a row of W at least
+        block["num_stages"] = 3 if wide or (small and not many) else 4
     tiles = -(-rows // block["BLOCK_M"]) * -(-outputs // block["BLOCK_N"])
     parts = 1
     while parts < 4 and rows <= _MANY and 2 * parts * tiles <= 2 * processors and inner >= 2 * parts * 1024:
@@ -184,7 +182,7 @@ def multiply(
     (rows, inner), width = x.shape, outputs // 2 if activation == "swiglu" else outputs
     values, scale, scale_stride, settings = weight_format(weight)
     y = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    spec = launch_spec(rows, outputs, inner, x.dtype, capability(x.device), not isinstance(weight, Tensor))
+    spec = launch_spec(rows, outputs, inner, x.dtype, capability(x.device), settings["FORMAT"])
     if branch is not None and branch.t is not None:
         spec["PARTS"] = 1  # T is added once
     parts, wide = spec["PARTS"], y
@@ -220,8 +218,9 @@ def linear_many_rows(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    dropout: Dropout | None = None,
 ) -> Tensor:
-    """x (..., K), weight (N, K), bias (N,) -> (..., N), without gradients.
+    """x (..., K), weight (N, K), bias (N,) -> (..., N), without gradients; dropout of x before a.
 
     activation: "quick_gelu", or "swiglu" of a stacked [gate; up] -> (..., N / 2). residual: as the output.
     """
@@ -237,6 +236,6 @@ def linear_many_rows(
         fits = residual.shape == (*x.shape[:-1], width) and residual.dtype == x.dtype
         check(fits and residual.device == x.device, residual, f"{x.dtype} {(*x.shape[:-1], width)} on {x.device}")
         residual = flat_rows(residual)
-    branch = None if lora is None else branch_of(rows, lora)
+    branch = None if lora is None else branch_of(rows, lora, dropout)
     y = multiply(rows, weight, branch, bias=bias, activation=activation, residual=residual)
     return y.view(*x.shape[:-1], width)

@@ -5,6 +5,8 @@ W (N, K) is a linear layer's; formats are those of kernels/weights.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -98,7 +100,7 @@ def flat_rows(x: Tensor) -> Tensor:
     return (x if x.stride(-1) == 1 else x.contiguous()).reshape(-1, x.shape[-1])
 
 
-def weight_format(weight: Weight) -> tuple[Tensor, Tensor | None, int, dict[str, object]]:
+def weight_format(weight: Weight) -> tuple[Tensor, Tensor | None, int, dict[str, Any]]:
     """(values, scales, stride of a row of scales, the kernels' settings)."""
     if isinstance(weight, Int8Weight):
         return weight.q, weight.scale, 0, {"FORMAT": "int8", "GROUP": 0}

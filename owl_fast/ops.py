@@ -21,7 +21,7 @@ from owl_fast.kernels.kv_append import kv_append_reference as kv_append
 from owl_fast.kernels.launch import supports
 from owl_fast.kernels.layer_norm import layer_norm_reference as layer_norm
 from owl_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference as linear_cross_entropy
-from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_reference
+from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_reference, lora_linear_triton
 from owl_fast.kernels.paged_attention import paged_attention_reference as paged_attention
 from owl_fast.kernels.quick_gelu import quick_gelu_reference as quick_gelu
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
@@ -29,6 +29,7 @@ from owl_fast.kernels.rotary import rotary_reference as rotary
 from owl_fast.kernels.rotary import rotary_tables
 from owl_fast.kernels.swiglu import swiglu_reference as swiglu
 from owl_fast.kernels.varlen_attention import varlen_attention_reference as varlen_attention
+from owl_fast.kernels.weights import Weight
 
 __all__ = [
     "LoraUpdate",
@@ -92,7 +93,7 @@ Activation = Literal["swiglu", "quick_gelu"]
 
 def lora_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None = None,
     updates: Sequence[LoraUpdate] = (),
     *,
@@ -106,6 +107,8 @@ def lora_linear(
     """
     if norm is not None:
         x = rms_norm(x, *norm)
+    if _triton(x):
+        return lora_linear_triton(x, weight, bias, updates, activation=activation, residual=residual)
     y = lora_linear_reference(x, weight, bias, updates)
     if activation is not None:
         y = swiglu(y) if activation == "swiglu" else quick_gelu(y)
