@@ -52,6 +52,13 @@ def _linear_kernel(
     row_places = rows.to(tl.int64)[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     total_t = tl.zeros((BLOCK_M, BLOCK_RANK), tl.float32)
+    if t is not None and TRANSPOSED:  # first, while there are registers for what is dropped
+        total = expanded(
+            total, t, b, index, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride, adapters,
+            RANK, BLOCK_RANK
+        )  # fmt: skip
+        if threshold is not None:
+            total = tl.where(kept(seed, threshold, rows, first, BLOCK_N), total * dropout_scale, 0.0)
     start = tl.program_id(1) * part
     for k in range(start, min(start + part, K), BLOCK_K):
         inner = k + tl.arange(0, BLOCK_K)
@@ -79,18 +86,11 @@ def _linear_kernel(
         total_t *= tl.load(rank_scale + ranks, mask=ranks < RANK, other=0.0)[None, :]
         right = tl.trans(narrow_tile(b, outs, N, b_out_stride, b_rank_stride, RANK, BLOCK_RANK))
         total = tl.dot(total_t.to(dtype), right, total, input_precision="ieee")
-    if t is not None:
-        if threshold is None:
-            total = expanded(
-                total, t, b, index, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride,
-                adapters, RANK, BLOCK_RANK
-            )  # fmt: skip
-        else:
-            update = expanded(
-                tl.zeros((BLOCK_M, BLOCK_N), tl.float32), t, b, index, rows, outs, M, N, t_stride, b_adapter_stride,
-                b_out_stride, b_rank_stride, adapters, RANK, BLOCK_RANK
-            )  # fmt: skip
-            total += tl.where(kept(seed, threshold, rows, first, BLOCK_N), update * dropout_scale, 0.0)
+    if t is not None and not TRANSPOSED:
+        total = expanded(
+            total, t, b, index, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride, adapters,
+            RANK, BLOCK_RANK
+        )  # fmt: skip
     if PARTS > 1:
         places = (tl.program_id(1).to(tl.int64) * M + row_places) * N + outs[None, :]
         tl.store(y + places, total, mask=(rows < M)[:, None] & (outs < N)[None, :])
@@ -138,11 +138,11 @@ _MANY = 512  # rows from which large tiles pay; not measured yet
 
 
 def launch_spec(
-    rows: int, outputs: int, inner: int, dtype: torch.dtype, capability: int, form: str
+    rows: int, outputs: int, inner: int, dtype: torch.dtype, capability: int, form: str, masked: bool = False
 ) -> dict[str, int]:
     """Tile sizes, warps, stages and PARTS, in how many K is summed. None of the constants is measured yet.
 
-    form: "dense", "int8" or "int4". Shared memory holds num_stages tiles of x and W and, for a quantized W, one dequantized tile.
+    form: "dense", "int8" or "int4"; masked: what is added has dropout. Shared memory holds num_stages tiles of x and W and, for a quantized W, one dequantized tile.
     """
     nearest = max((known for known in PROCESSORS if known <= capability), default=80)
     processors = PROCESSORS[nearest]
@@ -151,8 +151,9 @@ def launch_spec(
         block = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 4, "num_stages": 3}
     else:
         many = rows > _MANY
-        wide = many and nearest in (90, 100) and form == "dense" and outputs >= 256  # two warpgroups of 64 x 256
-        block_n = 64 if small and form != "dense" else 256 if wide else 128  # unpacking takes registers
+        # Two warpgroups of 64 x 256; unpacking a weight and making a mask take the registers for that.
+        wide = many and nearest in (90, 100) and form == "dense" and not masked and outputs >= 256
+        block_n = 64 if small and form != "dense" else 256 if wide else 128
         block = {"BLOCK_M": 128 if many else 64, "BLOCK_N": block_n, "num_warps": 8 if many else 4}
         block["BLOCK_K"] = 32 if small and form != "int4" else 64  # 32 bytes of a row of W at least
         block["num_stages"] = 3 if wide or (small and not many) else 4
@@ -182,7 +183,7 @@ def multiply(
     (rows, inner), width = x.shape, outputs // 2 if activation == "swiglu" else outputs
     values, scale, scale_stride, settings = weight_format(weight)
     y = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    spec = launch_spec(rows, outputs, inner, x.dtype, capability(x.device), settings["FORMAT"])
+    spec = launch_spec(rows, outputs, inner, x.dtype, capability(x.device), settings["FORMAT"], dropout is not None)
     if branch is not None and branch.t is not None:
         spec["PARTS"] = 1  # T is added once
     parts, wide = spec["PARTS"], y

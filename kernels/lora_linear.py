@@ -68,7 +68,7 @@ def lora_linear_triton(
     Under autocast x, weight and bias are cast first, as torch's linear casts them.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
         weight = weight.to(dtype) if isinstance(weight, Tensor) else weight
