@@ -40,8 +40,12 @@ def _outer_kernel(
         rows = m + tl.arange(0, BLOCK_M)
         places = rows.to(tl.int64)[:, None]
         inside = (rows < M)[:, None]
-        first_factor = tl.load(left + places * left_stride + i[None, :], mask=inside & (i < I)[None, :], other=0.0)
-        second = tl.load(right + places * right_stride + j[None, :], mask=inside & (j < J)[None, :], other=0.0)
+        first_factor = tl.load(
+            left + places * left_stride + i[None, :], mask=inside & (i < I)[None, :], other=0.0
+        )
+        second = tl.load(
+            right + places * right_stride + j[None, :], mask=inside & (j < J)[None, :], other=0.0
+        )
         if threshold is not None:
             second = tl.where(kept(seed, threshold, rows, first, BLOCK_J), second, 0.0)
         total = tl.dot(tl.trans(first_factor), second, total, input_precision="ieee")
@@ -59,7 +63,13 @@ def launch_spec(rows: int, i: int, j: int, dtype: torch.dtype, capability: int) 
         block = {"BLOCK_I": 64, "BLOCK_J": 64, "BLOCK_M": 16, "num_warps": 4, "num_stages": 3}
     else:
         small = nearest in (86, 89, 120)  # 99 KB of shared memory for a block
-        block = {"BLOCK_I": 128, "BLOCK_J": 128, "BLOCK_M": 32 if small else 64, "num_warps": 8, "num_stages": 3}
+        block = {
+            "BLOCK_I": 128,
+            "BLOCK_J": 128,
+            "BLOCK_M": 32 if small else 64,
+            "num_warps": 8,
+            "num_stages": 3,
+        }
     if thin:  # one tile high: right is read once
         block["BLOCK_I"] = max(16, 1 << (i - 1).bit_length())
         block["num_warps"] = 4
@@ -78,7 +88,21 @@ def outer(left: Tensor, right: Tensor, dtype: torch.dtype, dropout: Dropout | No
     out = torch.empty(parts, i, j, dtype=dtype if parts == 1 else torch.float32, device=left.device)
     drop = (None, None, None) if dropout is None else (dropout.seed, dropout.threshold, dropout.scale)
     grid = -(-i // spec["BLOCK_I"]) * -(-j // spec["BLOCK_J"]), parts
-    launch(_outer_kernel, grid, left, right, out, rows, i, j, left.stride(0), right.stride(0), part, *drop, **spec)
+    launch(
+        _outer_kernel,
+        grid,
+        left,
+        right,
+        out,
+        rows,
+        i,
+        j,
+        left.stride(0),
+        right.stride(0),
+        part,
+        *drop,
+        **spec,
+    )
     return out[0] if parts == 1 else out.sum(0).to(dtype)
 
 

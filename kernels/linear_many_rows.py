@@ -17,8 +17,23 @@ from torch import Tensor
 
 from owl_fast.kernels.dropout import Dropout, kept
 from owl_fast.kernels.launch import capability, check, jit, launch, tl
-from owl_fast.kernels.linear_tiles import check_linear, finished, flat_rows, weight_format, weight_tile, with_bias
-from owl_fast.kernels.low_rank import EXPANDED, Branch, branch_of, check_lora, expanded, narrow_tile, padded_rank
+from owl_fast.kernels.linear_tiles import (
+    check_linear,
+    finished,
+    flat_rows,
+    weight_format,
+    weight_tile,
+    with_bias,
+)
+from owl_fast.kernels.low_rank import (
+    EXPANDED,
+    Branch,
+    branch_of,
+    check_lora,
+    expanded,
+    narrow_tile,
+    padded_rank,
+)
 from owl_fast.kernels.weights import StackedLora, Weight
 
 ACTIVATIONS = (None, "quick_gelu", "swiglu")
@@ -78,7 +93,9 @@ def _linear_kernel(
             right = tl.trans(right)
         total = tl.dot(left, right, total, input_precision="ieee")
         if a is not None:
-            total_t = tl.dot(left, narrow_tile(a, inner, K, 1, K, RANK, BLOCK_RANK), total_t, input_precision="ieee")
+            total_t = tl.dot(
+                left, narrow_tile(a, inner, K, 1, K, RANK, BLOCK_RANK), total_t, input_precision="ieee"
+            )
     if FORMAT == "int8" and not TRANSPOSED:
         total *= tl.load(scale + outs, mask=outs < N, other=0.0)[None, :]
     if a is not None:
@@ -183,7 +200,9 @@ def multiply(
     (rows, inner), width = x.shape, outputs // 2 if activation == "swiglu" else outputs
     values, scale, scale_stride, settings = weight_format(weight)
     y = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    spec = launch_spec(rows, outputs, inner, x.dtype, capability(x.device), settings["FORMAT"], dropout is not None)
+    spec = launch_spec(
+        rows, outputs, inner, x.dtype, capability(x.device), settings["FORMAT"], dropout is not None
+    )
     if branch is not None and branch.t is not None:
         spec["PARTS"] = 1  # T is added once
     parts, wide = spec["PARTS"], y
@@ -229,13 +248,19 @@ def linear_many_rows(
     rows = flat_rows(x)
     check(activation in ACTIVATIONS, f"activation={activation!r}", f"one of {ACTIVATIONS}")
     outputs = weight.shape[0]
-    check(activation != "swiglu" or outputs % 2 == 0, f"swiglu of {outputs} outputs", "gate and up of one width")
+    check(
+        activation != "swiglu" or outputs % 2 == 0, f"swiglu of {outputs} outputs", "gate and up of one width"
+    )
     width = outputs // 2 if activation == "swiglu" else outputs
     if lora is not None:
         check_lora(lora, x, outputs, len(rows))
     if residual is not None:
         fits = residual.shape == (*x.shape[:-1], width) and residual.dtype == x.dtype
-        check(fits and residual.device == x.device, residual, f"{x.dtype} {(*x.shape[:-1], width)} on {x.device}")
+        check(
+            fits and residual.device == x.device,
+            residual,
+            f"{x.dtype} {(*x.shape[:-1], width)} on {x.device}",
+        )
         residual = flat_rows(residual)
     branch = None if lora is None else branch_of(rows, lora, dropout)
     y = multiply(rows, weight, branch, bias=bias, activation=activation, residual=residual)

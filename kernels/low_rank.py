@@ -48,14 +48,18 @@ def expanded(
 ):  # fmt: skip
     """y (BLOCK_M, BLOCK_N) + T B^T with T from memory; adapters of no row of the tile cost nothing."""
     if index is None:
-        y = _plus_product(y, t, b, rows, rows < M, outs, N, t_stride, b_out_stride, b_rank_stride, RANK, BLOCK_RANK)
+        y = _plus_product(
+            y, t, b, rows, rows < M, outs, N, t_stride, b_out_stride, b_rank_stride, RANK, BLOCK_RANK
+        )
     else:
         owner = tl.load(index + rows, mask=rows < M, other=-1)
         for adapter in range(adapters):
             own = owner == adapter
             if tl.max(own.to(tl.int32), 0) > 0:
                 its_b = b + tl.cast(adapter, tl.int64) * b_adapter_stride
-                y = _plus_product(y, t, its_b, rows, own, outs, N, t_stride, b_out_stride, b_rank_stride, RANK, BLOCK_RANK)
+                y = _plus_product(
+                    y, t, its_b, rows, own, outs, N, t_stride, b_out_stride, b_rank_stride, RANK, BLOCK_RANK
+                )
     return y
 
 
@@ -92,7 +96,9 @@ def _shrink_kernel(
         for k in range(0, K, BLOCK_K):
             inner = k + tl.arange(0, BLOCK_K)
             within = inner < K
-            left = tl.load(x + row_places * x_stride + inner[None, :], mask=own[:, None] & within[None, :], other=0.0)
+            left = tl.load(
+                x + row_places * x_stride + inner[None, :], mask=own[:, None] & within[None, :], other=0.0
+            )
             if threshold is not None:
                 left = tl.where(kept(seed, threshold, rows, k, BLOCK_K), left, 0.0)
             mask = within[:, None] & (ranks < RANK)[None, :]
@@ -117,7 +123,9 @@ def shrink_spec(rank: int, dtype: torch.dtype) -> dict[str, int]:
     return {"BLOCK_RANK": block_rank, "BLOCK_M": 16, "BLOCK_K": block_k, "num_warps": 4, "num_stages": 4}
 
 
-def shrink(x: Tensor, a: Tensor, scale: Tensor, index: Tensor | None, dropout: Dropout | None = None) -> Tensor:
+def shrink(
+    x: Tensor, a: Tensor, scale: Tensor, index: Tensor | None, dropout: Dropout | None = None
+) -> Tensor:
     """x (M, K), a (n, R, K) with any strides, scale (n, R) fp32 -> T (M, R); rows without adapter stay unwritten."""
     adapters, rank, inner = a.shape
     t = torch.empty(len(x), rank, dtype=x.dtype, device=x.device)

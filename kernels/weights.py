@@ -37,20 +37,20 @@ class Int4Weight(NamedTuple):
         return self.q.shape[0], self.in_features
 
 
-Weight = Tensor | Int8Weight | Int4Weight
-
-
 class StackedLora(NamedTuple):
-    """Low-rank updates of one weight by n adapters: y += scale * (x a^T) b^T, an adapter for each row of x.
+    """Adapters of one layer side by side: y[m] += ((x[m] A[i]^T) * scale[i]) B[i]^T with i = index[m].
 
-    a (n, R, K) and b (n, N, R) in x's dtype, scale (n, R) fp32; adapters of a smaller rank are padded with
-    zeros. index (M,) int32: the adapter of each row, -1 for none; None: all rows have the first.
+    a (n, R, K), b (n, N, R), scale (n, R) fp32, index (M,) int32 with -1 for no adapter, or None: 0 for all rows.
+    Smaller ranks and updates of some output rows are filled up with zeros (in b, and in scale).
     """
 
     a: Tensor
     b: Tensor
     scale: Tensor
-    index: Tensor | None
+    index: Tensor | None = None
+
+
+Weight = Tensor | Int8Weight | Int4Weight
 
 
 def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:

@@ -41,13 +41,3 @@ def lora_of(
     if adapters > 1:
         index = (torch.arange(rows) % (adapters + 1) - 1).to(device, torch.int32)
     return StackedLora(a, b, scale, index)
-
-
-def lora_reference(x: Tensor, lora: StackedLora) -> Tensor:
-    """What the updates add to rows x (M, K) -> (M, N)."""
-    added = x.new_zeros(len(x), lora.b.shape[1])
-    for adapter, (a, b, scale) in enumerate(zip(lora.a, lora.b, lora.scale, strict=True)):
-        update = (x @ a.to(x.dtype).T * scale.to(x.dtype)) @ b.to(x.dtype).T
-        own = slice(None) if lora.index is None else lora.index == adapter
-        added[own] += update[own]
-    return added

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owl_fast.kernels.linear_many_rows import launch_spec, linear_many_rows
-from owl_fast.kernels.quick_gelu import quick_gelu_reference
-from owl_fast.kernels.swiglu import swiglu_reference
-from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight, dequantize
-from tests.kernels.linears import FORMATS, lora_of, lora_reference, weight_of
+from owl_fast.kernels.lora_linear import fused_linear_reference
+from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight
+from tests.kernels.linears import FORMATS, lora_of, weight_of
 from tests.kernels.tensors import DTYPES, compare, random, strided
 
 BF16 = torch.bfloat16
@@ -21,27 +20,10 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 formats = pytest.mark.parametrize("form", FORMATS)
 
 
-def reference(
-    x: Tensor,
-    weight: Weight,
-    bias: Tensor | None = None,
-    lora: StackedLora | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """What linear_many_rows computes, by torch's operations in x's dtype."""
-    y = F.linear(x, dequantize(weight, x.dtype), bias)
-    if lora is not None:
-        y = y + lora_reference(x, lora)
-    if activation is not None:
-        y = swiglu_reference(y) if activation == "swiglu" else quick_gelu_reference(y)
-    return y if residual is None else residual + y
-
-
 def check(inputs: dict[str, Tensor], weight: Weight, **fixed: object) -> None:
     compare(
         lambda **given: linear_many_rows(weight=weight, **given, **fixed),
-        lambda **given: reference(weight=weight, **given, **fixed),
+        lambda **given: fused_linear_reference(weight=weight, **given, **fixed),
         inputs,
     )
 
@@ -50,7 +32,7 @@ def check(inputs: dict[str, Tensor], weight: Weight, **fixed: object) -> None:
 @formats
 @pytest.mark.parametrize(
     ("rows", "outputs", "inner"),
-    [(1, 17, 63), (65, 129, 257), (64, 128, 128)],
+    [(1, 17, 63), (65, 67, 129)],
     ids=lambda n: str(n),
 )
 @pytest.mark.usefixtures("poisoned")
@@ -69,16 +51,17 @@ def test_matches_float64(
 @pytest.mark.usefixtures("poisoned")
 def test_large_tiles(device: torch.device, form: str) -> None:
     """More rows than the small tiles are for, and more tiles than one band."""
-    x = random(1100, 70, dtype=BF16, device=device)
-    check({"x": x}, weight_of(form, 300, 70, BF16, device), lora=lora_of(1, 8, 300, 70, 1100, BF16, device))
+    x = random(1030, 70, dtype=BF16, device=device)
+    check({"x": x}, weight_of(form, 260, 70, BF16, device), lora=lora_of(1, 8, 260, 70, 1030, BF16, device))
 
 
-@pytest.mark.parametrize("form", ["dense", "int8", "int4-G128"])
-@pytest.mark.parametrize("activation", [None, "swiglu", "quick_gelu"])
+@pytest.mark.parametrize(
+    ("form", "activation"), [("dense", None), ("int8", "swiglu"), ("int4-G128", "quick_gelu")]
+)
 @pytest.mark.usefixtures("poisoned")
 def test_inner_sum_in_parts(device: torch.device, activation: str | None, form: str) -> None:
     """Too few tiles to fill a GPU: the parts are finished by a second kernel."""
-    rows, outputs, inner = 3, 66, 4097
+    rows, outputs, inner = 3, 18, 4097
     assert launch_spec(rows, outputs, inner, BF16, 90, "dense")["PARTS"] == 4
     width = outputs // 2 if activation == "swiglu" else outputs
     inputs = {
@@ -95,7 +78,7 @@ def test_inner_sum_in_parts(device: torch.device, activation: str | None, form: 
 @pytest.mark.parametrize("form", ["dense", "int8", "int4-G16"])
 @pytest.mark.usefixtures("poisoned")
 def test_activations(device: torch.device, form: str, activation: str, dtype: torch.dtype) -> None:
-    rows, outputs, inner = 7, 262, 65
+    rows, outputs, inner = 7, 134, 65
     width = outputs // 2 if activation == "swiglu" else outputs
     inputs = {
         "x": random(rows, inner, dtype=dtype, device=device, scale=inner**-0.5),
@@ -107,7 +90,7 @@ def test_activations(device: torch.device, form: str, activation: str, dtype: to
 
 
 @dtypes
-@pytest.mark.parametrize("rank", [1, 8, 17, 33, 128], ids=lambda r: f"R{r}")
+@pytest.mark.parametrize("rank", [1, 17, 128], ids=lambda r: f"R{r}")
 @pytest.mark.parametrize("adapters", [1, 3], ids=lambda n: f"A{n}")
 @pytest.mark.usefixtures("poisoned")
 def test_updates(device: torch.device, adapters: int, rank: int, dtype: torch.dtype) -> None:
@@ -162,15 +145,12 @@ def test_refuses_what_does_not_fit(device: torch.device) -> None:
         "float32 (3,)": {"bias": weight.new_ones(3)},
         "float16 (4, 1)": {"weight": int8._replace(scale=int8.scale.half())},
         "a weight of 16 inputs": {"weight": int4},
-        "uint8 (4, 8)": {"weight": int4, "x": random(2, 16, device=device)[:, :15]},
+        "uint8 (4, 7)": {"weight": int4._replace(in_features=8, q=int4.q[:, :7])},
         "activation='relu'": {"activation": "relu"},
         "swiglu of 3 outputs": {"weight": weight[:3], "activation": "swiglu"},
         "float32 (2, 3)": {"residual": x[:, :3]},
         "float32 (1, 4, 3)": {"lora": lora._replace(b=random(1, 4, 3, device=device))},
         "int64 (2,)": {"lora": lora._replace(index=torch.zeros(2, dtype=torch.int64, device=device))},
     }.items():
-        if message == "uint8 (4, 8)":
-            given["weight"] = int4._replace(in_features=15, q=int4.q[:, :7])
-            message = "uint8 (4, 7)"
         with pytest.raises(ValueError, match=re.escape(message) + ".* came; wanted"):
             linear_many_rows(**{"x": x, "weight": weight, **given})

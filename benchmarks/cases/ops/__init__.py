@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.cases.ops import embedding, rms_norm
+from benchmarks.cases.ops import embedding, lora_linear, rms_norm
 from benchmarks.cases.ops.case import Case
 
-CASES: tuple[Case, ...] = (*embedding.CASES, *rms_norm.CASES)
+CASES: tuple[Case, ...] = (*embedding.CASES, *lora_linear.CASES, *rms_norm.CASES)
