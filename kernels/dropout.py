@@ -1,8 +1,8 @@
 """Dropout by a counter: whether place (row, column) is kept is a function of the seed and the place alone.
 
-Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with key = seed and counter =
-(column // 4, row, 0, 0) gives the bits of four neighbouring columns; a place is kept when its upper 24 bits,
-as a number in [0, 1), are at least p. A mask is never stored: backward makes it again.
+Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with key = seed and
+counter = (column // 4, row, 0, 0) gives the bits of four neighbouring columns; a place is kept when its upper
+24 bits, as a number in [0, 1), are at least p. A mask is never stored: backward makes it again.
 """
 
 from __future__ import annotations

@@ -23,71 +23,71 @@ from owl_fast.kernels.weights import StackedLora, Weight
 
 @jit
 def _outer_kernel(
-    left, right, out, M, I, J, left_stride, right_stride, part, seed, threshold, dropout_scale,
-    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_M: tl.constexpr, GROUP_I: tl.constexpr
+    left, right, out, M, P, Q, left_stride, right_stride, part, seed, threshold, dropout_scale,
+    BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, GROUP_P: tl.constexpr
 ):  # fmt: skip
-    """One tile of left^T dropout(right), summed over `part` rows: left (M, I), right (M, J) -> out (PARTS, I, J)."""
+    """A tile of left^T dropout(right) over `part` rows: left (M, P), right (M, Q) -> out (PARTS, P, Q)."""
     tile = tl.program_id(0)
-    band_tiles = GROUP_I * tl.cdiv(J, BLOCK_J)
-    band = tile // band_tiles * GROUP_I
-    height = min(tl.cdiv(I, BLOCK_I) - band, GROUP_I)
-    i = (band + tile % band_tiles % height) * BLOCK_I + tl.arange(0, BLOCK_I)
-    first = tile % band_tiles // height * BLOCK_J
-    j = first + tl.arange(0, BLOCK_J)
-    total = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
+    band_tiles = GROUP_P * tl.cdiv(Q, BLOCK_Q)
+    band = tile // band_tiles * GROUP_P
+    height = min(tl.cdiv(P, BLOCK_P) - band, GROUP_P)
+    p = (band + tile % band_tiles % height) * BLOCK_P + tl.arange(0, BLOCK_P)
+    first = tile % band_tiles // height * BLOCK_Q
+    q = first + tl.arange(0, BLOCK_Q)
+    total = tl.zeros((BLOCK_P, BLOCK_Q), tl.float32)
     start = tl.program_id(1) * part
     for m in range(start, min(start + part, M), BLOCK_M):
         rows = m + tl.arange(0, BLOCK_M)
         places = rows.to(tl.int64)[:, None]
         inside = (rows < M)[:, None]
         first_factor = tl.load(
-            left + places * left_stride + i[None, :], mask=inside & (i < I)[None, :], other=0.0
+            left + places * left_stride + p[None, :], mask=inside & (p < P)[None, :], other=0.0
         )
         second = tl.load(
-            right + places * right_stride + j[None, :], mask=inside & (j < J)[None, :], other=0.0
+            right + places * right_stride + q[None, :], mask=inside & (q < Q)[None, :], other=0.0
         )
         if threshold is not None:
-            second = tl.where(kept(seed, threshold, rows, first, BLOCK_J), second, 0.0)
+            second = tl.where(kept(seed, threshold, rows, first, BLOCK_Q), second, 0.0)
         total = tl.dot(tl.trans(first_factor), second, total, input_precision="ieee")
     if threshold is not None:
         total *= dropout_scale
-    places = (tl.program_id(1).to(tl.int64) * I + i[:, None]) * J + j[None, :]
-    tl.store(out + places, total.to(out.dtype.element_ty), mask=(i < I)[:, None] & (j < J)[None, :])
+    places = (tl.program_id(1).to(tl.int64) * P + p[:, None]) * Q + q[None, :]
+    tl.store(out + places, total.to(out.dtype.element_ty), mask=(p < P)[:, None] & (q < Q)[None, :])
 
 
-def launch_spec(rows: int, i: int, j: int, dtype: torch.dtype, capability: int) -> dict[str, int]:
-    """Tiles of the sum over rows; PARTS: of how many sums it is made. None of the constants is measured yet."""
+def launch_spec(rows: int, p: int, q: int, dtype: torch.dtype, capability: int) -> dict[str, int]:
+    """Tiles of the sum over rows; PARTS: of how many sums it is made. No constant is measured yet."""
     nearest = max((known for known in PROCESSORS if known <= capability), default=80)
-    thin = i <= 64
+    thin = p <= 64
     if dtype == torch.float32:  # multiplied without tensor cores
-        block = {"BLOCK_I": 64, "BLOCK_J": 64, "BLOCK_M": 16, "num_warps": 4, "num_stages": 3}
+        block = {"BLOCK_P": 64, "BLOCK_Q": 64, "BLOCK_M": 16, "num_warps": 4, "num_stages": 3}
     else:
         small = nearest in (86, 89, 120)  # 99 KB of shared memory for a block
         block = {
-            "BLOCK_I": 128,
-            "BLOCK_J": 128,
+            "BLOCK_P": 128,
+            "BLOCK_Q": 128,
             "BLOCK_M": 32 if small else 64,
             "num_warps": 8,
             "num_stages": 3,
         }
     if thin:  # one tile high: right is read once
-        block["BLOCK_I"] = max(16, 1 << (i - 1).bit_length())
+        block["BLOCK_P"] = max(16, 1 << (p - 1).bit_length())
         block["num_warps"] = 4
-    tiles = -(-i // block["BLOCK_I"]) * -(-j // block["BLOCK_J"])
+    tiles = -(-p // block["BLOCK_P"]) * -(-q // block["BLOCK_Q"])
     # Two programs a multiprocessor, but each at least eight steps long.
     parts = max(1, min(2 * PROCESSORS[nearest] // tiles, rows // (8 * block["BLOCK_M"])))
-    return {**block, "GROUP_I": 8, "PARTS": parts}
+    return {**block, "GROUP_P": 8, "PARTS": parts}
 
 
 def outer(left: Tensor, right: Tensor, dtype: torch.dtype, dropout: Dropout | None = None) -> Tensor:
-    """left (M, I), right (M, J) -> left^T dropout(right) (I, J) in `dtype`; the mask is by place in right."""
-    (rows, i), j = left.shape, right.shape[1]
-    spec = launch_spec(rows, i, j, left.dtype, capability(left.device))
+    """left (M, P), right (M, Q) -> left^T dropout(right) (P, Q) in `dtype`; the mask is by place in right."""
+    (rows, p), q = left.shape, right.shape[1]
+    spec = launch_spec(rows, p, q, left.dtype, capability(left.device))
     parts = spec.pop("PARTS")
     part = -(-rows // (parts * spec["BLOCK_M"])) * spec["BLOCK_M"]
-    out = torch.empty(parts, i, j, dtype=dtype if parts == 1 else torch.float32, device=left.device)
+    out = torch.empty(parts, p, q, dtype=dtype if parts == 1 else torch.float32, device=left.device)
     drop = (None, None, None) if dropout is None else (dropout.seed, dropout.threshold, dropout.scale)
-    grid = -(-i // spec["BLOCK_I"]) * -(-j // spec["BLOCK_J"]), parts
+    grid = -(-p // spec["BLOCK_P"]) * -(-q // spec["BLOCK_Q"]), parts
     launch(
         _outer_kernel,
         grid,
@@ -95,8 +95,8 @@ def outer(left: Tensor, right: Tensor, dtype: torch.dtype, dropout: Dropout | No
         right,
         out,
         rows,
-        i,
-        j,
+        p,
+        q,
         left.stride(0),
         right.stride(0),
         part,

@@ -1,10 +1,10 @@
 """Linear layer for many rows on tensor cores: y = activation(x W^T + bias + low-rank update) + residual.
 
 Prefill, the vision tower and training; the same kernel multiplies by W instead of W^T for the gradient of x.
-M rows, K inner width (summed over), N outputs. W is dense or quantized (kernels/weights.py) and is dequantized
-in registers, tile by tile. Tiles of A are read beside those of W, so that T = x A^T is summed in the same loop
-and T B^T added at the end; where that costs too much (large ranks, several adapters, dropout: its random
-numbers would be made once per tile of outputs) T is made before, in kernels/low_rank.py.
+M rows, K inner width (summed over), N outputs. W is dense or quantized (kernels/weights.py) and is
+dequantized in registers, tile by tile. Tiles of A are read beside those of W, so that T = x A^T is summed in
+the same loop and T B^T added at the end; where that costs too much (large ranks, several adapters, dropout:
+its random numbers would be made once per tile of outputs) T is made before, in kernels/low_rank.py.
 
 Every row is summed over K in the same steps whatever M is; but M chooses tile sizes and, where there are too
 few tiles to fill a GPU, in how many parts K is summed (launch_spec), which moves the last bits.
@@ -42,16 +42,16 @@ _COMBINED = 1024  # outputs per program that adds parts
 
 @jit
 def _linear_kernel(
-    x, weight, scale, bias, residual, y, t, a, b, rank_scale, index, M, N, K, x_stride, weight_stride, scale_stride,
-    residual_stride, t_stride, b_adapter_stride, b_out_stride, b_rank_stride, adapters, part, seed, threshold,
-    dropout_scale, RANK: tl.constexpr, BLOCK_RANK: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr,
-    TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PARTS: tl.constexpr
+    x, weight, scale, bias, residual, y, t, a, b, rank_scale, index, M, N, K, x_stride, weight_stride,
+    scale_stride, residual_stride, t_stride, b_adapter_stride, b_out_stride, b_rank_stride, adapters, part,
+    seed, threshold, dropout_scale, RANK: tl.constexpr, BLOCK_RANK: tl.constexpr, FORMAT: tl.constexpr,
+    GROUP: tl.constexpr, TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
-    """One (BLOCK_M, BLOCK_N) tile of x W^T, finished; with PARTS > 1 its sum over `part` inner places in fp32.
+    """A (BLOCK_M, BLOCK_N) tile of x W^T, finished; with PARTS > 1 its sum over `part` inner places in fp32.
 
-    x (M, K), y (M, N), (M, N / 2) under swiglu or (PARTS, M, N). Under swiglu a tile takes rows of gate and of
-    up by turns: the two that belong together are neighbours, which one thread of a tensor core holds.
+    x (M, K), y (M, N), (M, N / 2) under swiglu or (PARTS, M, N). Under swiglu a tile takes rows of gate and
+    of up by turns: two that belong together are neighbours, which one thread holds after a tensor core.
     """
     dtype: tl.constexpr = x.dtype.element_ty
     # Tiles that run together share rows of W and of x in the L2 cache: GROUP_M tiles of rows by all outputs.
@@ -69,8 +69,8 @@ def _linear_kernel(
     total_t = tl.zeros((BLOCK_M, BLOCK_RANK), tl.float32)
     if t is not None and TRANSPOSED:  # first, while there are registers for what is dropped
         total = expanded(
-            total, t, b, index, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride, adapters,
-            RANK, BLOCK_RANK
+            total, t, b, index, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride,
+            adapters, RANK, BLOCK_RANK
         )  # fmt: skip
         if threshold is not None:
             total = tl.where(kept(seed, threshold, rows, first, BLOCK_N), total * dropout_scale, 0.0)
@@ -105,8 +105,8 @@ def _linear_kernel(
         total = tl.dot(total_t.to(dtype), right, total, input_precision="ieee")
     if t is not None and not TRANSPOSED:
         total = expanded(
-            total, t, b, index, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride, adapters,
-            RANK, BLOCK_RANK
+            total, t, b, index, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride,
+            adapters, RANK, BLOCK_RANK
         )  # fmt: skip
     if PARTS > 1:
         places = (tl.program_id(1).to(tl.int64) * M + row_places) * N + outs[None, :]
@@ -126,7 +126,8 @@ def _linear_kernel(
 
 @jit
 def _combine_kernel(
-    parts, bias, residual, y, M, N, residual_stride, ACTIVATION: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
+    parts, bias, residual, y, M, N, residual_stride, ACTIVATION: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK: tl.constexpr
 ):  # fmt: skip
     """The sum of parts (PARTS, M, N) in their order, finished, into y (M, N or N / 2): a piece of one row."""
     width = N // 2 if ACTIVATION == "swiglu" else N
@@ -159,7 +160,8 @@ def launch_spec(
 ) -> dict[str, int]:
     """Tile sizes, warps, stages and PARTS, in how many K is summed. None of the constants is measured yet.
 
-    form: "dense", "int8" or "int4"; masked: what is added has dropout. Shared memory holds num_stages tiles of x and W and, for a quantized W, one dequantized tile.
+    form: "dense", "int8" or "int4"; masked: what is added has dropout. Shared memory holds num_stages tiles
+    of x and W and, for a quantized W, one dequantized tile.
     """
     nearest = max((known for known in PROCESSORS if known <= capability), default=80)
     processors = PROCESSORS[nearest]
@@ -192,9 +194,9 @@ def multiply(
     residual: Tensor | None = None,
     dropout: Dropout | None = None,
 ) -> Tensor:
-    """x (M, K), weight (N, K), or (K, N) if transposed -> (M, N), or (M, N / 2) with swiglu; nothing is checked.
+    """x (M, K), weight (N, K) or, transposed, (K, N) -> (M, N), (M, N / 2) with swiglu; nothing is checked.
 
-    residual: as the output. dropout: applied to what the branch adds, by place in the output (branch.t given).
+    residual: as the output. dropout, if transposed: of what the branch adds, by place in the output.
     """
     outputs = weight.shape[1] if transposed else weight.shape[0]
     (rows, inner), width = x.shape, outputs // 2 if activation == "swiglu" else outputs
@@ -209,19 +211,21 @@ def multiply(
     if parts > 1:
         wide = torch.empty(parts, rows, outputs, dtype=torch.float32, device=x.device)
     t, a, b, rank_scale, index = (None,) * 5
-    strides, rank, adapters = (0, 0, 0, 0), 0, 1
+    strides: tuple[int, ...] = (0, 0, 0, 0)
+    rank, adapters = 0, 1
     if branch is not None:
         b, t, a, rank_scale, index = branch
-        strides, rank, adapters = (0 if t is None else t.stride(0), *b.stride()), b.shape[2], b.shape[0]
+        strides = (0 if t is None else t.stride(0), *b.stride())
+        rank, adapters = b.shape[2], b.shape[0]
     part = -(-inner // (parts * spec["BLOCK_K"])) * spec["BLOCK_K"]
     drop = (None, None, None) if dropout is None else (dropout.seed, dropout.threshold, dropout.scale)
     residual_stride = 0 if residual is None else residual.stride(0)
     grid = -(-rows // spec["BLOCK_M"]) * -(-outputs // spec["BLOCK_N"]), parts
     launch(
-        _linear_kernel, grid, x, values, scale, bias, residual, wide, t, a, b, rank_scale, index, rows, outputs,
-        inner, x.stride(0), values.stride(0), scale_stride, residual_stride, *strides, adapters, part, *drop,
-        RANK=rank, BLOCK_RANK=padded_rank(max(rank, 1), EXPANDED), TRANSPOSED=transposed, ACTIVATION=activation,
-        **settings, **spec
+        _linear_kernel, grid, x, values, scale, bias, residual, wide, t, a, b, rank_scale, index, rows,
+        outputs, inner, x.stride(0), values.stride(0), scale_stride, residual_stride, *strides, adapters,
+        part, *drop, RANK=rank, BLOCK_RANK=padded_rank(max(rank, 1), EXPANDED), TRANSPOSED=transposed,
+        ACTIVATION=activation, **settings, **spec
     )  # fmt: skip
     if parts > 1:
         args = (wide, bias, residual, y, rows, outputs, residual_stride)

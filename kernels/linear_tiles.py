@@ -31,7 +31,7 @@ def weight_tile(
     FORMAT: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """W[rows, first : first + COLUMNS] as `dtype`; first is a multiple of COLUMNS. int8 values are not scaled.
+    """W[rows, first : first + COLUMNS] as `dtype`, first a multiple of COLUMNS; int8 values are not scaled.
 
     Outside of W: 0, or, where a nibble fills the last byte of a row, something finite.
     """
@@ -62,7 +62,7 @@ def weight_tile(
 
 @jit
 def _to_float(values, ZERO: tl.constexpr):
-    """uint8 - ZERO in fp32. In the mantissa of 2^23 an integer is that float already: cheaper than converting."""
+    """uint8 - ZERO in fp32: put into the mantissa of 2^23, which is cheaper than a conversion."""
     return (values.to(tl.uint32) | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + ZERO)
 
 
@@ -76,7 +76,7 @@ def with_bias(y, bias, columns, count):
 
 @jit
 def finished(y, up, residual, offsets, mask, dtype: tl.constexpr, ACTIVATION: tl.constexpr):
-    """Activation and residual as the separate torch operations round them; y and up in fp32, `up` for swiglu."""
+    """Activation and residual, rounded as torch's separate operations do; y and, for swiglu, up in fp32."""
     y = y.to(dtype)
     if ACTIVATION == "swiglu":
         gate = y.to(tl.float32)

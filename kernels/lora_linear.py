@@ -3,8 +3,8 @@
     y = x W^T + b;   y[rows] += scale * (dropout(x) A^T) B^T   for each update
 
 Fused weights (q, k, v in one) keep one update per part, so each names the output rows it belongs to. In the
-kernels the updates of a weight are one: A's above each other, B's beside each other with zeros where a part has
-none, and one dropout mask for all. W may be quantized and is then frozen.
+kernels the updates of a weight are one: A's above each other, B's beside each other with zeros where a part
+has none, and one dropout mask for all. W may be quantized and is then frozen.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def lora_linear_triton(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """As lora_linear_reference, on a GPU, with gradients for x, a dense weight, bias, every a and b and residual.
+    """As lora_linear_reference, on a GPU with gradients for x, dense weight, bias, residual, every a and b.
 
     activation and residual as linear_many_rows takes them. Where a gradient is wanted they are operations of
-    their own: the backward of an activation needs its input, which a fused kernel would have to write as well.
+    their own: backward of an activation needs its input, which a fused kernel would have to write as well.
     Under autocast x, weight and bias are cast first, as torch's linear casts them.
     """
     device = x.device.type
@@ -153,7 +153,7 @@ class _LoraLinear(torch.autograd.Function):
         dx = None
         if wanted_x:
             dx = input_gradient(given, weight, lora, dt, ctx.dropout).view(x.shape)
-        dw = outer(given, rows, weight.dtype) if wanted_weight else None
+        dw = outer(given, rows, x.dtype) if wanted_weight else None
         # One pass over dy at the speed of memory: torch's reduction has a fixed order and sums in fp32.
         return dx, dw, None, given.sum(0) if wanted_bias else None, None, None, *gradients
 
@@ -194,8 +194,8 @@ def _parted(
         a, b = pairs[2 * i], pairs[2 * i + 1]
         ranks = slice(place, place + len(a))
         gradients.append(da[ranks].to(a.dtype) if da is not None and wanted[2 * i] else None)
-        of_b = db is not None and wanted[2 * i + 1]
-        gradients.append(db[ranks, start:end].T.to(b.dtype) if of_b else None)
+        wants_b = wanted[2 * i + 1]
+        gradients.append(db[ranks, start:end].T.to(b.dtype) if db is not None and wants_b else None)
         place += len(a)
     return gradients
 

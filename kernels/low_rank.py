@@ -19,21 +19,22 @@ EXPANDED = 64  # ranks added at a time
 
 
 class Branch(NamedTuple):
-    """What is added to a linear layer's output: T b^T, T given in t (M, R) or made beside it from a and scale.
+    """What is added to a linear layer's output: T b^T, T given in t (M, R) or made there from a and scale.
 
-    b (n, N, R) with any strides, index (M,) int32 the adapter of each row or None.
+    b (n, N, R) with any strides, owner (M,) int32 the adapter of each row, or None.
     """
 
     b: Tensor
     t: Tensor | None
     a: Tensor | None = None
     scale: Tensor | None = None
-    index: Tensor | None = None
+    owner: Tensor | None = None
 
 
 @jit
 def narrow_tile(
-    a, places, count, place_stride, rank_stride, RANK: tl.constexpr, BLOCK_RANK: tl.constexpr, first: tl.constexpr = 0
+    a, places, count, place_stride, rank_stride, RANK: tl.constexpr, BLOCK_RANK: tl.constexpr,
+    first: tl.constexpr = 0
 ):  # fmt: skip
     """A's columns, or B's rows, `places` with ranks from `first`: (PLACES, BLOCK_RANK), zero outside."""
     ranks = first + tl.arange(0, BLOCK_RANK)
@@ -65,7 +66,8 @@ def expanded(
 
 @jit
 def _plus_product(
-    y, t, b, rows, own, outs, N, t_stride, b_out_stride, b_rank_stride, RANK: tl.constexpr, BLOCK_RANK: tl.constexpr
+    y, t, b, rows, own, outs, N, t_stride, b_out_stride, b_rank_stride, RANK: tl.constexpr,
+    BLOCK_RANK: tl.constexpr
 ):  # fmt: skip
     for first in tl.static_range(0, RANK, BLOCK_RANK):
         ranks = first + tl.arange(0, BLOCK_RANK)
@@ -126,7 +128,7 @@ def shrink_spec(rank: int, dtype: torch.dtype) -> dict[str, int]:
 def shrink(
     x: Tensor, a: Tensor, scale: Tensor, index: Tensor | None, dropout: Dropout | None = None
 ) -> Tensor:
-    """x (M, K), a (n, R, K) with any strides, scale (n, R) fp32 -> T (M, R); rows without adapter stay unwritten."""
+    """x (M, K), a (n, R, K) of any strides, scale (n, R) fp32 -> T (M, R), unwritten where index is -1."""
     adapters, rank, inner = a.shape
     t = torch.empty(len(x), rank, dtype=x.dtype, device=x.device)
     spec = shrink_spec(rank, x.dtype)
@@ -141,7 +143,7 @@ def branch_of(x: Tensor, lora: StackedLora, dropout: Dropout | None = None) -> B
     """The update of rows x (M, K); T is left to the main kernel where that is cheap."""
     if lora.index is None and dropout is None and lora.a.shape[1] <= INSIDE:
         return Branch(lora.b, None, lora.a, lora.scale)
-    return Branch(lora.b, shrink(x, lora.a, lora.scale, lora.index, dropout), index=lora.index)
+    return Branch(lora.b, shrink(x, lora.a, lora.scale, lora.index, dropout), owner=lora.index)
 
 
 def check_lora(lora: StackedLora, x: Tensor, outputs: int, rows: int) -> None:

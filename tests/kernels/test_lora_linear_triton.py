@@ -1,4 +1,4 @@
-"""lora_linear by Triton: values and gradients by name, dropout by a counter, and what is kept for backward."""
+"""lora_linear by Triton: values and gradients by name, dropout by a counter, what is kept for backward."""
 
 from __future__ import annotations
 
@@ -211,7 +211,8 @@ def test_autocast_computes_in_its_dtype(device: torch.device) -> None:
     assert_as_good_as_torch(y, plain, exact)
     assert torch.equal(inference, y)
     y.sum().backward()
-    assert weight.grad is not None and weight.grad.dtype == torch.float32
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
 
 
 def test_refuses_what_does_not_fit(device: torch.device) -> None:

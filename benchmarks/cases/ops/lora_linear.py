@@ -19,7 +19,7 @@ BF16 = torch.bfloat16
 
 
 class Layer(NamedTuple):
-    """parts: output rows of updates. bias: has one, and is followed by what the vision tower follows it with."""
+    """parts: output rows with an update. activation: what follows. bias: whether it has one."""
 
     outputs: int
     inner: int
