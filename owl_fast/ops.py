@@ -30,7 +30,7 @@ from owl_fast.kernels.linear_cross_entropy import (
     linear_cross_entropy_reference,
     linear_cross_entropy_triton,
 )
-from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_reference
+from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_reference, lora_linear_triton
 from owl_fast.kernels.paged_attention import paged_attention_reference, paged_attention_triton
 from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
@@ -211,7 +211,7 @@ Activation = Literal["swiglu", "quick_gelu"]
 
 def lora_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None = None,
     updates: Sequence[LoraUpdate] = (),
     *,
@@ -225,6 +225,8 @@ def lora_linear(
     """
     if norm is not None:
         x = rms_norm(x, *norm)
+    if uses_kernels(x):
+        return lora_linear_triton(x, weight, bias, updates, activation=activation, residual=residual)
     y = lora_linear_reference(x, weight, bias, updates)
     if activation is not None:
         y = swiglu(y) if activation == "swiglu" else quick_gelu(y)

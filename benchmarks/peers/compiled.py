@@ -50,7 +50,7 @@ def _forwards() -> Mapping[type, Callable[..., Tensor]]:
 def _compiled_blocks() -> Iterator[None]:
     """ops.kernels(False) in a form that torch can look through."""
     with ExitStack() as stack:
-        for choice in ("_triton", "rms_norm_cpu_takes"):
+        for choice in ("uses_kernels", "rms_norm_cpu_takes"):
             stack.enter_context(patch.object(ops, choice, _never))
         for block, forward in _forwards().items():
             stack.enter_context(patch.object(block, "forward", forward))
