@@ -85,7 +85,8 @@ class RMSNorm(nn.Module):
 
 def init_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
     """Fill a model that is to be trained from nothing: N(0, std) weights, unit norms, zero biases."""
-    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
     norms = {id(p) for m in model.modules() if isinstance(m, (LayerNorm, RMSNorm)) for p in (m.weight,)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -94,4 +95,4 @@ def init_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
             elif name.endswith("bias"):
                 parameter.zero_()
             else:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, device=device) * std)

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from benchmarks.cases.ops import activations, embedding, layer_norm, linear_cross_entropy, rms_norm, sampling
+from benchmarks.cases.ops import (
+    activations,
+    cross_attention,
+    embedding,
+    layer_norm,
+    linear_cross_entropy,
+    lora_linear,
+    paged_attention,
+    rms_norm,
+    rotary,
+    sampling,
+    varlen_attention,
+)
 from benchmarks.cases.ops.case import Case
 
 CASES: tuple[Case, ...] = (
-    *rms_norm.CASES,
+    *activations.CASES,
+    *cross_attention.CASES,
     *embedding.CASES,
     *layer_norm.CASES,
-    *activations.CASES,
     *linear_cross_entropy.CASES,
+    *lora_linear.CASES,
+    *paged_attention.CASES,
+    *rms_norm.CASES,
+    *rotary.CASES,
     *sampling.CASES,
+    *varlen_attention.CASES,
 )
