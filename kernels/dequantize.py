@@ -35,18 +35,18 @@ def _dequantize_int4_kernel(
     scale_stride,
     WIDTH: tl.constexpr,
     GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
+    PART: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """GROUPS groups of one row per program: out[n, k] = (q[n, k] - 8) scale[n, k // G]."""
+    """Parts of a row per program, each inside one group: out[n, k] = (q[n, k] - 8) scale[n, k // G]."""
     row = tl.program_id(0).to(tl.int64)
-    group = (tl.program_id(1) * GROUPS + tl.arange(0, GROUPS))[:, None]
-    pair = group * (GROUP // 2) + tl.arange(0, GROUP // 2)[None, :]
-    cols = group * GROUP + tl.arange(0, GROUP)[None, :]
+    part = (tl.program_id(1) * PARTS + tl.arange(0, PARTS))[:, None]
+    pair = part * (PART // 2) + tl.arange(0, PART // 2)[None, :]
+    cols = part * PART + tl.arange(0, PART)[None, :]
     both = tl.load(q + row * q_stride + pair, mask=2 * pair < WIDTH, other=0, eviction_policy="evict_first")
     values = tl.interleave(both & 15, both >> 4).to(tl.float32) - 8.0
-    values *= tl.load(scale + row * scale_stride + group, mask=group * GROUP < WIDTH, other=0.0).to(
-        tl.float32
-    )
+    group_scale = scale + row * scale_stride + part * PART // GROUP
+    values *= tl.load(group_scale, mask=part * PART < WIDTH, other=0.0).to(tl.float32)
     tl.store(out + row * out_stride + cols, values.to(out.dtype.element_ty), mask=cols < WIDTH)
 
 
@@ -55,17 +55,19 @@ def launch_spec(width: int, group: int | None) -> dict[str, int]:
     block = min(block_of(width), 2048)
     if group is None:
         return {"WIDTH": width, "BLOCK": block, "num_warps": min(max(block // 512, 1), 4)}
-    return {"WIDTH": width, "GROUP": group, "GROUPS": max(block // group, 1), "num_warps": 4}
+    part = group & -group  # the largest power of two that divides it
+    return {"WIDTH": width, "GROUP": group, "PART": part, "PARTS": max(block // part, 1), "num_warps": 4}
 
 
 def check_quantized(weight: Int8Weight | Int4Weight) -> None:
-    """What the kernels take: rows side by side in memory, groups of a power of two."""
+    """What the kernels take: rows side by side in memory, even groups."""
     for part in (weight.q, weight.scale):
         check(part.is_contiguous(), part, "a contiguous tensor")
     if isinstance(weight, Int4Weight):
-        group = weight.group
         check(
-            group >= 2 and group & (group - 1) == 0, f"int4 groups of {group}", "a power of two, at least 2"
+            weight.group > 0 and weight.group % 2 == 0,
+            f"int4 groups of {weight.group}",
+            "an even number above 0",
         )
 
 
@@ -82,5 +84,5 @@ def dequantize_rows(weight: Int8Weight | Int4Weight, first: int, out: Tensor) ->
         launch(_dequantize_int8_kernel, grid, q, scale, out, *strides, **spec)
     else:
         spec = launch_spec(width, weight.group)
-        grid = len(out), -(-width // (spec["GROUP"] * spec["GROUPS"]))
+        grid = len(out), -(-width // (spec["PART"] * spec["PARTS"]))
         launch(_dequantize_int4_kernel, grid, q, scale, out, *strides, **spec)

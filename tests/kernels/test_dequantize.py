@@ -12,7 +12,7 @@ from tests.kernels.tensors import ROUNDED, quantized
 
 @pytest.mark.parametrize("dtype", ROUNDED.values(), ids=ROUNDED)
 @pytest.mark.parametrize("width", [1, 61, 128, 2050], ids=lambda width: f"K{width}")
-@pytest.mark.parametrize("kind", ["int8", "int4-g16", "int4-g128"])
+@pytest.mark.parametrize("kind", ["int8", "int4-g48", "int4-g128"])
 @pytest.mark.usefixtures("poisoned")
 def test_rows_equal_the_reference(device: torch.device, kind: str, width: int, dtype: torch.dtype) -> None:
     weight = quantized(kind, 7, width, device)
@@ -28,6 +28,6 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
             dequantize_rows(weight, 2, out)
     with pytest.raises(ValueError, match=r"came; wanted a contiguous tensor"):
         check_quantized(Int8Weight(weight.q.T, weight.scale))
-    odd = Int4Weight(torch.zeros(2, 8, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.float16), 16, 12)
-    with pytest.raises(ValueError, match=r"int4 groups of 12 came; wanted a power of two"):
+    odd = Int4Weight(torch.zeros(2, 8, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.float16), 16, 9)
+    with pytest.raises(ValueError, match=r"int4 groups of 9 came; wanted an even number"):
         check_quantized(odd)
