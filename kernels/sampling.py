@@ -30,6 +30,7 @@ from torch import Tensor
 ONE = 1 << 30  # the likeliest token's weight
 FINE = 1 << 16  # steps of x between two powers of two
 _LARGEST, _SMALLEST = 3e38, 2e-38  # of a scale: neither infinity nor 0, which says greedy
+_LARGEST_COUNT = (1 << 31) - 1
 _WORD = 0xFFFFFFFF
 
 
@@ -57,7 +58,9 @@ def sampling_settings(
     seed: int,
 ) -> SamplingSettings:
     scale = min(max(math.log2(math.e) / temperature, _SMALLEST), _LARGEST) if temperature > 0 else 0.0
-    share = int(math.ldexp(top_p, 64)) if top_p < 1 else 0
+    share = max(int(math.ldexp(top_p, 64)), 1) if top_p < 1 else 0
+    counts = (min(count, _LARGEST_COUNT) for count in (top_k, no_repeat_ngram, min_tokens))
+    top_k, no_repeat_ngram, min_tokens = counts
     least = math.ceil(min_p * ONE)
     return SamplingSettings(scale, repetition_penalty, top_k, share, least, no_repeat_ngram, min_tokens, seed)
 
