@@ -1,0 +1,478 @@
+"""Linear layer on 1..16 rows (decoding), and what surrounds it, in one launch bound by reading the weights.
+
+    y = act(rms_norm(x) W^T + b + ((x A^T) scale) B^T) + residual
+
+A program owns a few rows of W and all of K, which its threads share: each multiplies 8 neighbouring k of every
+row of W in registers (16 bytes of bf16, 8 of int8, 4 of int4) and adds up what it has seen; threads meet once, at
+the end. So loads are whole cache lines, no shared memory stands between them and the sums, and the next tile is
+under way while one is used. Order of summation: a function of K alone. A row's bits depend neither on the other
+rows nor on their number, nor on whether there are adapters.
+
+Shapes: x (M, K), W (N, K), A (adapters, R, K), B (adapters, N, R) -> y (M, N), or (M, N / 2) after SwiGLU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from owl_fast.kernels.launch import capability, check, jit, launch, tl
+from owl_fast.kernels.linear_row_parts import finish, load_inputs, output_rows
+from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight
+
+MOST_ROWS = 16
+ROWS = 4  # of one program: more would need more registers than leave room for loads in flight
+_ACTIVATIONS = (None, "swiglu", "quick_gelu")
+_GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@jit
+def _fetch(
+    weight,
+    scales,
+    n,
+    stride,
+    start,
+    INPUTS: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    WORDS: tl.constexpr,
+    KEPT: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Rows n (1, BLOCK_N, 1) of W from column `start`, as they lie in memory; int4: words of 8, and their scales.
+
+    The hints on contiguity give each thread 8 neighbouring k whatever their width, which are those of x that it
+    has: tiles of x and W then meet without passing through shared memory.
+    """
+    policy: tl.constexpr = "evict_last" if KEPT else "evict_first"
+    row = n.to(tl.int64) * stride
+    if BITS == 4:
+        word = start // 8 + tl.max_contiguous(tl.arange(0, BLOCK_K // 8), 1)[None, None, :]
+        inside = word * 8 < INPUTS
+        if WORDS:
+            tile = tl.load(weight + row + word, mask=inside, other=0, eviction_policy=policy)
+        else:
+            tile = tl.zeros((1, n.shape[1], BLOCK_K // 8), tl.int32)
+            for i in tl.static_range(4):
+                byte = word * 4 + i
+                part = tl.load(weight + row + byte, mask=byte * 2 < INPUTS, other=0)
+                tile |= part.to(tl.int32) << (8 * i)
+        groups: tl.constexpr = (INPUTS + GROUP - 1) // GROUP
+        group = n.to(tl.int64) * groups + word * 8 // GROUP
+        return tile, tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
+    else:
+        k = start + tl.max_contiguous(tl.arange(0, BLOCK_K), 8)[None, None, :]
+        return tl.load(weight + row + k, mask=k < INPUTS, other=0, eviction_policy=policy), start
+
+
+@jit
+def _nibble(words, I: tl.constexpr):
+    """(q - 8) 16^(I % 4) of the I-th nibble of each word, exactly: q becomes the low bits of an fp32's fraction.
+
+    A mask with an or, and a subtraction: less than shifting and converting an integer.
+    """
+    shift: tl.constexpr = 4 * (I % 4)
+    words = words if I < 4 else words >> 16
+    return ((words & (15 << shift)) | 0x4B000000).to(tl.float32, bitcast=True) - (2.0**23 + 8 * 2.0**shift)
+
+
+@jit
+def _eighths(tile, BLOCK_K: tl.constexpr):
+    """(m, n, BLOCK_K) -> eight of (m, n, BLOCK_K / 8), the i-th holding k = i, 8 + i, ..: all in one thread."""
+    even, odd = tl.split(tile.reshape(tile.shape[0], tile.shape[1], BLOCK_K // 8, 2, 2, 2))
+    t04, t26 = tl.split(even)
+    t15, t37 = tl.split(odd)
+    t0, t4 = tl.split(t04)
+    t2, t6 = tl.split(t26)
+    t1, t5 = tl.split(t15)
+    t3, t7 = tl.split(t37)
+    return t0, t1, t2, t3, t4, t5, t6, t7
+
+
+@jit
+def _eight_weights(tile, BITS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """As _eighths, of what _fetch gave, in fp32; int4: the i-th times 16^(i % 4)."""
+    if BITS == 4:
+        return (
+            _nibble(tile, 0),
+            _nibble(tile, 1),
+            _nibble(tile, 2),
+            _nibble(tile, 3),
+            _nibble(tile, 4),
+            _nibble(tile, 5),
+            _nibble(tile, 6),
+            _nibble(tile, 7),
+        )
+    else:
+        if BITS == 8:  # as in _nibble: bytes are converted at a fraction of the rate of this
+            bits = ((tile.to(tl.int32) & 255) ^ 128) | 0x4B000000
+            tile = bits.to(tl.float32, bitcast=True) - (2.0**23 + 128)
+        return _eighths(tile.to(tl.float32), BLOCK_K)
+
+
+@jit
+def _sums(
+    tile,
+    tile_scale,
+    x,
+    norm_weight,
+    norm_scale,
+    weight,
+    scales,
+    m,
+    n,
+    x_stride,
+    stride,
+    rows,
+    INPUTS: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    WORDS: tl.constexpr,
+    KEPT: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Rows m (BLOCK_M, 1, 1) of x times rows n (1, BLOCK_N, 1) of W -> (BLOCK_M, BLOCK_N). tile: W's first."""
+    total = tl.zeros((m.shape[0], n.shape[1], BLOCK_K // 8), tl.float32)
+    for start in range(0, INPUTS, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)[None, None, :]
+        values = load_inputs(x, norm_weight, norm_scale, x_stride, m, k, rows, INPUTS)
+        ahead, ahead_scale = _fetch(
+            weight, scales, n, stride, start + BLOCK_K, INPUTS, BITS, GROUP, WORDS, KEPT, BLOCK_K
+        )
+        left = _eighths(values.to(tl.float32), BLOCK_K)
+        right = _eight_weights(tile, BITS, BLOCK_K)
+        part = tl.zeros_like(total) if BITS == 4 else total
+        for i in tl.static_range(8):
+            part += (left[i] * (1.0 / 16 ** (i % 4)) if BITS == 4 else left[i]) * right[i]
+        total = total + part * tile_scale if BITS == 4 else part
+        tile = ahead
+        tile_scale = ahead_scale
+    return tl.sum(total, 2)
+
+
+@jit
+def _rms_scale(x, m, x_stride, rows, eps, INPUTS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """1 / rms of rows m (BLOCK_M, 1, 1) of x, in that shape."""
+    total = tl.zeros((m.shape[0], 1, BLOCK_K), tl.float32)
+    for start in range(0, INPUTS, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)[None, None, :]
+        values = load_inputs(x, None, None, x_stride, m, k, rows, INPUTS).to(tl.float32)
+        total += values * values
+    return 1.0 / tl.sqrt(tl.sum(total, 2)[:, :, None] / INPUTS + eps)
+
+
+@jit
+def _shrink(
+    x,
+    norm_weight,
+    norm_scale,
+    a,
+    lora_scale,
+    m,
+    mine,
+    adapters,
+    x_stride,
+    rows,
+    INPUTS: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """((x A^T) scale) of rows m (BLOCK_M, 1, 1), each with its adapter mine (BLOCK_M,) -> (BLOCK_M, BLOCK_R).
+
+    Adapters that none of the rows has are not read; 8 rows of A at a time are treated as rows of W.
+    """
+    eight = tl.arange(0, 8)
+    chunks = tl.arange(0, BLOCK_R // 8)[None, :, None]
+    found = tl.zeros((BLOCK_M, BLOCK_R // 8, 8), tl.float32)
+    for i in range(0, adapters):
+        if tl.max((mine == i).to(tl.int32)) > 0:
+            own = a + tl.cast(i, tl.int64) * (RANK * INPUTS)
+            for r in range(0, RANK, 8):
+                n = tl.minimum(r + eight, RANK - 1)
+                tile, tile_scale = _fetch(
+                    own, None, n[None, :, None], INPUTS, 0, INPUTS, 16, 1, True, True, BLOCK_K
+                )
+                sums = _sums(
+                    tile,
+                    tile_scale,
+                    x,
+                    norm_weight,
+                    norm_scale,
+                    own,
+                    None,
+                    m,
+                    n[None, :, None],
+                    x_stride,
+                    INPUTS,
+                    rows,
+                    INPUTS,
+                    16,
+                    1,
+                    True,
+                    True,
+                    BLOCK_K,
+                )
+                scale = tl.load(lora_scale + i * RANK + n, mask=r + eight < RANK, other=0.0)
+                here = (mine == i)[:, None, None] & (chunks == r // 8)
+                found = tl.where(here, (sums * scale[None, :])[:, None, :], found)
+    return found.reshape(BLOCK_M, BLOCK_R)
+
+
+@jit
+def _linear_few_rows_kernel(
+    x,
+    norm_weight,
+    weight,
+    scales,
+    bias,
+    a,
+    b,
+    lora_scale,
+    index,
+    residual,
+    y,
+    x_stride,
+    weight_stride,
+    residual_stride,
+    rows,
+    outputs,
+    adapters,
+    blocks,
+    eps,
+    INPUTS: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    WORDS: tl.constexpr,
+    RANK: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """One program: BLOCK_M rows of x, and every so-manieth block of BLOCK_N rows of W (one, without adapters)."""
+    parts = tl.cdiv(rows, BLOCK_M)  # neighbours read the same rows of W at the same time: once from memory
+    programs = tl.num_programs(0) // parts
+    first = tl.program_id(0) // parts
+    lane = (tl.program_id(0) % parts) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m = lane[:, None, None]
+    if a is None:  # before anything that has to be waited for
+        n = output_rows(first, outputs, ACTIVATION, BLOCK_N)[None, :, None]
+        tile, tile_scale = _fetch(
+            weight, scales, n, weight_stride, 0, INPUTS, BITS, GROUP, WORDS, False, BLOCK_K
+        )
+    norm_scale = None
+    if norm_weight is not None:
+        norm_scale = _rms_scale(x, m, x_stride, rows, eps, INPUTS, BLOCK_K)
+    if a is not None:
+        mine = tl.zeros((BLOCK_M,), tl.int32)
+        if index is not None:
+            mine = tl.load(index + lane, mask=lane < rows, other=-1)
+        low = _shrink(
+            x,
+            norm_weight,
+            norm_scale,
+            a,
+            lora_scale,
+            m,
+            mine,
+            adapters,
+            x_stride,
+            rows,
+            INPUTS,
+            RANK,
+            BLOCK_M,
+            BLOCK_K,
+            BLOCK_R,
+        )
+    for block in range(first, blocks, programs):
+        n = output_rows(block, outputs, ACTIVATION, BLOCK_N)
+        if a is not None:
+            tile, tile_scale = _fetch(
+                weight, scales, n[None, :, None], weight_stride, 0, INPUTS, BITS, GROUP, WORDS, False, BLOCK_K
+            )
+        sums = _sums(
+            tile,
+            tile_scale,
+            x,
+            norm_weight,
+            norm_scale,
+            weight,
+            scales,
+            m,
+            n[None, :, None],
+            x_stride,
+            weight_stride,
+            rows,
+            INPUTS,
+            BITS,
+            GROUP,
+            WORDS,
+            False,
+            BLOCK_K,
+        )
+        if BITS == 8:
+            sums *= tl.load(scales + n)[None, :]
+        if a is not None:
+            r = tl.arange(0, BLOCK_R)[None, None, :]
+            own = (mine.to(tl.int64) * outputs)[:, None, None] + n[None, :, None]
+            inside = (mine >= 0)[:, None, None] & (mine < adapters)[:, None, None] & (r < RANK)
+            wide = tl.load(b + own * RANK + r, mask=inside, other=0.0).to(tl.float32)
+            sums += tl.sum(low[:, None, :] * wide, 2)
+        finish(
+            sums,
+            block,
+            lane,
+            bias,
+            residual,
+            y,
+            residual_stride,
+            rows,
+            outputs,
+            ACTIVATION,
+            BLOCK_M,
+            BLOCK_N,
+        )
+
+
+def launch_spec(
+    rows: int, inputs: int, outputs: int, bits: int, adapters: bool, capability: int
+) -> dict[str, int]:
+    """Tiles and the number of programs. bits: of a weight; rows: of x. Not measured yet on any GPU.
+
+    Threads share K, 8 each at a time, so BLOCK_K = 256 per warp; 8 warps, fewer where K is smaller, on account of
+    the order of summation a function of K alone. BLOCK_N: 64 bytes of W under way for each thread in each of two
+    tiles, as far as registers allow at 2 programs or more on a multiprocessor (64 K registers):
+    2 x 256 threads x 2 x 64 bytes = 64 KB, where an H200 has to have about 30 KB under way (4.3 TB/s x 0.9 us / 132)
+    and a 4090 or 3090 about 8 KB. int4 is held to 32 bytes by its scales and its more work per byte.
+    """
+    warps = min(max(_power_of_two(inputs) // 256, 1), 8)
+    block_m = min(_power_of_two(rows), ROWS)
+    block_n = 4 if bits > 8 or block_m == ROWS else 8
+    blocks = -(-outputs // block_n)
+    # Each program reads all of A, so with adapters there are about two on each of 132 multiprocessors.
+    programs = min(blocks, 264) if adapters else blocks
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": 256 * warps, "num_warps": warps, "programs": programs}
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest that is no less than n >= 1."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def linear_few_rows(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    lora: StackedLora | None = None,
+    *,
+    norm: tuple[Tensor, float] | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """As fused_linear_reference, on a GPU, without gradients: x (M, K), M <= 16, fp32, bf16 or fp16 -> (M, N).
+
+    W (N, K): of x's dtype, int8 or int4 (group a multiple of 16). norm: weight (K,) and eps of an RMSNorm before.
+    activation: None, "quick_gelu" or "swiglu", for which W is [gate; up] and y (M, N / 2). residual: y's shape.
+    Everything but q and scales has x's dtype. Launches one kernel.
+    """
+    _check(x, weight, bias, norm, activation, residual)
+    rows, inputs = x.shape
+    outputs = weight.shape[0]
+    if lora is not None:
+        _check_lora(lora, x, outputs)
+    width = outputs // 2 if activation == "swiglu" else outputs
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    y = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+    matrix, scales, bits, group = _parts(weight)
+    words = bits == 4 and matrix.dtype == torch.int32
+    spec = launch_spec(rows, inputs, outputs, bits, lora is not None, capability(x.device))
+    programs = spec.pop("programs")
+    parts = -(-rows // spec["BLOCK_M"])
+    norm_weight, eps = norm if norm is not None else (None, 0.0)
+    a, b, lora_scale, index = lora if lora is not None else (None, None, None, None)
+    adapters, rank = (a.shape[0], a.shape[1]) if a is not None else (0, 8)
+    strides = x.stride(0), matrix.stride(0), 0 if residual is None else residual.stride(0)
+    blocks = -(-outputs // spec["BLOCK_N"])
+    launch(
+        _linear_few_rows_kernel,
+        (programs * parts,),
+        *(x, norm_weight, matrix, scales, bias, a, b, lora_scale, index, residual, y),
+        *(*strides, rows, outputs, adapters, blocks, eps),
+        INPUTS=inputs,
+        BITS=bits,
+        GROUP=group,
+        WORDS=words,
+        RANK=rank,
+        ACTIVATION=activation,
+        BLOCK_R=_power_of_two(max(rank, 8)),
+        **spec,
+    )
+    return y
+
+
+def _parts(weight: Weight) -> tuple[Tensor, Tensor | None, int, int]:
+    """The matrix as the kernel reads it (int4: words of four bytes where rows consist of such), scales, bits, group."""
+    if isinstance(weight, Int8Weight):
+        return weight.q, weight.scale, 8, 1
+    if isinstance(weight, Int4Weight):
+        q = weight.q
+        whole = all(n % 4 == 0 for n in (q.shape[1], q.stride(0), q.storage_offset()))
+        return q.view(torch.int32) if whole else q, weight.scale, 4, weight.group
+    return weight, None, 8 * weight.element_size(), 1
+
+
+def _check(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None,
+    norm: tuple[Tensor, float] | None,
+    activation: str | None,
+    residual: Tensor | None,
+) -> None:
+    fits = x.dim() == 2 and x.shape[0] <= MOST_ROWS and x.shape[1] > 0 and x.dtype in _GPU_DTYPES
+    check(fits, x, f"fp32, bf16 or fp16 of (M, K), M at most {MOST_ROWS}, K at least 1")
+    check(activation in _ACTIVATIONS, f"activation {activation!r}", "one of " + ", ".join(map(repr, _ACTIVATIONS)))
+    outputs, inputs = weight.shape
+    check(inputs == x.shape[1], f"a weight of {inputs} inputs", f"{x.shape[1]}, the width of x")
+    check(activation != "swiglu" or outputs % 2 == 0, f"{outputs} outputs", "an even number, gate and up")
+    width = outputs // 2 if activation == "swiglu" else outputs
+    if isinstance(weight, Int4Weight):
+        _same(weight.q, (outputs, -(-inputs // 2)), torch.uint8, x.device, rows_apart=True)
+        check(weight.group > 0 and weight.group % 16 == 0, f"group {weight.group}", "a multiple of 16")
+        _same(weight.scale, (outputs, -(-inputs // weight.group)), torch.float16, x.device)
+    elif isinstance(weight, Int8Weight):
+        _same(weight.q, (outputs, inputs), torch.int8, x.device, rows_apart=True)
+        _same(weight.scale, (outputs,), torch.float32, x.device)
+    else:
+        _same(weight, (outputs, inputs), x.dtype, x.device, rows_apart=True)
+    if bias is not None:
+        _same(bias, (outputs,), x.dtype, x.device)
+    if norm is not None:
+        _same(norm[0], (inputs,), x.dtype, x.device)
+    if residual is not None:
+        _same(residual, (x.shape[0], width), x.dtype, x.device, rows_apart=True)
+
+
+def _check_lora(lora: StackedLora, x: Tensor, outputs: int) -> None:
+    check(lora.a.dim() == 3 and 0 < lora.a.shape[1] <= 128, lora.a, "(adapters, rank, inputs), rank 1..128")
+    adapters, rank = lora.a.shape[:2]
+    _same(lora.a, (adapters, rank, x.shape[1]), x.dtype, x.device)
+    _same(lora.b, (adapters, outputs, rank), x.dtype, x.device)
+    _same(lora.scale, (adapters, rank), torch.float32, x.device)
+    if lora.index is not None:
+        _same(lora.index, (x.shape[0],), torch.int32, x.device)
+
+
+def _same(
+    given: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, rows_apart: bool = False
+) -> None:
+    """rows_apart: rows may lie anywhere, their elements side by side; else all is contiguous."""
+    laid = given.is_contiguous() or (rows_apart and given.dim() == 2 and given.stride(-1) == 1)
+    kind = str(dtype).removeprefix("torch.")
+    layout = "with elements of a row side by side" if rows_apart else "contiguous"
+    fits = given.shape == shape and given.dtype == dtype and given.device == device and laid
+    check(fits, given, f"{kind} {shape} on {device}, {layout}")
