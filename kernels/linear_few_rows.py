@@ -40,75 +40,115 @@ def _fetch(
     KEPT: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Rows n (1, BLOCK_N, 1) of W from column `start`, as they lie in memory; int4: words of 8, and their scales.
+    """Rows n (1, BLOCK_N, 1) of W from column `start`, as int32 words; int4: one word per scale, and the scales.
 
-    The hints on contiguity give each thread 8 neighbouring k whatever their width, which are those of x that it
-    has: tiles of x and W then meet without passing through shared memory.
+    The hint gives each thread 8 neighbouring k whatever their width, which are those of x that it has: tiles of
+    x and W then meet without passing through shared memory. WORDS: W is stored so that words can be loaded.
     """
+    PER: tl.constexpr = 32 // BITS
     policy: tl.constexpr = "evict_last" if KEPT else "evict_first"
     row = n.to(tl.int64) * stride
+    word = start // PER + tl.max_contiguous(tl.arange(0, BLOCK_K // PER), 8 // PER)[None, None, :]
+    inside = word * PER < INPUTS
+    if WORDS:
+        tile = tl.load(weight + row + word, mask=inside, other=0, eviction_policy=policy)
+    else:
+        items: tl.constexpr = 2 if BITS == 16 else 4  # halves or bytes of a word
+        tile = tl.zeros((1, n.shape[1], BLOCK_K // PER), tl.int32)
+        for i in tl.static_range(items):
+            item = word * items + i
+            part = tl.load(weight + row + item, mask=item * (PER // items) < INPUTS, other=0)
+            tile |= (part.to(tl.int32) & ((1 << (32 // items)) - 1)) << (32 // items * i)
     if BITS == 4:
-        word = start // 8 + tl.max_contiguous(tl.arange(0, BLOCK_K // 8), 1)[None, None, :]
-        inside = word * 8 < INPUTS
-        if WORDS:
-            tile = tl.load(weight + row + word, mask=inside, other=0, eviction_policy=policy)
-        else:
-            tile = tl.zeros((1, n.shape[1], BLOCK_K // 8), tl.int32)
-            for i in tl.static_range(4):
-                byte = word * 4 + i
-                part = tl.load(weight + row + byte, mask=byte * 2 < INPUTS, other=0)
-                tile |= part.to(tl.int32) << (8 * i)
         groups: tl.constexpr = (INPUTS + GROUP - 1) // GROUP
         group = n.to(tl.int64) * groups + word * 8 // GROUP
-        return tile, tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
+        return tile, tl.load(scales + group, mask=inside, other=0.0)
     else:
-        k = start + tl.max_contiguous(tl.arange(0, BLOCK_K), 8)[None, None, :]
-        return tl.load(weight + row + k, mask=k < INPUTS, other=0, eviction_policy=policy), start
+        return tile, start
 
 
 @jit
-def _nibble(words, I: tl.constexpr):
-    """(q - 8) 16^(I % 4) of the I-th nibble of each word, exactly: q becomes the low bits of an fp32's fraction.
+def _whole(words, BITS: tl.constexpr, I: tl.constexpr):
+    """The I-th signed integer of each word in fp32, exactly, times 2^place, its place in a half word.
 
-    A mask with an or, and a subtraction: less than shifting and converting an integer.
+    It becomes low bits of the fraction of an fp32, as an unsigned number (int8 words come with each top bit turned):
+    a mask with an or, and a subtraction, where converting integers runs at a fraction of that rate.
     """
-    shift: tl.constexpr = 4 * (I % 4)
-    words = words if I < 4 else words >> 16
-    return ((words & (15 << shift)) | 0x4B000000).to(tl.float32, bitcast=True) - (2.0**23 + 8 * 2.0**shift)
+    place: tl.constexpr = BITS * I % 16
+    if BITS * I >= 16:
+        words = words >> 16
+    bits = (words & (((1 << BITS) - 1) << place)) | 0x4B000000
+    return bits.to(tl.float32, bitcast=True) - (2.0**23 + 2.0 ** (BITS - 1 + place))
 
 
 @jit
-def _eighths(tile, BLOCK_K: tl.constexpr):
-    """(m, n, BLOCK_K) -> eight of (m, n, BLOCK_K / 8), the i-th holding k = i, 8 + i, ..: all in one thread."""
-    even, odd = tl.split(tile.reshape(tile.shape[0], tile.shape[1], BLOCK_K // 8, 2, 2, 2))
-    t04, t26 = tl.split(even)
-    t15, t37 = tl.split(odd)
-    t0, t4 = tl.split(t04)
-    t2, t6 = tl.split(t26)
-    t1, t5 = tl.split(t15)
-    t3, t7 = tl.split(t37)
+def _half(words, HIGH: tl.constexpr, DTYPE: tl.constexpr):
+    """The lower or higher half of each word, a number of DTYPE, in fp32."""
+    if DTYPE == tl.bfloat16:
+        return ((words & -65536) if HIGH else (words << 16)).to(tl.float32, bitcast=True)
+    else:
+        return (words >> (16 if HIGH else 0)).to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
+
+
+@jit
+def _eighths(tile):
+    """(m, n, 8 c) -> eight of (m, n, c), the i-th holding places i, 8 + i, ..: all in one thread."""
+    even, odd = tl.split(tile.reshape(tile.shape[0], tile.shape[1], tile.shape[2] // 2, 2))
+    t0, t4, t2, t6 = _quarters(even)
+    t1, t5, t3, t7 = _quarters(odd)
     return t0, t1, t2, t3, t4, t5, t6, t7
 
 
 @jit
-def _eight_weights(tile, BITS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """As _eighths, of what _fetch gave, in fp32; int4: the i-th times 16^(i % 4)."""
+def _quarters(tile):
+    """(m, n, 4 c) -> those of places 0, 2, 1 and 3."""
+    even, odd = tl.split(tile.reshape(tile.shape[0], tile.shape[1], tile.shape[2] // 2, 2))
+    t0, t2 = tl.split(even.reshape(tile.shape[0], tile.shape[1], tile.shape[2] // 4, 2))
+    t1, t3 = tl.split(odd.reshape(tile.shape[0], tile.shape[1], tile.shape[2] // 4, 2))
+    return t0, t2, t1, t3
+
+
+@jit
+def _eight_weights(tile, BITS: tl.constexpr, DTYPE: tl.constexpr):
+    """As _eighths, of the numbers in the words that _fetch gave, in fp32; integers times 2^place, as from _whole."""
     if BITS == 4:
         return (
-            _nibble(tile, 0),
-            _nibble(tile, 1),
-            _nibble(tile, 2),
-            _nibble(tile, 3),
-            _nibble(tile, 4),
-            _nibble(tile, 5),
-            _nibble(tile, 6),
-            _nibble(tile, 7),
+            _whole(tile, 4, 0),
+            _whole(tile, 4, 1),
+            _whole(tile, 4, 2),
+            _whole(tile, 4, 3),
+            _whole(tile, 4, 4),
+            _whole(tile, 4, 5),
+            _whole(tile, 4, 6),
+            _whole(tile, 4, 7),
+        )
+    elif BITS == 8:
+        turned = tile ^ -0x7F7F7F80
+        a, b = tl.split(turned.reshape(tile.shape[0], tile.shape[1], tile.shape[2] // 2, 2))
+        return (
+            _whole(a, 8, 0),
+            _whole(a, 8, 1),
+            _whole(a, 8, 2),
+            _whole(a, 8, 3),
+            _whole(b, 8, 0),
+            _whole(b, 8, 1),
+            _whole(b, 8, 2),
+            _whole(b, 8, 3),
+        )
+    elif BITS == 16:
+        a, c, b, d = _quarters(tile)
+        return (
+            _half(a, False, DTYPE),
+            _half(a, True, DTYPE),
+            _half(b, False, DTYPE),
+            _half(b, True, DTYPE),
+            _half(c, False, DTYPE),
+            _half(c, True, DTYPE),
+            _half(d, False, DTYPE),
+            _half(d, True, DTYPE),
         )
     else:
-        if BITS == 8:  # as in _nibble: bytes are converted at a fraction of the rate of this
-            bits = ((tile.to(tl.int32) & 255) ^ 128) | 0x4B000000
-            tile = bits.to(tl.float32, bitcast=True) - (2.0**23 + 128)
-        return _eighths(tile.to(tl.float32), BLOCK_K)
+        return _eighths(tile.to(tl.float32, bitcast=True))
 
 
 @jit
@@ -125,6 +165,7 @@ def _sums(
     x_stride,
     stride,
     rows,
+    inputs,
     INPUTS: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -134,28 +175,28 @@ def _sums(
 ):
     """Rows m (BLOCK_M, 1, 1) of x times rows n (1, BLOCK_N, 1) of W -> (BLOCK_M, BLOCK_N). tile: W's first."""
     total = tl.zeros((m.shape[0], n.shape[1], BLOCK_K // 8), tl.float32)
-    for start in range(0, INPUTS, BLOCK_K):
+    for start in range(0, inputs, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)[None, None, :]
         values = load_inputs(x, norm_weight, norm_scale, x_stride, m, k, rows, INPUTS)
         ahead, ahead_scale = _fetch(
             weight, scales, n, stride, start + BLOCK_K, INPUTS, BITS, GROUP, WORDS, KEPT, BLOCK_K
         )
-        left = _eighths(values.to(tl.float32), BLOCK_K)
-        right = _eight_weights(tile, BITS, BLOCK_K)
+        left = _eighths(values.to(tl.float32))
+        right = _eight_weights(tile, BITS, x.dtype.element_ty)
         part = tl.zeros_like(total) if BITS == 4 else total
         for i in tl.static_range(8):
-            part += (left[i] * (1.0 / 16 ** (i % 4)) if BITS == 4 else left[i]) * right[i]
-        total = total + part * tile_scale if BITS == 4 else part
+            part += left[i] * (1.0 / 2 ** (BITS * i % 16)) * right[i]
+        total = total + part * tile_scale.to(tl.float32) if BITS == 4 else part
         tile = ahead
         tile_scale = ahead_scale
     return tl.sum(total, 2)
 
 
 @jit
-def _rms_scale(x, m, x_stride, rows, eps, INPUTS: tl.constexpr, BLOCK_K: tl.constexpr):
+def _rms_scale(x, m, x_stride, rows, inputs, eps, INPUTS: tl.constexpr, BLOCK_K: tl.constexpr):
     """1 / rms of rows m (BLOCK_M, 1, 1) of x, in that shape."""
     total = tl.zeros((m.shape[0], 1, BLOCK_K), tl.float32)
-    for start in range(0, INPUTS, BLOCK_K):
+    for start in range(0, inputs, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)[None, None, :]
         values = load_inputs(x, None, None, x_stride, m, k, rows, INPUTS).to(tl.float32)
         total += values * values
@@ -173,8 +214,12 @@ def _shrink(
     mine,
     adapters,
     x_stride,
+    a_stride,
     rows,
+    inputs,
     INPUTS: tl.constexpr,
+    BITS: tl.constexpr,
+    WORDS: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -189,11 +234,11 @@ def _shrink(
     found = tl.zeros((BLOCK_M, BLOCK_R // 8, 8), tl.float32)
     for i in range(0, adapters):
         if tl.max((mine == i).to(tl.int32)) > 0:
-            own = a + tl.cast(i, tl.int64) * (RANK * INPUTS)
+            own = a + tl.cast(i, tl.int64) * a_stride * RANK
             for r in range(0, RANK, 8):
                 n = tl.minimum(r + eight, RANK - 1)
                 tile, tile_scale = _fetch(
-                    own, None, n[None, :, None], INPUTS, 0, INPUTS, 16, 1, True, True, BLOCK_K
+                    own, None, n[None, :, None], a_stride, 0, INPUTS, BITS, 1, WORDS, True, BLOCK_K
                 )
                 sums = _sums(
                     tile,
@@ -206,12 +251,13 @@ def _shrink(
                     m,
                     n[None, :, None],
                     x_stride,
-                    INPUTS,
+                    a_stride,
                     rows,
+                    inputs,
                     INPUTS,
-                    16,
+                    BITS,
                     1,
-                    True,
+                    WORDS,
                     True,
                     BLOCK_K,
                 )
@@ -236,8 +282,10 @@ def _linear_few_rows_kernel(
     y,
     x_stride,
     weight_stride,
+    a_stride,
     residual_stride,
     rows,
+    inputs,
     outputs,
     adapters,
     blocks,
@@ -246,6 +294,8 @@ def _linear_few_rows_kernel(
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     WORDS: tl.constexpr,
+    A_BITS: tl.constexpr,
+    A_WORDS: tl.constexpr,
     RANK: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -260,13 +310,13 @@ def _linear_few_rows_kernel(
     lane = (tl.program_id(0) % parts) * BLOCK_M + tl.arange(0, BLOCK_M)
     m = lane[:, None, None]
     if a is None:  # before anything that has to be waited for
-        n = output_rows(first, outputs, ACTIVATION, BLOCK_N)[None, :, None]
+        n = output_rows(first, outputs, ACTIVATION, BLOCK_N)
         tile, tile_scale = _fetch(
-            weight, scales, n, weight_stride, 0, INPUTS, BITS, GROUP, WORDS, False, BLOCK_K
+            weight, scales, n[None, :, None], weight_stride, 0, INPUTS, BITS, GROUP, WORDS, False, BLOCK_K
         )
     norm_scale = None
     if norm_weight is not None:
-        norm_scale = _rms_scale(x, m, x_stride, rows, eps, INPUTS, BLOCK_K)
+        norm_scale = _rms_scale(x, m, x_stride, rows, inputs, eps, INPUTS, BLOCK_K)
     if a is not None:
         mine = tl.zeros((BLOCK_M,), tl.int32)
         if index is not None:
@@ -281,8 +331,12 @@ def _linear_few_rows_kernel(
             mine,
             adapters,
             x_stride,
+            a_stride,
             rows,
+            inputs,
             INPUTS,
+            A_BITS,
+            A_WORDS,
             RANK,
             BLOCK_M,
             BLOCK_K,
@@ -307,6 +361,7 @@ def _linear_few_rows_kernel(
             x_stride,
             weight_stride,
             rows,
+            inputs,
             INPUTS,
             BITS,
             GROUP,
@@ -387,25 +442,27 @@ def linear_few_rows(
     width = outputs // 2 if activation == "swiglu" else outputs
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    matrix, scales, bits, group = _parts(weight)
-    words = bits == 4 and matrix.dtype == torch.int32
+    bits = _bits(weight)
+    matrix, words = _words(weight if isinstance(weight, Tensor) else weight.q)
     spec = launch_spec(rows, inputs, outputs, bits, lora is not None, capability(x.device))
-    programs = spec.pop("programs")
-    parts = -(-rows // spec["BLOCK_M"])
+    programs = spec.pop("programs") * -(-rows // spec["BLOCK_M"])
     norm_weight, eps = norm if norm is not None else (None, 0.0)
     a, b, lora_scale, index = lora if lora is not None else (None, None, None, None)
-    adapters, rank = (a.shape[0], a.shape[1]) if a is not None else (0, 8)
-    strides = x.stride(0), matrix.stride(0), 0 if residual is None else residual.stride(0)
-    blocks = -(-outputs // spec["BLOCK_N"])
+    adapters, rank = b.shape[::2] if b is not None else (0, 1)
+    a, a_words = _words(a.flatten(0, 1)) if a is not None else (None, False)
+    strides = [0 if t is None else t.stride(0) for t in (x, matrix, a, residual)]
     launch(
         _linear_few_rows_kernel,
-        (programs * parts,),
-        *(x, norm_weight, matrix, scales, bias, a, b, lora_scale, index, residual, y),
-        *(*strides, rows, outputs, adapters, blocks, eps),
+        (programs,),
+        *(x, norm_weight, matrix, None if isinstance(weight, Tensor) else weight.scale, bias),
+        *(a, b, lora_scale, index, residual, y),
+        *(*strides, rows, inputs, outputs, adapters, -(-outputs // spec["BLOCK_N"]), eps),
         INPUTS=inputs,
         BITS=bits,
-        GROUP=group,
+        GROUP=weight.group if isinstance(weight, Int4Weight) else 1,
         WORDS=words,
+        A_BITS=8 * x.element_size(),
+        A_WORDS=a_words,
         RANK=rank,
         ACTIVATION=activation,
         BLOCK_R=_power_of_two(max(rank, 8)),
@@ -414,15 +471,19 @@ def linear_few_rows(
     return y
 
 
-def _parts(weight: Weight) -> tuple[Tensor, Tensor | None, int, int]:
-    """The matrix as the kernel reads it (int4: words of four bytes where rows consist of such), scales, bits, group."""
-    if isinstance(weight, Int8Weight):
-        return weight.q, weight.scale, 8, 1
-    if isinstance(weight, Int4Weight):
-        q = weight.q
-        whole = all(n % 4 == 0 for n in (q.shape[1], q.stride(0), q.storage_offset()))
-        return q.view(torch.int32) if whole else q, weight.scale, 4, weight.group
-    return weight, None, 8 * weight.element_size(), 1
+def _bits(weight: Weight) -> int:
+    if isinstance(weight, Tensor):
+        return 8 * weight.element_size()
+    return 8 if isinstance(weight, Int8Weight) else 4
+
+
+def _words(matrix: Tensor) -> tuple[Tensor, bool]:
+    """A view as int32, four bytes each, and True; False and integers of its own width if rows do not consist of such."""
+    size = matrix.element_size()
+    whole = all(n * size % 4 == 0 for n in (matrix.shape[1], matrix.stride(0), matrix.storage_offset()))
+    if whole:
+        return matrix.view(torch.int32), True
+    return matrix.view(torch.int16) if size == 2 else matrix, False
 
 
 def _check(

@@ -19,7 +19,8 @@ from owl_fast.kernels.kv_append import kv_append_reference as kv_append
 from owl_fast.kernels.launch import supports
 from owl_fast.kernels.layer_norm import layer_norm_reference as layer_norm
 from owl_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference as linear_cross_entropy
-from owl_fast.kernels.lora_linear import LoraUpdate
+from owl_fast.kernels.linear_few_rows import MOST_ROWS, linear_few_rows
+from owl_fast.kernels.lora_linear import LoraUpdate, fused_linear_reference
 from owl_fast.kernels.lora_linear import lora_linear_reference as lora_linear
 from owl_fast.kernels.paged_attention import paged_attention_reference as paged_attention
 from owl_fast.kernels.quick_gelu import quick_gelu_reference as quick_gelu
@@ -28,11 +29,13 @@ from owl_fast.kernels.rotary import rotary_reference as rotary
 from owl_fast.kernels.rotary import rotary_tables
 from owl_fast.kernels.swiglu import swiglu_reference as swiglu
 from owl_fast.kernels.varlen_attention import varlen_attention_reference as varlen_attention
+from owl_fast.kernels.weights import StackedLora, Weight
 
 __all__ = [
     "LoraUpdate",
     "cross_attention",
     "dense_attention",
+    "fused_linear",
     "kernels",
     "kv_append",
     "layer_norm",
@@ -76,3 +79,22 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if library is not None:
             return rms_norm_cpu(library, x, weight, eps)
     return rms_norm_reference(x, weight, eps)
+
+
+def fused_linear(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    lora: StackedLora | None = None,
+    *,
+    norm: tuple[Tensor, float] | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """act(rms_norm(x) W^T + b + lora) + residual, without gradients: x (M, K), W (N, K) -> (M, N).
+
+    norm: weight (K,) and eps. activation: "quick_gelu", or "swiglu" of W = [gate; up], which halves N.
+    """
+    few = _triton(x) and len(x) <= MOST_ROWS
+    linear = linear_few_rows if few else fused_linear_reference
+    return linear(x, weight, bias, lora, norm=norm, activation=activation, residual=residual)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.cases.ops import rms_norm
+from benchmarks.cases.ops import linear_few_rows, rms_norm
 from benchmarks.cases.ops.case import Case
 
-CASES: tuple[Case, ...] = (*rms_norm.CASES,)
+CASES: tuple[Case, ...] = (*linear_few_rows.CASES, *rms_norm.CASES)
