@@ -13,11 +13,14 @@ Shapes: x (M, K), W (N, K), A (adapters, R, K), B (adapters, N, R) -> y (M, N), 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.launch import capability, check, jit, launch, tl
+from owl_fast.kernels.launch import check, jit, launch, tl
 from owl_fast.kernels.linear_row_parts import finish, load_inputs, output_rows
+from owl_fast.kernels.linear_sixteen_rows import linear_sixteen_rows_kernel
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight
 
 MOST_ROWS = 16
@@ -393,24 +396,48 @@ def _linear_few_rows_kernel(
         )
 
 
-def launch_spec(
-    rows: int, inputs: int, outputs: int, bits: int, adapters: bool, capability: int
-) -> dict[str, int]:
+def launch_spec(rows: int, inputs: int, outputs: int, bits: int, adapters: bool) -> dict[str, int]:
     """Tiles and the number of programs. bits: of a weight; rows: of x. Not measured yet on any GPU.
 
-    Threads share K, 8 each at a time, so BLOCK_K = 256 per warp; 8 warps, fewer where K is smaller, on account of
-    the order of summation a function of K alone. BLOCK_N: 64 bytes of W under way for each thread in each of two
-    tiles, as far as registers allow at 2 programs or more on a multiprocessor (64 K registers):
-    2 x 256 threads x 2 x 64 bytes = 64 KB, where an H200 has to have about 30 KB under way (4.3 TB/s x 0.9 us / 132)
-    and a 4090 or 3090 about 8 KB. int4 is held to 32 bytes by its scales and its more work per byte.
+    Threads share K, 8 each at a time, so BLOCK_K = 256 per warp; 8 warps, fewer where K is smaller: the order of
+    summation is a function of K alone. BLOCK_N: 64 bytes of W for each thread in each of two tiles under way (int4:
+    32, since its scales take registers too) leave room for 2 to 4 programs on a multiprocessor, which makes some
+    48 KB; an H200 needs about 30 KB (4.3 TB/s x 0.9 us / 132), a 4090 or 3090 about 8 KB.
     """
     warps = min(max(_power_of_two(inputs) // 256, 1), 8)
     block_m = min(_power_of_two(rows), ROWS)
     block_n = 4 if bits > 8 or block_m == ROWS else 8
+    return {
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_K": 256 * warps,
+        "num_warps": warps,
+        "programs": _programs(outputs, block_n, adapters) * -(-rows // block_m),
+    }
+
+
+def sixteen_rows_spec(outputs: int, bits: int, group: int, adapters: bool) -> dict[str, int]:
+    """As launch_spec, on tensor cores. Not measured yet on any GPU.
+
+    32 rows of W give 4 warps an 8-wide tile each, and N = 4096 one program for each of 128 multiprocessors; stages
+    keep 32 KB of W under way (int4, whose tiles end with a group: 14 KB) in less than the 99 KB of sm_86 and sm_89.
+    """
+    block_k = min(group & -group, 128) if bits == 4 else 256 if bits == 8 else 128
+    stages = 8 if bits == 4 else 5
+    return {
+        "BLOCK_N": 32,
+        "BLOCK_K": block_k,
+        "BLOCK_A": 128,
+        "num_warps": 4,
+        "num_stages": stages,
+        "programs": _programs(outputs, 32, adapters),
+    }
+
+
+def _programs(outputs: int, block_n: int, adapters: bool) -> int:
+    """A block of W each; with adapters, of which each reads all of A, two on each of 132 multiprocessors."""
     blocks = -(-outputs // block_n)
-    # Each program reads all of A, so with adapters there are about two on each of 132 multiprocessors.
-    programs = min(blocks, 264) if adapters else blocks
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": 256 * warps, "num_warps": warps, "programs": programs}
+    return min(blocks, 264) if adapters else blocks
 
 
 def _power_of_two(n: int) -> int:
@@ -439,42 +466,48 @@ def linear_few_rows(
     outputs = weight.shape[0]
     if lora is not None:
         _check_lora(lora, x, outputs)
-    width = outputs // 2 if activation == "swiglu" else outputs
     x = x if x.stride(-1) == 1 else x.contiguous()
-    y = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    bits = _bits(weight)
-    matrix, words = _words(weight if isinstance(weight, Tensor) else weight.q)
-    spec = launch_spec(rows, inputs, outputs, bits, lora is not None, capability(x.device))
-    programs = spec.pop("programs") * -(-rows // spec["BLOCK_M"])
+    y = torch.empty(rows, outputs // 2 if activation == "swiglu" else outputs, dtype=x.dtype, device=x.device)
     norm_weight, eps = norm if norm is not None else (None, 0.0)
     a, b, lora_scale, index = lora if lora is not None else (None, None, None, None)
-    adapters, rank = b.shape[::2] if b is not None else (0, 1)
-    a, a_words = _words(a.flatten(0, 1)) if a is not None else (None, False)
+    adapters, rank = lora.scale.shape if lora is not None else (0, 1)
+    matrix, scales, bits, group = _parts(weight)
+    a = a.flatten(0, 1) if a is not None else None
+    kernel: Any = linear_sixteen_rows_kernel
+    settings: dict[str, Any]
+    if rows > ROWS and x.dtype != torch.float32 and (bits != 4 or group % 32 == 0):
+        settings = sixteen_rows_spec(outputs, bits, group, lora is not None)
+        settings["BLOCK_R"] = _power_of_two(max(rank, 16))
+    else:
+        kernel = _linear_few_rows_kernel
+        settings = launch_spec(rows, inputs, outputs, bits, lora is not None)
+        matrix, settings["WORDS"] = _words(matrix)
+        a, settings["A_WORDS"] = (None, False) if a is None else _words(a)
+        settings.update(A_BITS=8 * x.element_size(), BLOCK_R=_power_of_two(max(rank, 8)))
+    programs = settings.pop("programs")
     strides = [0 if t is None else t.stride(0) for t in (x, matrix, a, residual)]
+    sizes = rows, inputs, outputs, adapters, -(-outputs // settings["BLOCK_N"])
     launch(
-        _linear_few_rows_kernel,
+        kernel,
         (programs,),
-        *(x, norm_weight, matrix, None if isinstance(weight, Tensor) else weight.scale, bias),
-        *(a, b, lora_scale, index, residual, y),
-        *(*strides, rows, inputs, outputs, adapters, -(-outputs // spec["BLOCK_N"]), eps),
+        *(x, norm_weight, matrix, scales, bias, a, b, lora_scale, index, residual, y, *strides, *sizes, eps),
         INPUTS=inputs,
         BITS=bits,
-        GROUP=weight.group if isinstance(weight, Int4Weight) else 1,
-        WORDS=words,
-        A_BITS=8 * x.element_size(),
-        A_WORDS=a_words,
+        GROUP=group,
         RANK=rank,
         ACTIVATION=activation,
-        BLOCK_R=_power_of_two(max(rank, 8)),
-        **spec,
+        **settings,
     )
     return y
 
 
-def _bits(weight: Weight) -> int:
-    if isinstance(weight, Tensor):
-        return 8 * weight.element_size()
-    return 8 if isinstance(weight, Int8Weight) else 4
+def _parts(weight: Weight) -> tuple[Tensor, Tensor | None, int, int]:
+    """Matrix, scales, bits of a weight, and how many share a scale."""
+    if isinstance(weight, Int4Weight):
+        return weight.q, weight.scale, 4, weight.group
+    if isinstance(weight, Int8Weight):
+        return weight.q, weight.scale, 8, weight.shape[1]
+    return weight, None, 8 * weight.element_size(), 1
 
 
 def _words(matrix: Tensor) -> tuple[Tensor, bool]:

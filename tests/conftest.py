@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported: without a GPU they run interpreted
 
 from owl_fast import native
+from tests.kernels.interpreter import repair
 
 # Tests are small: more threads only wait for each other, and results stay the same on every machine.
 torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -38,7 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where kernels run: the GPU, or, without one, the CPU through Triton's interpreter."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    repair()
+    return torch.device("cpu")
 
 
 @pytest.fixture
