@@ -35,7 +35,7 @@ def _fetch(
     scales,
     n,
     stride,
-    start,
+    turn,
     INPUTS: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -43,7 +43,7 @@ def _fetch(
     KEPT: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Rows n (1, BLOCK_N, 1) of W from column `start`, as int32 words; int4: one word per scale, and the scales.
+    """Rows n (1, BLOCK_N, 1) of W in its turn-th BLOCK_K columns, as int32 words; int4: one word per scale, and the scales.
 
     The hint gives each thread 8 neighbouring k whatever their width, which are those of x that it has: tiles of
     x and W then meet without passing through shared memory. WORDS: W is stored so that words can be loaded.
@@ -51,8 +51,8 @@ def _fetch(
     PER: tl.constexpr = 32 // BITS
     policy: tl.constexpr = "evict_last" if KEPT else "evict_first"
     row = n.to(tl.int64) * stride
-    word = start // PER + tl.max_contiguous(tl.arange(0, BLOCK_K // PER), 8 // PER)[None, None, :]
-    inside = word * PER < INPUTS
+    word = turn * (BLOCK_K // PER) + tl.max_contiguous(tl.arange(0, BLOCK_K // PER), 8 // PER)[None, None, :]
+    inside = word < (INPUTS + PER - 1) // PER
     if WORDS:
         tile = tl.load(weight + row + word, mask=inside, other=0, eviction_policy=policy)
     else:
@@ -67,7 +67,7 @@ def _fetch(
         group = n.to(tl.int64) * groups + word * 8 // GROUP
         return tile, tl.load(scales + group, mask=inside, other=0.0)
     else:
-        return tile, start
+        return tile, turn
 
 
 @jit
@@ -182,7 +182,7 @@ def _sums(
         k = start + tl.arange(0, BLOCK_K)[None, None, :]
         values = load_inputs(x, norm_weight, norm_scale, x_stride, m, k, rows, INPUTS)
         ahead, ahead_scale = _fetch(
-            weight, scales, n, stride, start + BLOCK_K, INPUTS, BITS, GROUP, WORDS, KEPT, BLOCK_K
+            weight, scales, n, stride, start // BLOCK_K + 1, INPUTS, BITS, GROUP, WORDS, KEPT, BLOCK_K
         )
         left = _eighths(values.to(tl.float32))
         right = _eight_weights(tile, BITS, x.dtype.element_ty)

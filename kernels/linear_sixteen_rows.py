@@ -43,26 +43,35 @@ def _sums(
     m = tl.arange(0, 16)[:, None]
     row = n.to(tl.int64)[None, :] * stride
     total = tl.zeros((16, BLOCK_N), tl.float32)
+    if BITS == 4:
+        groups: tl.constexpr = (INPUTS + GROUP - 1) // GROUP
+        places = scales + n.to(tl.int64) * groups
+        scale = tl.load(places)
+        odd_total = tl.zeros((16, BLOCK_N), tl.float32)
     for start in range(0, inputs, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         values = load_inputs(x, norm_weight, norm_scale, x_stride, m, k[None, :], rows, INPUTS)
         if BITS == 4:
-            byte = start // 2 + tl.arange(0, BLOCK_K // 2)[:, None]
+            byte = tl.multiple_of(start // 2, BLOCK_K // 2) + tl.arange(0, BLOCK_K // 2)[:, None]
             pairs = tl.load(
-                weight + row + byte, mask=byte * 2 < INPUTS, other=0, eviction_policy="evict_first"
+                weight + row + byte, mask=byte < (INPUTS + 1) // 2, other=0, eviction_policy="evict_first"
             )
             even, odd = tl.split(values.reshape(16, BLOCK_K // 2, 2))
             low = _exactly(pairs & 15, 8, values.dtype)
             high = _exactly(pairs >> 4, 8, values.dtype)
-            groups: tl.constexpr = (INPUTS + GROUP - 1) // GROUP
-            scale = tl.load(scales + n.to(tl.int64) * groups + start // GROUP).to(tl.float32)
-            total += tl.dot(odd, high, tl.dot(even, low)) * scale[None, :]
+            # Two sums that know nothing of each other: Triton copies ahead only what one chain of dots needs.
+            total += tl.dot(even, low) * scale.to(tl.float32)[None, :]
+            odd_total += tl.dot(odd, high) * scale.to(tl.float32)[None, :]
+            group = (start + BLOCK_K) // GROUP
+            scale = tl.load(places + group, mask=group + n * 0 < groups, other=0.0)
         else:
             inside = k[:, None] < INPUTS
             tile = tl.load(weight + row + k[:, None], mask=inside, other=0, eviction_policy="evict_first")
             if BITS == 8:
                 tile = _exactly(tile.to(tl.int32) + 128, 128, values.dtype)
             total = tl.dot(values, tile, total)
+    if BITS == 4:
+        total += odd_total
     return total
 
 
