@@ -25,6 +25,7 @@ from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight
 
 MOST_ROWS = 16
 ROWS = 4  # of one program: more would need more registers than leave room for loads in flight
+PROGRAMS = 264  # at most, with adapters: two on each of an H200's 132 multiprocessors; not measured yet
 _ACTIVATIONS = (None, "swiglu", "quick_gelu")
 _GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -435,9 +436,9 @@ def sixteen_rows_spec(outputs: int, bits: int, group: int, adapters: bool) -> di
 
 
 def _programs(outputs: int, block_n: int, adapters: bool) -> int:
-    """A block of W each; with adapters, of which each reads all of A, two on each of 132 multiprocessors."""
+    """One for each block of W; with adapters fewer, since each reads all of A."""
     blocks = -(-outputs // block_n)
-    return min(blocks, 264) if adapters else blocks
+    return min(blocks, PROGRAMS) if adapters else blocks
 
 
 def _power_of_two(n: int) -> int:
