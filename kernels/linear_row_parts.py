@@ -1,4 +1,4 @@
-"""What the kernels of a linear layer on few rows share: inputs that are normed on the way, and what follows the sums.
+"""What the kernels of a linear layer on few rows share: inputs normed on the way, what follows the sums.
 
 Shapes: x (M, K), W (N, K), B (adapters, N, R) -> y (M, N), or (M, N / 2) after SwiGLU.
 """
@@ -9,18 +9,26 @@ from owl_fast.kernels.launch import jit, tl
 
 
 @jit
-def load_inputs(x, norm_weight, scale, x_stride, m, k, rows, INPUTS: tl.constexpr):
-    """x in its dtype at rows m and columns k (shapes that broadcast), RMS-normed where there is a weight.
+def load_gain(norm_weight, k, INPUTS: tl.constexpr):
+    """The norm's weight at columns k; None without a norm."""
+    if norm_weight is not None:
+        return tl.load(norm_weight + k, mask=k < INPUTS, other=0.0)
+    else:
+        return None
+
+
+@jit
+def load_inputs(x, gain, scale, x_stride, m, k, rows, INPUTS: tl.constexpr):
+    """x in its dtype at rows m and columns k (shapes that broadcast), RMS-normed where there is a gain.
 
     scale: 1 / rms of each row. Rounded twice on the way, as rms_norm does.
     """
-    inside = k < INPUTS
-    values = tl.load(x + m.to(tl.int64) * x_stride + k, mask=(m < rows) & inside, other=0.0)
-    if norm_weight is not None:
+    values = tl.load(x + m.to(tl.int64) * x_stride + k, mask=(m < rows) & (k < INPUTS), other=0.0)
+    if gain is not None:
         normed = (values.to(tl.float32) * scale).to(values.dtype).to(tl.float32)
-        normed *= tl.load(norm_weight + k, mask=inside, other=0.0).to(tl.float32)
-        return normed.to(values.dtype)
-    return values
+        return (normed * gain.to(tl.float32)).to(values.dtype)
+    else:
+        return values
 
 
 @jit
@@ -48,7 +56,7 @@ def finish(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Rows m of one block: sums (BLOCK_M, BLOCK_N), rounded where torch rounds: linear, activation, residual."""
+    """Store rows m of one block of sums (BLOCK_M, BLOCK_N); rounded after linear, activation and residual."""
     dtype: tl.constexpr = y.dtype.element_ty
     n = output_rows(block, outputs, ACTIVATION, BLOCK_N)
     if bias is not None:

@@ -1,9 +1,9 @@
-"""The kernel of linear_few_rows for 5..16 rows of bf16 or fp16: 16 rows on tensor cores, still bound by W's bytes.
+"""The kernel of linear_few_rows for 5..16 rows of bf16 or fp16: tensor cores, still bound by reading W.
 
-Beyond 4 rows, multiplying in registers costs more than reading (int4 on an H200: 8.6 T weights a second come, and
-each wants 2 instructions and one per row, of 29 T). A program owns BLOCK_N rows of W, whose tiles come through a
-ring of asynchronous copies in shared memory, so what is under way takes no registers. Rows that are missing are
-zero: what a row gets is the same for any number of rows and any neighbours.
+Beyond 4 rows, multiplying in registers costs more than reading (int4 on an H200: 8.6 T weights a second come,
+and each wants 2 instructions and one per row, of 29 T). A program owns BLOCK_N rows of W, whose tiles come
+through a ring of asynchronous copies in shared memory, so what is under way takes no registers. Rows that are
+missing are zero: what a row gets is the same for any number of rows and any neighbours.
 
 Shapes: x (M, K), W (N, K), A (adapters, R, K), B (adapters, N, R) -> y (M, N), or (M, N / 2) after SwiGLU.
 """
@@ -11,12 +11,12 @@ Shapes: x (M, K), W (N, K), A (adapters, R, K), B (adapters, N, R) -> y (M, N), 
 from __future__ import annotations
 
 from owl_fast.kernels.launch import jit, tl
-from owl_fast.kernels.linear_row_parts import finish, load_inputs, output_rows
+from owl_fast.kernels.linear_row_parts import finish, load_gain, load_inputs, output_rows
 
 
 @jit
 def _exactly(unsigned, LESS: tl.constexpr, DTYPE: tl.constexpr):
-    """Integers 0..255, less a constant, in DTYPE: as low bits of the fraction of an fp32, faster than converted."""
+    """Integers 0..255, less LESS, in DTYPE: as low bits of the fraction of an fp32, which beats converting."""
     bits = unsigned.to(tl.int32) | 0x4B000000
     return (bits.to(tl.float32, bitcast=True) - (2.0**23 + LESS)).to(DTYPE)
 
@@ -38,8 +38,9 @@ def _sums(
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """All rows of x times rows n (BLOCK_N,) of W -> (16, BLOCK_N), without int8's scales. int4: BLOCK_K divides GROUP."""
+    """x times rows n (BLOCK_N,) of W -> (16, BLOCK_N), without int8's scales. int4: BLOCK_K divides GROUP."""
     m = tl.arange(0, 16)[:, None]
     row = n.to(tl.int64)[None, :] * stride
     total = tl.zeros((16, BLOCK_N), tl.float32)
@@ -48,9 +49,12 @@ def _sums(
         places = scales + n.to(tl.int64) * groups
         scale = tl.load(places)
         odd_total = tl.zeros((16, BLOCK_N), tl.float32)
-    for start in range(0, inputs, BLOCK_K):
+    # What no copy brings ahead is loaded a turn ahead: scales, and the norm's weight.
+    gain = load_gain(norm_weight, tl.arange(0, BLOCK_K)[None, :], INPUTS)
+    for start in tl.range(0, inputs, BLOCK_K, num_stages=STAGES):
         k = start + tl.arange(0, BLOCK_K)
-        values = load_inputs(x, norm_weight, norm_scale, x_stride, m, k[None, :], rows, INPUTS)
+        values = load_inputs(x, gain, norm_scale, x_stride, m, k[None, :], rows, INPUTS)
+        gain = load_gain(norm_weight, BLOCK_K + k[None, :], INPUTS)
         if BITS == 4:
             byte = tl.multiple_of(start // 2, BLOCK_K // 2) + tl.arange(0, BLOCK_K // 2)[:, None]
             pairs = tl.load(
@@ -119,8 +123,9 @@ def linear_sixteen_rows_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """One program: every so-manieth block of BLOCK_N rows of W (one block, without adapters)."""
+    """One program: one block of BLOCK_N rows of W; with adapters every P-th block."""
     m = tl.arange(0, 16)
     norm_scale = None
     if norm_weight is not None:
@@ -150,6 +155,7 @@ def linear_sixteen_rows_kernel(
                     1,
                     BLOCK_R,
                     BLOCK_A,
+                    3,
                 )
                 scale = tl.load(lora_scale + i * RANK + r, mask=r < RANK, other=0.0)
                 low = tl.where((mine == i)[:, None], sums * scale[None, :], low)
@@ -171,6 +177,7 @@ def linear_sixteen_rows_kernel(
             GROUP,
             BLOCK_N,
             BLOCK_K,
+            STAGES,
         )
         if BITS == 8:
             sums *= tl.load(scales + n)[None, :]

@@ -31,7 +31,9 @@ FORMATS = {  # of weights and activations
 formats = pytest.mark.parametrize(("kind", "dtype"), FORMATS.values(), ids=FORMATS)
 
 
-def weight_parts(kind: str, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def weight_parts(
+    kind: str, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
     """kind: dense, int8, or int4 and the size of a group."""
     if kind == "dense":
         return {"w": random(outputs, inputs, dtype=dtype, device=device, seed=1)}
@@ -127,15 +129,23 @@ def test_norm_bias_activation_and_residual(
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("rank", [1, 8, 19], ids=lambda rank: f"R{rank}")
-@pytest.mark.parametrize(
-    "index", [None, [2], [-1, 2, 0], [0, -1, 2, 2, -1]], ids=["one", "M1", "M3", "M5"]
-)
+@pytest.mark.parametrize("index", [None, [2], [-1, 2, 0], [0, -1, 2, 2, -1]], ids=["one", "M1", "M3", "M5"])
 @pytest.mark.usefixtures("poisoned")
 def test_adapters_by_row(
     device: torch.device, index: list[int] | None, rank: int, dtype: torch.dtype
 ) -> None:
     rows = 3 if index is None else len(index)
-    check("int8" if rank == 8 else "dense", rows, 13, 70, dtype, device, index=index, rank=rank, around=rank == 19)
+    check(
+        "int8" if rank == 8 else "dense",
+        rows,
+        13,
+        70,
+        dtype,
+        device,
+        index=index,
+        rank=rank,
+        around=rank == 19,
+    )
 
 
 @pytest.mark.parametrize("rows", [2, 6], ids=lambda rows: f"M{rows}")
@@ -173,7 +183,9 @@ def test_no_adapter_is_no_adapter(device: torch.device, rows: int) -> None:
     assert torch.equal(linear_few_rows(x, weight, None, lora), linear_few_rows(x, weight))
 
 
-def test_rows_split_among_programs_with_adapters(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_split_among_programs_with_adapters(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More blocks than programs: each takes several."""
     monkeypatch.setattr("owl_fast.kernels.linear_few_rows.PROGRAMS", 2)
     for rows in (3, 7):
