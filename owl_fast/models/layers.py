@@ -33,6 +33,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(sum(self.rows))) if bias else None
         self.lora = nn.ModuleDict()
         self.lora_rows: dict[str, tuple[int, int]] = {}
+        self._stacked: tuple[tuple[object, ...], ops.StackedLora] | None = None
 
     def forward(
         self,
@@ -43,11 +44,21 @@ class Linear(nn.Module):
         residual: Tensor | None = None,
     ) -> Tensor:
         """residual + activation(linear(norm(x))), as far as each is given: see ops.lora_linear."""
-        updates = tuple(self._updates()) if self.lora else ()
         before = None if norm is None else (norm.weight, norm.eps)
+        lora = self._lora(x) if self.lora else ()
         return ops.lora_linear(
-            x, self.weight, self.bias, updates, norm=before, activation=activation, residual=residual
+            x, self.weight, self.bias, lora, norm=before, activation=activation, residual=residual
         )
+
+    def _lora(self, x: Tensor) -> tuple[ops.LoraUpdate, ...] | ops.StackedLora:
+        """Kernels of inference want all updates as one, which is kept for as long as they stay the same."""
+        updates = tuple(self._updates())
+        if self.training or torch.is_grad_enabled() or not ops.uses_kernels(x):
+            return updates
+        state = tuple((id(t), t._version, u.scale) for u in updates for t in (u.a, u.b))
+        if self._stacked is None or self._stacked[0] != state:
+            self._stacked = state, ops.stack_updates(updates, sum(self.rows), x.dtype)
+        return self._stacked[1]
 
     def _updates(self) -> Iterator[ops.LoraUpdate]:
         for name, pair in self.lora.items():
