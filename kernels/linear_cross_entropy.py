@@ -18,6 +18,7 @@ the dtype of H; when W trains also dW (V, D), summed in float32 if there are sev
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -150,7 +151,7 @@ def _losses_and_gradients(
     rows, vocabulary = len(hidden), weight.shape[0]
     losses = hidden.new_empty(rows, dtype=torch.float32)
     dx = torch.empty_like(hidden) if needs[0] else None
-    dw = torch.zeros_like(weight) if needs[1] and rows == 0 else None
+    dw = hidden.new_zeros(weight.shape) if needs[1] and rows == 0 else None
     size = chunk_rows(rows, vocabulary, hidden.itemsize) if rows else 1
     buffer = hidden.new_empty(min(size, rows), _padded(vocabulary))[:, :vocabulary]
     head = _Head(weight, hidden)
@@ -164,12 +165,11 @@ def _losses_and_gradients(
             _softmax_gradient_kernel, (len(logits),), *args, GRADIENT=any(needs), **launch_spec(vocabulary)
         )
         if dx is not None:
-            total = None
-            for words, part in head.slices():
-                total = _added(total, logits[:, words] @ part)
-            dx[chunk] = total
+            shares = (logits[:, words] @ part for words, part in head.slices())
+            dx[chunk] = functools.reduce(_added, shares)
         if needs[1]:
-            dw = _added(dw, logits.T @ hidden[chunk])
+            share = logits.T @ hidden[chunk]
+            dw = share if dw is None else _added(dw, share)
     return losses, dx, None if dw is None else dw.to(hidden.dtype)
 
 
@@ -194,9 +194,9 @@ class _Head:
             yield slice(first, first + len(part)), part
 
 
-def _added(total: Tensor | None, part: Tensor) -> Tensor:
-    """The sum; in float32 as soon as there is more than one part, in place of `total`."""
-    return part if total is None else total.float().add_(part)
+def _added(total: Tensor, share: Tensor) -> Tensor:
+    """The sum in float32, in place of `total` where that is float32 already."""
+    return total.float().add_(share)
 
 
 def _padded(vocabulary: int) -> int:

@@ -1,15 +1,18 @@
 """The next token of a row of scores, the same on every device: an exact draw from whole-number weights.
 
-    w_i = floor(2^30 * 2^(scale (s_i - max s))),  scale = log2(e) / temperature          (float32, then whole)
+    x_i = scale (s_i - max s) rounded to 2^-16,  scale = log2(e) / temperature            (float32)
+    w_i = floor(2^30 * 2^x_i)
     top-k        tokens that score less than the k-th get weight 0; what scores as much stays
     top-p        likeliest first (equal weights: smaller id first), while the sum before is < p * sum of all
     min-p        w_i >= min_p * 2^30
     draw         r = floor(bits / 2^64 * sum of what is left); the token at which the running sum passes r
 
-Once there are weights, everything is whole numbers: no order of summation and no sorting algorithm can change
-the outcome. Devices differ only where 2^x is rounded differently (a weight by 2^-22 of itself at most), so for
-the same scores two of them choose differently about once in a million draws. What is less than 2^-30 times as
-likely as the likeliest token is never drawn. Temperature 0 takes the likeliest; of equals the smallest id.
+Once there are weights, everything is whole numbers: no order of summation and no way of sorting can change
+the outcome. Devices round 2^x differently, by 2^-22 of a weight at most: too little to change the order of
+weights that the rounding of x keeps apart, so only a draw that falls within as much of a boundary can differ
+(for the same scores, about one in 100 000 if all words are about equally likely). What the whole numbers
+cost: a probability is off by 6 millionths of itself, and what is less than 2^-30 times as likely as the
+likeliest token is never drawn. Temperature 0 takes the likeliest; of equals the smallest id.
 
 bits: Philox-4x32-10 (Salmon et al., SC 2011), key = seed, counter = number of tokens generated so far; its
 first two words, the first one low. V vocabulary, S slots (a running request has one), C longest history.
@@ -25,6 +28,7 @@ import torch
 from torch import Tensor
 
 ONE = 1 << 30  # the likeliest token's weight
+FINE = 1 << 16  # steps of x between two powers of two
 _LARGEST, _SMALLEST = 3e38, 2e-38  # of a scale: neither infinity nor 0, which says greedy
 _WORD = 0xFFFFFFFF
 
@@ -75,11 +79,12 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
 
 
 def kept_weights(scores: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
-    """One row (V,), one score of it finite -> (weights (V,) int64, token ids), likeliest first; 0: not kept."""
+    """One row (V,), not all of it -inf -> (weights (V,) int64, ids), likeliest first; 0: not kept."""
     scores = scores.float()
     if 0 < settings.top_k < len(scores):
         scores = scores.masked_fill(scores < scores.topk(settings.top_k).values[-1], -math.inf)
     exponent = (scores - scores.max()) * torch.tensor(settings.scale, dtype=torch.float32)
+    exponent = torch.floor(exponent * FINE + 0.5) / FINE
     weights, ids = (exponent.double().exp2() * ONE).long().sort(descending=True, stable=True)
     if settings.top_p:
         limit = max(int(weights.sum()) * settings.top_p >> 64, 1)
@@ -96,7 +101,7 @@ def draw_reference(scores: Tensor, settings: SamplingSettings, position: int) ->
 
 
 class SamplingState(NamedTuple):
-    """What sampling on a device knows of each slot; fixed buffers, which a captured graph reads and writes."""
+    """What sampling on a device knows of each slot: fixed buffers, which a captured graph can use."""
 
     floats: Tensor  # (S, 2) fp32: scale, repetition_penalty
     integers: Tensor  # (S, 6) int64: the other settings in their order

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from owl_fast.kernels.launch import check, jit, launch, tl
 from owl_fast.kernels.rows import GPU_DTYPES, block_of
-from owl_fast.kernels.sampling import ONE, SamplingState
+from owl_fast.kernels.sampling import FINE, ONE, SamplingState
 
 NOT_FINITE, NONE_ALLOWED = 1, 2  # faults
 STEP = 512  # tokens of a history looked at together
@@ -123,7 +123,16 @@ def _threshold(scratch, target, lowest, WEIGHED: tl.constexpr, WIDTH: tl.constex
 
 
 @jit
-def _weigh(scratch, largest, scale, top_k, ONE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _weigh(
+    scratch,
+    largest,
+    scale,
+    top_k,
+    ONE: tl.constexpr,
+    FINE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Weights instead of keys, 0 for those less than the top_k-th: their sum."""
     least = tl.full((), -(1 << 31), tl.int32)
     if (top_k > 0) & (top_k < WIDTH):
@@ -133,7 +142,8 @@ def _weigh(scratch, largest, scale, top_k, ONE: tl.constexpr, WIDTH: tl.constexp
     for start in range(0, WIDTH, BLOCK):
         cols = start + tl.arange(0, BLOCK)
         key = tl.load(scratch + cols, mask=cols < WIDTH, other=0)
-        weight = (tl.exp2((_score_of(key) - largest) * scale) * ONE).to(tl.int32)
+        x = tl.floor((_score_of(key) - largest) * scale * FINE + 0.5) * (1.0 / FINE)
+        weight = (tl.exp2(x) * ONE).to(tl.int32)
         weight = tl.where((key >= least) & (cols < WIDTH), weight, 0)
         tl.store(scratch + cols, weight, mask=cols < WIDTH)
         total += weight.to(tl.int64)
@@ -192,6 +202,7 @@ def _sample_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     ONE: tl.constexpr,
+    FINE: tl.constexpr,
     STEP: tl.constexpr,
     NOT_FINITE: tl.constexpr,
     NONE_ALLOWED: tl.constexpr,
@@ -225,7 +236,7 @@ def _sample_kernel(
         fault = tl.where(finite, tl.where(largest > float("-inf"), 0, NONE_ALLOWED), NOT_FINITE)
         if fault == 0:
             if scale > 0.0:
-                total = _weigh(scratch, largest, scale, tl.load(integers), ONE, WIDTH, BLOCK)
+                total = _weigh(scratch, largest, scale, tl.load(integers), ONE, FINE, WIDTH, BLOCK)
                 top_p, least_weight = tl.load(integers + 1), tl.load(integers + 2)
                 kept = _kept_sum(scratch, total, top_p, least_weight, WIDTH, BLOCK)
                 bits = _random_bits(tl.load(integers + 5), length - 1)
@@ -245,8 +256,8 @@ def launch_spec(vocabulary: int) -> dict[str, int]:
     fewer than multiprocessors. Not measured yet."""
     block = min(max(block_of(vocabulary), 32), 8192)
     faults = {"NOT_FINITE": NOT_FINITE, "NONE_ALLOWED": NONE_ALLOWED}
-    warps = max(block // 256, 1)
-    return {"WIDTH": vocabulary, "BLOCK": block, "ONE": ONE, "STEP": STEP, **faults, "num_warps": warps}
+    numbers = {"ONE": ONE, "FINE": FINE, "STEP": STEP}
+    return {"WIDTH": vocabulary, "BLOCK": block, **numbers, **faults, "num_warps": max(block // 256, 1)}
 
 
 def sample_triton(

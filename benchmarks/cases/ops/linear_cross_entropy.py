@@ -37,8 +37,7 @@ def make(rows: int, head: Callable[[torch.device], Weight], backward: bool, devi
     weight = head(device)
     hidden = torch.randn(rows, WIDTH, dtype=torch.bfloat16, device=device, requires_grad=backward)
     targets = torch.randint(VOCABULARY, (rows,), device=device)
-    trains = isinstance(weight, Tensor) and weight.requires_grad
-    leaves = [hidden, weight] if trains else [hidden]
+    leaves = [x for x in (hidden, weight) if isinstance(x, Tensor) and x.requires_grad]
 
     def with_gradient(loss: Tensor) -> object:
         return torch.autograd.grad(loss, leaves) if backward else loss
@@ -50,7 +49,7 @@ def make(rows: int, head: Callable[[torch.device], Weight], backward: bool, devi
     return Work(
         run=lambda: with_gradient(ops.linear_cross_entropy(hidden, weight, targets)),
         nbytes=(2 if backward else 1) * 2 * (VOCABULARY + rows) * WIDTH,
-        flops=2 * rows * WIDTH * VOCABULARY * (1 + backward + trains),
+        flops=2 * rows * WIDTH * VOCABULARY * (1 + len(leaves)),
         peers={"torch linear, cross_entropy": plain},
     )
 
