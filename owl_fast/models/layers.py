@@ -43,15 +43,28 @@ class Linear(nn.Module):
         residual: Tensor | None = None,
     ) -> Tensor:
         """residual + activation(linear(norm(x))), as far as each is given: see ops.lora_linear."""
-        updates = tuple(self._updates()) if self.lora else ()
+        updates = tuple(self._lora_updates()) if self.lora else ()
         before = None if norm is None else (norm.weight, norm.eps)
         return ops.lora_linear(
             x, self.weight, self.bias, updates, norm=before, activation=activation, residual=residual
         )
 
-    def _updates(self) -> Iterator[ops.LoraUpdate]:
+    def updates(self) -> Iterator[tuple[str, LoraPair]]:
+        """The checkpoint's name of a part, and its update."""
         for name, pair in self.lora.items():
             assert isinstance(pair, LoraPair)
+            yield name, pair
+
+    def merged_weight(self) -> Tensor:
+        """A copy of the weight in float32 with every update added."""
+        weight = self.weight.detach().to(torch.float32, copy=True)
+        for name, pair in self.updates():
+            start, end = self.lora_rows[name]
+            weight[start:end] += pair.scale * (pair.lora_B.detach().float() @ pair.lora_A.detach().float())
+        return weight
+
+    def _lora_updates(self) -> Iterator[ops.LoraUpdate]:
+        for name, pair in self.updates():
             start, end = self.lora_rows[name]
             dropout = pair.dropout if self.training else 0.0
             yield ops.LoraUpdate(start, end, pair.lora_A, pair.lora_B, pair.scale, dropout)
