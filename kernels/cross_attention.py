@@ -229,7 +229,7 @@ def cross_attention_triton(
     seed = dropout_seed() if dropout else None
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         return _CrossAttention.apply(*inputs, dropout, seed)
-    return _forward(*inputs, dropout, seed)[0]
+    return _forward(query, query_key_value, image_key_value, extra_key_value, dropout, seed)[0]
 
 
 def dropout_seed() -> int:

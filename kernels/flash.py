@@ -308,7 +308,7 @@ def as_autocast(*tensors: Any) -> tuple[Any, ...]:
 
 
 def check_heads(x: Tensor, shape: tuple[int | None, ...], like: Tensor) -> None:
-    """ValueError unless x has this shape (None: any length), like's dtype and device, channels side by side."""
+    """ValueError unless x has this shape (None: any), like's dtype and device, and channels side by side."""
     fits = x.dim() == len(shape) and all(b in (a, None) for a, b in zip(x.shape, shape, strict=True))
     fits = fits and x.dtype == like.dtype and x.device == like.device and x.dtype in DTYPES
     wanted = ", ".join("any" if length is None else str(length) for length in shape)

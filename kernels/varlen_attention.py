@@ -9,6 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,17 +97,18 @@ def _of_torch(grouped: bool) -> Packed | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return _by_torch(varlen_attn, grouped)
+    function: Callable[..., Any] = varlen_attn
+    return _by_torch(function, grouped)
 
 
-def _by_torch(function: Callable[..., Tensor], grouped: bool) -> Packed | None:
-    """torch.nn.attention.varlen, whose options differ: is_causal in 2.10, a window since 2.11; by 2.12 grouped
-    queries and a fixed number of splits, without which a row's bits may depend on its neighbours.
+def _by_torch(function: Callable[..., Any], grouped: bool) -> Packed | None:
+    """torch.nn.attention.varlen, whose options differ: is_causal in 2.10, a window since 2.11; by 2.12
+    grouped queries and a fixed number of splits, without which a row's bits may depend on its neighbours.
 
     None: queries are grouped, and this torch cannot do that.
     """
     known = inspect.signature(function).parameters
-    options: dict[str, object] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     if "num_splits" in known:
         options["num_splits"] = 1
     if grouped:

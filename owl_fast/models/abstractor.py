@@ -86,10 +86,7 @@ class AbstractorCrossAttention(nn.Module):
 
     def forward(self, queries: Tensor, image: Tensor, projected: Tensor | None = None) -> Tensor:
         normed = self.norm1(queries)
-        if projected is None:
-            attended = self.attention(normed, self.normk(image))
-        else:
-            attended = self.attention(normed, None, projected)
+        attended = self.attention(normed, self.normk(image) if projected is None else None, projected)
         return self.output(attended, residual=normed)  # the residual is the normed query, as released
 
 
@@ -109,17 +106,20 @@ class AbstractorEncoder(nn.Module):
         self._folded = FoldedProjections()
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        projected = self._projected(image) or [None] * len(self.layers)
-        for layer, keys_and_values in zip(self.layers, projected, strict=True):
-            queries = layer(queries, image, keys_and_values)
+        for layer, projected in zip(self.layers, self._projected(image), strict=True):
+            queries = layer(queries, image, projected)
         return queries
 
-    def _projected(self, image: Tensor) -> Sequence[Tensor]:
-        """Keys and values (N, P, 2 E) of every layer at once, where kernels run and nothing is trained."""
+    def _projected(self, image: Tensor) -> Sequence[Tensor | None]:
+        """Keys and values (N, P, 2 E) for every layer, where kernels run and nothing is trained."""
         if self.training or torch.is_grad_enabled() or not ops.uses_kernels(image):
-            return []
-        blocks = [layer.crossattention for layer in self.layers]
-        return self._folded([b.normk for b in blocks], [b.attention.key_value for b in blocks], image)
+            return [None] * len(self.layers)
+        return self._folded(*self._projections(), image)
+
+    def _projections(self) -> tuple[list[LayerNorm], list[Linear]]:
+        blocks = [layer.get_submodule("crossattention") for layer in self.layers]
+        assert all(isinstance(block, AbstractorCrossAttention) for block in blocks)
+        return [block.normk for block in blocks], [block.attention.key_value for block in blocks]
 
 
 class Abstractor(nn.Module):

@@ -52,11 +52,12 @@ class FoldedProjections:
         self.refresh(norms, linears)
         normed = ops.layer_norm(image, self._ones, self._zeros, norms[0].eps)
         stacked = ops.lora_linear(normed, self._weight, self._bias)
-        return stacked.unflatten(-1, (len(linears), -1)).unbind(-2)
+        return stacked.chunk(len(linears), dim=-1)
 
     def refresh(self, norms: Sequence[LayerNorm], linears: Sequence[Linear]) -> None:
         """Make the copy again, unless it is up to date."""
-        tensors, numbers = [], []
+        tensors: list[Tensor] = []
+        numbers: list[object] = []
         for norm, linear in zip(norms, linears, strict=True):
             tensors += [norm.weight, norm.bias, *linear.parameters()]
             numbers += [

@@ -21,7 +21,7 @@ from owl_fast.kernels.varlen_attention import varlen_attention_reference, varlen
 from tests.kernels.tensors import DTYPES, compare, random, strided
 
 PACKS = {  # lengths, H, K, D
-    "L1-H1-K1-D4": ((1,), 1, 1, 4),
+    "L2-H1-K1-D4": ((2,), 1, 1, 4),
     "L1-63-0-2-H2-K1-D24": ((1, 63, 0, 2), 2, 1, 24),
     "L65-130-H1-K1-D16": ((65, 130), 1, 1, 16),
     "L33-40-H4-K2-D128": ((33, 40), 4, 2, 128),
@@ -67,8 +67,8 @@ def test_packed_matches_float64_over_many_tiles(device: torch.device, width: int
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize(
     ("rows", "keys", "width"),
-    [(1, 1, 8), (65, 65, 64), (17, 129, 24)],
-    ids=["L1-D8", "L65-D64", "L17-S129-D24"],
+    [(1, 2, 8), (65, 65, 64), (17, 129, 24)],
+    ids=["L1-S2-D8", "L65-D64", "L17-S129-D24"],
 )
 @pytest.mark.usefixtures("poisoned")
 def test_dense_matches_float64(

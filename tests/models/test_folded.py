@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from owl_fast import lora, ops
+from owl_fast.engine.adapters import Adapters
 from owl_fast.lora import Adapter, LoraConfig
 from owl_fast.models import folded
 from owl_fast.models.layers import LayerNorm, Linear, LoraPair, init_weights
@@ -70,15 +71,11 @@ def test_half_precision_is_folded_in_float32(layers: tuple[list[LayerNorm], list
     fold.refresh(norms, linears)
     exact = torch.cat([n.weight.double() * x.weight.double() for n, x in zip(norms, linears, strict=True)])
     assert torch.equal(fold._weight, exact.float().bfloat16())
+    rows = image(torch.bfloat16)
     with torch.inference_mode():
-        for ours, norm, linear in zip(
-            fold(norms, linears, image(torch.bfloat16)), norms, linears, strict=True
-        ):
-            wide = [copy.deepcopy(module).double() for module in (norm, linear)]
-            exact, theirs = (
-                wide[1](wide[0](image(torch.bfloat16).double())),
-                linear(norm(image(torch.bfloat16))),
-            )
+        for ours, norm, linear in zip(fold(norms, linears, rows), norms, linears, strict=True):
+            wide_norm, wide_linear = (copy.deepcopy(module).double() for module in (norm, linear))
+            exact, theirs = wide_linear(wide_norm(rows.double())), linear(norm(rows))
             assert (ours - exact).abs().max() <= 1.5 * (theirs - exact).abs().max()
 
 
@@ -196,25 +193,24 @@ def test_a_copy_of_the_model_has_its_own(layers: tuple[list[LayerNorm], list[Lin
 
 
 @pytest.fixture
-def kernel_path() -> Iterator[None]:
-    """The folded path with reference operations: attention has its own tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("owl_fast.models.abstractor.ops.uses_kernels", lambda _x: True)
-        patch.setattr("owl_fast.models.abstractor.ops.cross_attention", ops.cross_attention_reference)
+def by_kernels() -> Iterator[None]:
+    with ops.kernels(True):
         yield
+
+
+def model_and_features(device: torch.device) -> tuple[Owl, Tensor]:
+    golden = Golden("micro")
+    features = golden.tensors("vision")["vision.last_hidden_state"][:1]
+    return golden.fresh_model().to(device), features.to(device)
 
 
 def folds(model: Owl) -> bool:
     return len(model.abstractor.encoder._folded._read) > 0
 
 
-@pytest.mark.usefixtures("kernel_path")
-def test_an_engines_adapter_switch_is_seen() -> None:
-    from owl_fast.engine.adapters import Adapters
-
-    golden = Golden("micro")
-    model = golden.fresh_model()
-    features = golden.tensors("vision")["vision.last_hidden_state"]
+@pytest.mark.usefixtures("by_kernels")
+def test_an_engines_adapter_switch_is_seen(device: torch.device) -> None:
+    model, features = model_and_features(device)
     layer = "abstractor.encoder.layers.1.crossattention"
     width = model.config.abstractor.hidden_size
     config = LoraConfig.from_dict({"r": 2, "lora_alpha": 8, "target_modules": r".*attention\.value"})
@@ -223,6 +219,7 @@ def test_an_engines_adapter_switch_is_seen() -> None:
     scale = torch.randn(width, generator=generator)
     adapters = Adapters(model, None)
     trained = Adapter(config, {f"{layer}.attention.value": pair}, {f"{layer}.normk.weight": scale})
+    trained = trained.to(device, torch.float32)
     states = []
     for adapter in (None, trained, None, trained):
         adapters.use(adapter)
@@ -239,11 +236,9 @@ def test_an_engines_adapter_switch_is_seen() -> None:
         assert (model.abstract(features) - states[1]).abs().max() < ACTIVATION
 
 
-@pytest.mark.usefixtures("kernel_path")
-def test_training_does_not_fold() -> None:
-    golden = Golden("micro")
-    model = golden.fresh_model()
-    features = golden.tensors("vision")["vision.last_hidden_state"]
+@pytest.mark.usefixtures("by_kernels")
+def test_training_does_not_fold(device: torch.device) -> None:
+    model, features = model_and_features(device)
     model.abstract(features)
     assert not folds(model)
     with torch.no_grad():
@@ -254,9 +249,8 @@ def test_training_does_not_fold() -> None:
     assert not any("folded" in name for name in model.state_dict())
 
 
-def test_the_reference_path_does_not_fold() -> None:
-    golden = Golden("micro")
-    model = golden.fresh_model()
+def test_the_reference_path_does_not_fold(device: torch.device) -> None:
+    model, features = model_and_features(device)
     with torch.inference_mode(), ops.kernels(False):
-        model.abstract(golden.tensors("vision")["vision.last_hidden_state"])
+        model.abstract(features)
     assert not folds(model)

@@ -1,4 +1,4 @@
-"""The original's numbers through the GPU's kernels, end to end: vision, abstractor, language model, gradients."""
+"""The original's numbers through the GPU's kernels: vision, abstractor, language model, gradients."""
 
 from __future__ import annotations
 
