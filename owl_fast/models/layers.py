@@ -77,16 +77,29 @@ class Linear(nn.Module):
 
     def _lora(self, x: Tensor) -> tuple[ops.LoraUpdate, ...] | ops.StackedLora:
         """Kernels of inference want all updates as one, which is kept for as long as they stay the same."""
-        updates = tuple(self._updates())
+        updates = tuple(self._lora_updates())
         if self.training or torch.is_grad_enabled() or not ops.uses_kernels(x):
             return updates
         if self._stacked is None or not self._stacked.is_of(updates):
             self._stacked = _Stacked.of(updates, sum(self.rows), x.dtype)
         return self._stacked.lora
 
-    def _updates(self) -> Iterator[ops.LoraUpdate]:
+    def updates(self) -> Iterator[tuple[str, LoraPair]]:
+        """The checkpoint's name of a part, and its update."""
         for name, pair in self.lora.items():
             assert isinstance(pair, LoraPair)
+            yield name, pair
+
+    def merged_weight(self) -> Tensor:
+        """A copy of the weight in float32 with every update added."""
+        weight = self.weight.detach().to(torch.float32, copy=True)
+        for name, pair in self.updates():
+            start, end = self.lora_rows[name]
+            weight[start:end] += pair.scale * (pair.lora_B.detach().float() @ pair.lora_A.detach().float())
+        return weight
+
+    def _lora_updates(self) -> Iterator[ops.LoraUpdate]:
+        for name, pair in self.updates():
             start, end = self.lora_rows[name]
             dropout = pair.dropout if self.training else 0.0
             yield ops.LoraUpdate(start, end, pair.lora_A, pair.lora_B, pair.scale, dropout)
