@@ -47,7 +47,7 @@ class StackedLora(NamedTuple):
     a: Tensor
     b: Tensor
     scale: Tensor
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # in the place of a method of tuples
 
 
 Weight = Tensor | Int8Weight | Int4Weight
