@@ -40,8 +40,7 @@ def launch_spec(rows: int, inputs: int, outputs: int, bits: int, adapters: bool)
     """
     warps = min(max(_power_of_two(inputs) // 256, 1), 8)
     block_m = min(_power_of_two(rows), ROWS)
-    narrow = bits > 8 or block_m == ROWS or (adapters and bits == 8)  # the last spills on sm_80 otherwise
-    block_n = 4 if narrow else 8
+    block_n = 4 if bits > 8 or block_m == ROWS or adapters else 8  # with adapters, 8 spill on sm_80
     return {
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
