@@ -47,7 +47,7 @@ class StackedLora(NamedTuple):
     a: Tensor
     b: Tensor
     scale: Tensor
-    index: Tensor | None = None  # type: ignore[assignment]  # in the place of a method of tuples
+    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index
 
 
 Weight = Tensor | Int8Weight | Int4Weight

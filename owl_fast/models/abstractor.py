@@ -53,8 +53,8 @@ class AbstractorMlp(nn.Module):
         self.ffn_ln = LayerNorm(inner, config.layer_norm_eps)
         self.w2 = Linear(inner, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w2(self.ffn_ln(ops.swiglu(self.w13(x))))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.w2(self.ffn_ln(self.w13(x, activation="swiglu")), residual=residual)
 
 
 class AbstractorOutput(nn.Module):
@@ -65,8 +65,8 @@ class AbstractorOutput(nn.Module):
         self.mlp = AbstractorMlp(config)
 
     def forward(self, attended: Tensor, residual: Tensor) -> Tensor:
-        x = residual + self.out_proj(attended)
-        return x + self.mlp(self.norm2(x))
+        x = self.out_proj(attended, residual=residual)
+        return self.mlp(self.norm2(x), residual=x)
 
 
 class AbstractorCrossAttention(nn.Module):

@@ -34,8 +34,20 @@ class Linear(nn.Module):
         self.lora = nn.ModuleDict()
         self.lora_rows: dict[str, tuple[int, int]] = {}
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.lora_linear(x, self.weight, self.bias, tuple(self._updates()) if self.lora else ())
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        norm: RMSNorm | None = None,
+        activation: ops.Activation | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """residual + activation(linear(norm(x))), as far as each is given: see ops.lora_linear."""
+        updates = tuple(self._updates()) if self.lora else ()
+        before = None if norm is None else (norm.weight, norm.eps)
+        return ops.lora_linear(
+            x, self.weight, self.bias, updates, norm=before, activation=activation, residual=residual
+        )
 
     def _updates(self) -> Iterator[ops.LoraUpdate]:
         for name, pair in self.lora.items():
@@ -73,7 +85,8 @@ class RMSNorm(nn.Module):
 
 def init_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
     """Fill a model that is to be trained from nothing: N(0, std) weights, unit norms, zero biases."""
-    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
     norms = {id(p) for m in model.modules() if isinstance(m, (LayerNorm, RMSNorm)) for p in (m.weight,)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -82,4 +95,4 @@ def init_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
             elif name.endswith("bias"):
                 parameter.zero_()
             else:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, device=device) * std)

@@ -46,9 +46,9 @@ class VisionAttention(nn.Module):
         self.query_key_value = Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         qkv = self.query_key_value(x).unflatten(-1, (self.num_heads, 3, -1))  # (N, L, H, 3, D)
-        return self.dense(ops.dense_attention(*qkv.unbind(3)).flatten(2))
+        return self.dense(ops.dense_attention(*qkv.unbind(3)).flatten(2), residual=residual)
 
 
 class VisionMlp(nn.Module):
@@ -57,8 +57,8 @@ class VisionMlp(nn.Module):
         self.fc1 = Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(ops.quick_gelu(self.fc1(x)))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x, activation="quick_gelu"), residual=residual)
 
 
 class VisionLayer(nn.Module):
@@ -73,8 +73,8 @@ class VisionLayer(nn.Module):
     def forward(self, x: Tensor, frames: int | None = None) -> Tensor:
         if frames is not None and self.temporal is not None:
             x = x + self.temporal(x, frames)
-        x = x + self.self_attn(self.input_layernorm(x))
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self.self_attn(self.input_layernorm(x), residual=x)
+        return self.mlp(self.post_attention_layernorm(x), residual=x)
 
 
 class VisionEncoder(nn.Module):
