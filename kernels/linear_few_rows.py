@@ -6,7 +6,7 @@
 four at a time (linear_four_rows.py); 5..16 rows of bf16 or fp16 on tensor cores (linear_sixteen_rows.py). A
 row's bits depend neither on the other rows nor, on either path, on their number or on whether there are
 adapters; between 4 and 5 rows the order of summation changes. One path for all would cost 16 rows of int4
-some six times the time that reading W takes (arithmetic), or one row the tensor cores' padding.
+some five times the time that reading W takes (arithmetic), or one row the tensor cores' padding.
 
 Shapes: x (M, K), W (N, K), A (adapters, R, K), B (adapters, N, R) -> y (M, N), or (M, N / 2) after SwiGLU.
 """
@@ -40,7 +40,7 @@ def launch_spec(rows: int, inputs: int, outputs: int, bits: int, adapters: bool)
     """
     warps = min(max(_power_of_two(inputs) // 256, 1), 8)
     block_m = min(_power_of_two(rows), ROWS)
-    block_n = 4 if bits > 8 or block_m == ROWS else 8
+    block_n = 4 if bits > 8 or block_m == ROWS or adapters else 8  # with adapters, 8 spill on sm_80
     return {
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
@@ -145,7 +145,7 @@ def _parts(weight: Weight) -> tuple[Tensor, Tensor | None, int, int]:
 
 
 def _words(matrix: Tensor) -> tuple[Tensor, bool]:
-    """A view as int32 words of four bytes and True; integers of its own width and False if a row has no such."""
+    """A view as int32 words of four bytes and True; else integers of its own width, False."""
     size = matrix.element_size()
     whole = all(n * size % 4 == 0 for n in (matrix.shape[1], matrix.stride(0), matrix.storage_offset()))
     if whole:

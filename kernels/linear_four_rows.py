@@ -28,7 +28,7 @@ def _fetch(
     KEPT: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Rows n (1, BLOCK_N, 1) of W in its turn-th BLOCK_K columns, as int32 words, and int4's scales: one a word.
+    """Rows n (1, BLOCK_N, 1) of the turn-th BLOCK_K columns, as int32 words, and int4's scales: one a word.
 
     The hint gives each thread 8 neighbouring k whatever their width, which are those of x that it has: tiles
     of x and W then meet without passing through shared memory. WORDS: W is stored so that words can be

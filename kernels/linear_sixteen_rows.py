@@ -16,7 +16,7 @@ from owl_fast.kernels.linear_row_parts import finish, load_gain, load_inputs, ou
 
 @jit
 def _exactly(unsigned, LESS: tl.constexpr, DTYPE: tl.constexpr):
-    """Integers 0..255, less LESS, in DTYPE: as low bits of the fraction of an fp32, which beats converting."""
+    """Integers 0..255, less LESS, in DTYPE: as low bits of the fraction of an fp32: beats converting."""
     bits = unsigned.to(tl.int32) | 0x4B000000
     return (bits.to(tl.float32, bitcast=True) - (2.0**23 + LESS)).to(DTYPE)
 
