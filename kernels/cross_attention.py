@@ -16,6 +16,7 @@ from torch import Tensor
 
 from owl_fast.kernels.flash import (
     LOG2_E,
+    as_autocast,
     attend,
     block_of,
     check_heads,
@@ -179,8 +180,8 @@ def _cross_attention_query_gradient_kernel(
     )  # fmt: skip
     k = image_kv + n * image_n + head * image_head
     gradient = query_gradient(
-        gradient, query, do, log_sum, mean, k, k + image_two, image_row, image_row, 0, image_rows, rows, scale,
-        seed, drop, draws + queries, True, False, D, BLOCK_D, BLOCK_N,
+        gradient, query, do, log_sum, mean, k, k + image_two, image_row, image_row, 0, image_rows, rows,
+        scale, seed, drop, draws + queries, True, False, D, BLOCK_D, BLOCK_N,
     )  # fmt: skip
     if extra is not None:
         k = extra + head * extra_head
@@ -195,7 +196,7 @@ def launch_spec(width: int, dtype: torch.dtype, capability: int) -> dict[str, di
     """Tiles of the three kernels; not measured yet. 32 queries a tile, as a picture has 64 of them: 16 heads
     then make 32 programs and not 16."""
     if dtype == torch.float32 or width > 128:
-        tiles = (32, 32, 16, 1), (16, 16, 4, 1), (32, 32, 16, 1)
+        tiles = (32, 32, 16, 1), (32, 32, 16, 1) if width <= 32 else (16, 16, 4, 1), (32, 32, 16, 1)
     elif width > 64:
         tiles = (32, 32, 4, 2), (32, 32, 4, 2), (16, 64, 4, 2)
     else:  # with dropout, 64 keys a tile spill registers on 120
@@ -211,11 +212,13 @@ def cross_attention_triton(
     dropout: float = 0.0,
     extra_key_value: Tensor | None = None,
 ) -> Tensor:
-    """As cross_attention_reference, on a GPU, with gradients. Views of any strides, but channels side by side.
+    """As cross_attention_reference, on a GPU, with gradients; any strides, but channels side by side.
 
     Which weights are dropped is a function of a seed, drawn from torch's CPU generator, and of the weight's
     place alone.
     """
+    inputs = as_autocast(query, query_key_value, image_key_value, extra_key_value)
+    query, query_key_value, image_key_value, extra_key_value = inputs
     check_heads(query, (None, None, None, None), query)
     pictures, queries, heads, width = query.shape
     check_heads(query_key_value, (pictures, queries, 2, heads, width), query)
@@ -223,11 +226,10 @@ def cross_attention_triton(
     check(0 <= dropout < 1, f"dropout {dropout}", "a probability below 1")
     if extra_key_value is not None:
         check_heads(extra_key_value, (2, heads, width), query)
-    inputs = query, query_key_value, image_key_value, extra_key_value
     seed = dropout_seed() if dropout else None
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         return _CrossAttention.apply(*inputs, dropout, seed)
-    return _forward(*inputs, dropout, seed)[0]
+    return _forward(query, query_key_value, image_key_value, extra_key_value, dropout, seed)[0]
 
 
 def dropout_seed() -> int:
@@ -264,7 +266,8 @@ class _CrossAttention(torch.autograd.Function):
         counts, steps = _counts(query_kv, image_kv, extra), _lse_strides(query)
         dq, delta = query.new_empty(query.shape), torch.empty_like(lse)
         launch(
-            _cross_attention_query_gradient_kernel, (-(-queries // spec["queries"]["BLOCK_M"]), heads, pictures),
+            _cross_attention_query_gradient_kernel,
+            (-(-queries // spec["queries"]["BLOCK_M"]), heads, pictures),
             query, query_kv, image_kv, extra, out, given, lse, delta, dq,
             *_strides(query, query_kv, image_kv, extra), *given.stride()[:3], *steps, *counts, *scales,
             ctx.seed, ctx.dropout, D=width, BLOCK_D=block_of(width), **spec["queries"],

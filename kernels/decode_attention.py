@@ -85,7 +85,8 @@ def decode_attention_reference(
 def _decode_attention_kernel(
     query, key, value, cos, sin, positions, key_cache, value_cache, key_scale, value_scale,
     slots, tables, lengths, values, peaks, weights, arrivals, out,
-    query_row, query_head, key_row, key_head, value_row, value_head, table_row, angle_rows, room, scale,
+    query_row, query_head, key_row, key_head, value_row, value_head,
+    table_row, table_width, length_step, angle_rows, room, scale,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     SPLIT: tl.constexpr, COMBINED: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -98,7 +99,7 @@ def _decode_attention_kernel(
     group = tl.arange(0, ROWS)[:, None]
     inside = (group < GROUP) & (columns < HEAD_DIM)
     heads = row * (KV_HEADS * GROUP) + head * GROUP + group  # (ROWS, 1), of all sequences
-    length = tl.minimum(tl.load(lengths + row), table_row * BLOCK_SIZE)
+    length = tl.minimum(tl.load(lengths + row * length_step), table_width * BLOCK_SIZE)
     splits = (length + SPLIT - 1) // SPLIT
     if first >= tl.maximum(splits, 1):
         return
@@ -252,6 +253,7 @@ def decode_attention_triton(
     check_new(query, key, value, key_cache, slot_mapping)
     check_tables(block_tables, context_lens, len(query), query.device)
     fits = positions.shape == slot_mapping.shape and positions.dtype == torch.int64
+    fits &= positions.is_contiguous()
     check(fits and positions.device == query.device, positions, f"int64 positions ({len(query)},)")
     (batch, heads, head_dim), kv_heads, block_size = query.shape, key.shape[1], key_cache.shape[1]
     context = block_tables.shape[1] * block_size
@@ -271,7 +273,8 @@ def decode_attention_triton(
         _decode_attention_kernel, grid, query, key, value, cos, sin, positions,
         key_cache, value_cache, key_scale, value_scale, slot_mapping, block_tables, context_lens,
         workspace.values, workspace.peaks, workspace.weights, workspace.arrivals, out,
-        *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], block_tables.stride(0),
+        *query.stride()[:2], *key.stride()[:2], *value.stride()[:2],
+        block_tables.stride(0), block_tables.shape[1], context_lens.stride(0),
         min(len(cos), len(sin)), have[2], math.log2(math.e) / math.sqrt(head_dim),
         GROUP=heads // kv_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
         **spec,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_fast.kernels.flash import check_heads
+from owl_fast.kernels.flash import as_autocast, check_heads
 from owl_fast.kernels.launch import check
 from owl_fast.kernels.whole_attention import whole_attention
 
@@ -20,11 +20,12 @@ def dense_attention_reference(query: Tensor, key: Tensor, value: Tensor) -> Tens
 
 
 def dense_attention_triton(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """As dense_attention_reference, on a GPU, with gradients. Views of any strides, but channels side by side.
+    """As dense_attention_reference, on a GPU, with gradients; any strides, but channels side by side.
 
     Own kernels in every dtype: a picture of 257 rows fills few of the large tiles of flash-attn and of
     torch's attention, and their gradients are not bit-equal from run to run. Not measured yet.
     """
+    query, key, value = as_autocast(query, key, value)
     check_heads(query, (None, None, None, None), query)
     pictures, _, heads, width = query.shape
     check_heads(key, (pictures, None, heads, width), query)

@@ -17,6 +17,7 @@ K key heads, D head width, R rows of lse: a multiple of 16, so that no length ma
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -297,8 +298,17 @@ def padded(rows: int) -> int:
     return -(-rows // 16) * 16
 
 
+def as_autocast(*tensors: Any) -> tuple[Any, ...]:
+    """Tensors, or None, in autocast's dtype where it is on: so torch's own attention takes its inputs."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(None if x is None else x.to(dtype) for x in tensors)
+
+
 def check_heads(x: Tensor, shape: tuple[int | None, ...], like: Tensor) -> None:
-    """ValueError unless x has this shape (None: any length), like's dtype and device, and channels in a row."""
+    """ValueError unless x has this shape (None: any), like's dtype and device, and channels side by side."""
     fits = x.dim() == len(shape) and all(b in (a, None) for a, b in zip(x.shape, shape, strict=True))
     fits = fits and x.dtype == like.dtype and x.device == like.device and x.dtype in DTYPES
     wanted = ", ".join("any" if length is None else str(length) for length in shape)

@@ -68,7 +68,7 @@ def _gather(cache: Tensor, scales: Tensor | None, blocks: Tensor, dtype: torch.d
 @jit
 def _paged_attention_kernel(
     query, key_cache, value_cache, key_scale, value_scale, tables, bounds, lengths, out,
-    query_row, query_head, table_row, scale,
+    query_row, query_head, table_row, table_width, length_step, scale,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -85,7 +85,7 @@ def _paged_attention_kernel(
     inside = (token < rows)[:, None] & (columns < HEAD_DIM)
     places = (begin + token)[:, None]
     q = tl.load(query + places * query_row + heads[:, None] * query_head + columns, mask=inside, other=0.0)
-    length = tl.minimum(tl.load(lengths + sequence), table_row * BLOCK_SIZE)
+    length = tl.minimum(tl.load(lengths + sequence * length_step), table_width * BLOCK_SIZE)
     visible = length - rows + token + 1
     end = tl.minimum(length, length - rows + (tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1)
 
@@ -133,9 +133,9 @@ def launch_spec(rows: int, head_dim: int, dtype: torch.dtype, capability: int) -
 
 
 def check_tables(block_tables: Tensor, context_lens: Tensor, batch: int, device: torch.device) -> None:
-    fits = block_tables.dim() == 2 and len(block_tables) == batch and block_tables.is_contiguous()
+    fits = block_tables.dim() == 2 and len(block_tables) == batch and block_tables.stride(1) == 1
     fits &= block_tables.dtype == torch.int32 and block_tables.device == device
-    check(fits, block_tables, f"contiguous int32 block tables ({batch}, max_blocks) on {device}")
+    check(fits, block_tables, f"int32 block tables ({batch}, max_blocks) on {device}, columns side by side")
     fits = context_lens.shape == (batch,) and context_lens.dtype == torch.int32
     check(
         fits and context_lens.device == device, context_lens, f"int32 context lengths ({batch},) on {device}"
@@ -163,7 +163,7 @@ def paged_attention_triton(
     check_cache(query, key_cache, value_cache, key_scale, value_scale)
     batch = len(context_lens)
     check_tables(block_tables, context_lens, batch, query.device)
-    fits = cu_seqlens.shape == (batch + 1,) and cu_seqlens.dtype == torch.int32
+    fits = cu_seqlens.shape == (batch + 1,) and cu_seqlens.dtype == torch.int32 and cu_seqlens.is_contiguous()
     check(fits and cu_seqlens.device == query.device, cu_seqlens, f"int32 bounds ({batch + 1},)")
     check(max_query_len >= 0, max_query_len, "a number of rows")
     (_, heads, head_dim), block_size, kv_heads = query.shape, *key_cache.shape[1:3]
@@ -173,7 +173,8 @@ def paged_attention_triton(
     launch(
         _paged_attention_kernel, (-(-max_query_len * group // spec["BLOCK_M"]), kv_heads, batch),
         query, key_cache, value_cache, key_scale, value_scale, block_tables, cu_seqlens, context_lens, out,
-        *query.stride()[:2], block_tables.stride(0), math.log2(math.e) / math.sqrt(head_dim),
+        *query.stride()[:2], block_tables.stride(0), block_tables.shape[1], context_lens.stride(0),
+        math.log2(math.e) / math.sqrt(head_dim),
         GROUP=group, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, **spec,
     )  # fmt: skip
     return out

@@ -9,12 +9,13 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_fast.kernels.flash import check_heads
+from owl_fast.kernels.flash import as_autocast, check_heads
 from owl_fast.kernels.launch import check
 from owl_fast.kernels.whole_attention import whole_attention
 
@@ -40,10 +41,11 @@ def varlen_attention_reference(query: Tensor, key: Tensor, value: Tensor, bounds
 def varlen_attention_triton(
     query: Tensor, key: Tensor, value: Tensor, bounds: Sequence[int], starts: Tensor
 ) -> Tensor:
-    """As varlen_attention_reference, on a GPU, with gradients. Views of any strides, but channels side by side.
+    """As varlen_attention_reference, on a GPU, with gradients; any strides, but channels side by side.
 
     starts: bounds on the device, (B + 1) int32.
     """
+    query, key, value = as_autocast(query, key, value)
     _check(query, key, value, bounds, starts)
     return whole_attention(query, key, value, starts, _longest(bounds), causal=True)
 
@@ -55,6 +57,7 @@ def varlen_attention_gpu(
 
     In float32 Triton as well: exact products, and one launch for all sequences.
     """
+    query, key, value = as_autocast(query, key, value)
     _check(query, key, value, bounds, starts)
     if query.is_cuda and query.dtype != torch.float32 and len(query):
         attend = library(query.shape[1] != key.shape[1], query.shape[2], _needs_grad(query, key, value))
@@ -94,15 +97,18 @@ def _of_torch(grouped: bool) -> Packed | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return _by_torch(varlen_attn, grouped)
+    function: Callable[..., Any] = varlen_attn
+    return _by_torch(function, grouped)
 
 
-def _by_torch(function: Callable[..., Tensor], grouped: bool) -> Packed | None:
-    """torch.nn.attention.varlen: is_causal in 2.10, a window since 2.11; grouped queries and a fixed number of
-    splits (without it a row's bits depend on its neighbours) came by 2.12. None: it cannot do grouped queries.
+def _by_torch(function: Callable[..., Any], grouped: bool) -> Packed | None:
+    """torch.nn.attention.varlen, whose options differ: is_causal in 2.10, a window since 2.11; by 2.12
+    grouped queries and a fixed number of splits, without which a row's bits may depend on its neighbours.
+
+    None: queries are grouped, and this torch cannot do that.
     """
     known = inspect.signature(function).parameters
-    options: dict[str, object] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     if "num_splits" in known:
         options["num_splits"] = 1
     if grouped:

@@ -181,7 +181,7 @@ def launch_spec(width: int, dtype: torch.dtype, capability: int) -> dict[str, di
     """
     from_shared = capability in (90, 100)
     if dtype == torch.float32 or width > 128:
-        tiles = (32, 32, 16, 1), (16, 16, 4, 1), (32, 32, 16, 1)
+        tiles = (32, 32, 16, 1), (32, 32, 16, 1) if width <= 32 else (16, 16, 4, 1), (32, 32, 16, 1)
     elif width > 64 and from_shared:
         tiles = (128, 64, 8, 3), (128, 64, 8, 2), (32, 128, 8, 2)
     elif width > 64:

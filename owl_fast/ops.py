@@ -30,7 +30,15 @@ from owl_fast.kernels.linear_cross_entropy import (
     linear_cross_entropy_reference,
     linear_cross_entropy_triton,
 )
-from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_reference, lora_linear_triton
+from owl_fast.kernels.linear_few_rows import MOST_ROWS, linear_few_rows
+from owl_fast.kernels.linear_many_rows import linear_many_rows
+from owl_fast.kernels.lora_linear import (
+    LoraUpdate,
+    fused_linear_reference,
+    lora_linear_reference,
+    lora_linear_triton,
+    stack_updates,
+)
 from owl_fast.kernels.paged_attention import paged_attention_reference, paged_attention_triton
 from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
@@ -40,13 +48,14 @@ from owl_fast.kernels.sampling import draw_reference as draw
 from owl_fast.kernels.sampling_kernel import sample_triton as sample
 from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
 from owl_fast.kernels.varlen_attention import varlen_attention_gpu, varlen_attention_reference
-from owl_fast.kernels.weights import Weight
+from owl_fast.kernels.weights import StackedLora, Weight
 
 __all__ = [
     "DecodeWorkspace",
     "LoraUpdate",
     "SamplingSettings",
     "SamplingState",
+    "StackedLora",
     "cross_attention",
     "decode_attention",
     "decodes_in_one_launch",
@@ -66,6 +75,7 @@ __all__ = [
     "sample",
     "sampling_settings",
     "sampling_state",
+    "stack_updates",
     "swiglu",
     "uses_kernels",
     "varlen_attention",
@@ -213,7 +223,7 @@ def lora_linear(
     x: Tensor,
     weight: Weight,
     bias: Tensor | None = None,
-    updates: Sequence[LoraUpdate] = (),
+    lora: Sequence[LoraUpdate] | StackedLora = (),
     *,
     norm: tuple[Tensor, float] | None = None,
     activation: Activation | None = None,
@@ -221,16 +231,45 @@ def lora_linear(
 ) -> Tensor:
     """residual + activation(linear(rms_norm(x))): x (..., in), weight (out, in) -> (..., out).
 
-    norm: weight (in,) and eps of an RMSNorm in front. "swiglu" takes [gate; up] and gives half as many rows.
+    lora: low-rank updates, or several adapters stacked (M, in only), which takes no gradients. norm: weight
+    (in,) and eps of an RMSNorm in front. "swiglu" takes [gate; up] and gives half as many rows.
     """
-    if norm is not None:
-        x = rms_norm(x, *norm)
-    if uses_kernels(x):
-        return lora_linear_triton(x, weight, bias, updates, activation=activation, residual=residual)
-    y = lora_linear_reference(x, weight, bias, updates)
-    if activation is not None:
-        y = swiglu(y) if activation == "swiglu" else quick_gelu(y)
-    return y if residual is None else residual + y
+    if not uses_kernels(x):
+        if isinstance(lora, StackedLora):
+            return fused_linear_reference(
+                x, weight, bias, lora, norm=norm, activation=activation, residual=residual
+            )
+        y = lora_linear_reference(x if norm is None else rms_norm(x, *norm), weight, bias, lora)
+        if activation is not None:
+            y = swiglu(y) if activation == "swiglu" else quick_gelu(y)
+        return y if residual is None else residual + y
+    if isinstance(lora, StackedLora):
+        return _linear_forward(x, weight, bias, lora, norm, activation, residual)
+    if not lora and not _records(x, weight, bias, residual, *(norm or ())):
+        return _linear_forward(x, weight, bias, None, norm, activation, residual)
+    x = x if norm is None else rms_norm(x, *norm)
+    return lora_linear_triton(x, weight, bias, lora, activation=activation, residual=residual)
+
+
+def _records(*inputs: object) -> bool:
+    """Whether a gradient with respect to any of them is wanted."""
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+
+
+def _linear_forward(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None,
+    lora: StackedLora | None,
+    norm: tuple[Tensor, float] | None,
+    activation: Activation | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """Without gradients: one launch for up to MOST_ROWS rows; for more, a norm takes one of its own."""
+    if x.dim() == 2 and len(x) <= MOST_ROWS:
+        return linear_few_rows(x, weight, bias, lora, norm=norm, activation=activation, residual=residual)
+    x = x if norm is None else rms_norm(x, *norm)
+    return linear_many_rows(x, weight, bias, lora, activation=activation, residual=residual)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Weight, targets: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ APART = {
 INFERENCE = {"PIL", "numpy", "safetensors", "sentencepiece", "torch", "tqdm"}
 EXTERNAL = {
     **dict.fromkeys(LEVEL, INFERENCE),
-    "kernels": {"torch", "triton"},
+    "kernels": {"flash_attn", "torch", "triton"},
     "chat": INFERENCE | {"prompt_toolkit", "rich"},
     "data": INFERENCE | {"rich"},
     "doctor": INFERENCE | {"rich"},

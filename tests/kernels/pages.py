@@ -16,7 +16,7 @@ NOWHERE = 2**30  # a block that is not there
 
 @dataclass
 class Pages:
-    """caches: keys, values and, in int8, their scales. tables (B, max_blocks) int32, lengths (B,) int32."""
+    """caches: keys, values and, in int8, their scales. tables (B, max_blocks) and lengths (B,) int32."""
 
     caches: list[Tensor]
     tables: Tensor
@@ -82,8 +82,9 @@ def make_pages(
         filled, scales = [q for q, _ in pairs], [s for _, s in pairs]
     for x in scales or filled:
         x[unused] = math.nan
-    context = torch.tensor(lengths, dtype=torch.int32, device=device)
-    return Pages(filled + scales, tables.to(device), context, block_size)
+    # Columns of one tensor, as the engine sends them.
+    both = torch.cat((torch.tensor(lengths, dtype=torch.int32)[:, None], tables), 1).to(device)
+    return Pages(filled + scales, both[:, 1:], both[:, 0], block_size)
 
 
 def fused_qkv(

@@ -24,8 +24,10 @@ def make_packed(backward: bool, device: torch.device) -> Work:
     lengths = [end - start for start, end in pairwise(BOUNDS)]
 
     def by_torch() -> Tensor:
-        parts = zip(*(x.transpose(0, 1)[None].split(lengths, 2) for x in (query, key, value)), strict=True)
-        return torch.cat([F.scaled_dot_product_attention(*part, is_causal=True) for part in parts], dim=2)
+        heads_first = (x.transpose(0, 1)[None] for x in (query, key, value))
+        parts = zip(*(torch.split(x, lengths, dim=2) for x in heads_first), strict=True)
+        done = [F.scaled_dot_product_attention(q, k, v, is_causal=True) for q, k, v in parts]
+        return torch.cat(done, dim=2)
 
     return work(
         lambda: ops.varlen_attention(query, key, value, BOUNDS, starts),
@@ -42,7 +44,8 @@ def make_dense(pictures: int, backward: bool, device: torch.device) -> Work:
     (fused,) = inputs(shape, backward, device, count=1)
 
     def by_torch() -> Tensor:
-        return F.scaled_dot_product_attention(*fused.permute(3, 0, 2, 1, 4).unbind())
+        q, k, v = fused.permute(3, 0, 2, 1, 4).unbind()
+        return F.scaled_dot_product_attention(q, k, v)
 
     return work(
         lambda: ops.dense_attention(*fused.unbind(3)),
