@@ -29,8 +29,8 @@ from owl_fast.kernels.paged_attention import check_tables, paged_attention_refer
 from owl_fast.kernels.rotary import check_rows, rotated
 
 # Tokens of a split. At D = 128 in bf16 a program of 256 threads loads 32 KB at once and takes 80 registers a
-# thread, so that three share an SM and keep 96 KB in flight (bandwidth times latency is 26 KB an SM on a
-# H200); one sequence of 512 tokens and 32 heads already makes 256 programs. Not measured yet.
+# thread (Triton 3.9), so that three share an SM with 96 KB in flight, where bandwidth times latency is 26 KB
+# on a H200; one sequence of 512 tokens and 32 heads already makes 256 programs. Not measured yet.
 SPLIT = 64
 PROGRAMS = 4096  # enough for even load on 132 SMs; more would only start to exit. Not measured yet.
 COMBINED = 32  # splits added up at once: all of 2048 tokens
@@ -127,7 +127,7 @@ def _decode_attention_kernel(
     new_v = tl.load(value + row * value_row + head * value_head + columns, mask=columns < HEAD_DIM, other=0.0)
     kept_k, new_k_scale = as_cached(new_k, key_cache, key_scale is not None)
     kept_v, new_v_scale = as_cached(new_v, value_cache, value_scale is not None)
-    if (slot >= 0) & ((splits - 1) % tl.num_programs(2) == first):  # the owner of the last split
+    if (slot >= 0) & (first == 0):  # one writer; no program reads the slot
         at = slot * KV_HEADS + head + one
         keep(kept_k, new_k_scale, key_cache, key_scale, at, one == 0, columns, HEAD_DIM)
         keep(kept_v, new_v_scale, value_cache, value_scale, at, one == 0, columns, HEAD_DIM)
