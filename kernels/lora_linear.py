@@ -2,16 +2,32 @@
 
     y = x W^T + b;   y[rows] += scale * (dropout(x) A^T) B^T   for each update
 
-Fused weights (q, k, v in one) keep one update per part, so each names the output rows it belongs to.
+Fused weights (q, k, v in one) keep one update per part, so each names the output rows it belongs to. In the
+kernels the updates of a weight are one: A's above each other, B's beside each other with zeros where a part
+has none, and one dropout mask for all. W may be quantized and is then frozen.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from owl_fast.kernels.dropout import Dropout
+from owl_fast.kernels.launch import check
+from owl_fast.kernels.linear_backward import input_gradient, low_rank_gradients, outer
+from owl_fast.kernels.linear_many_rows import linear_many_rows
+from owl_fast.kernels.linear_tiles import check_linear, flat_rows
+from owl_fast.kernels.quick_gelu import quick_gelu_reference
+from owl_fast.kernels.rms_norm import rms_norm_reference
+from owl_fast.kernels.swiglu import swiglu_reference
+from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight, dequantize
+
+Parts = tuple[tuple[int, int, float], ...]  # first and last + 1 output row, and scale, of each update
 
 
 class LoraUpdate(NamedTuple):
@@ -26,11 +42,178 @@ class LoraUpdate(NamedTuple):
 
 
 def lora_linear_reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None, updates: Sequence[LoraUpdate] = ()
+    x: Tensor, weight: Weight, bias: Tensor | None, updates: Sequence[LoraUpdate] = ()
 ) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) or None -> (..., out)."""
-    y = F.linear(x, weight, bias)
+    y = F.linear(x, weight if isinstance(weight, Tensor) else dequantize(weight, x.dtype), bias)
     for start, end, a, b, scale, dropout in updates:
         source = F.dropout(x, dropout) if dropout else x
         y[..., start:end] += scale * F.linear(F.linear(source, a.to(x.dtype)), b.to(x.dtype))
     return y
+
+
+def fused_linear_reference(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    lora: StackedLora | None = None,
+    *,
+    norm: tuple[Tensor, float] | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """act(rms_norm(x) W^T + b + lora) + residual: x (M, K), W (N, K) -> (M, N), after "swiglu" (M, N / 2)."""
+    if norm is not None:
+        x = rms_norm_reference(x, *norm)
+    y = F.linear(x, dequantize(weight, x.dtype), bias)
+    if lora is not None:
+        index = lora.index if lora.index is not None else x.new_zeros(len(x), dtype=torch.int32)
+        own = index.clamp(min=0).long()
+        low = torch.einsum("mk,mrk->mr", x, lora.a.to(x.dtype)[own]) * lora.scale.to(x.dtype)[own]
+        update = torch.einsum("mr,mnr->mn", low, lora.b.to(x.dtype)[own])
+        y = torch.where(index[:, None] < 0, y, y + update)
+    if activation is not None:
+        y = {"swiglu": swiglu_reference, "quick_gelu": quick_gelu_reference}[activation](y)
+    return y if residual is None else y + residual
+
+
+def lora_linear_triton(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    updates: Sequence[LoraUpdate] = (),
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """As lora_linear_reference, on a GPU with gradients for x, dense weight, bias, residual, every a and b.
+
+    activation and residual as linear_many_rows takes them. Where a gradient is wanted they are operations of
+    their own: backward of an activation needs its input, which a fused kernel would have to write as well.
+    Under autocast x, weight and bias are cast first, as torch's linear casts them.
+    """
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+        weight = weight.to(dtype) if isinstance(weight, Tensor) else weight
+    check_linear(x, weight, bias)
+    check_updates(updates, x, weight.shape[0])
+    dropout = Dropout.draw(updates[0].dropout) if updates and updates[0].dropout else None
+    parts = tuple((u.start, u.end, u.scale) for u in updates)
+    pairs = [t for update in updates for t in (update.a, update.b)]
+    tensors = [t for t in (x, weight, bias, residual, *pairs) if isinstance(t, Tensor)]
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+        lora = _stacked(parts, pairs, weight.shape[0], x.dtype)
+        if residual is None or residual.dtype == x.dtype:
+            return linear_many_rows(
+                x, weight, bias, lora, activation=activation, residual=residual, dropout=dropout
+            )
+        return residual + linear_many_rows(x, weight, bias, lora, activation=activation, dropout=dropout)
+    dense, packed = (weight, None) if isinstance(weight, Tensor) else (None, weight)
+    y = _LoraLinear.apply(x, dense, packed, bias, dropout, parts, *pairs)
+    if activation is not None:
+        y = swiglu_reference(y) if activation == "swiglu" else quick_gelu_reference(y)
+    return y if residual is None else residual + y
+
+
+class _LoraLinear(torch.autograd.Function):
+    """Keeps x and the seed of the dropout; the weights are the caller's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dense: Tensor | None,
+        packed: Int8Weight | Int4Weight | None,
+        bias: Tensor | None,
+        dropout: Dropout | None,
+        parts: Parts,
+        *pairs: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, dense, *pairs)
+        ctx.packed, ctx.dropout, ctx.parts = packed, dropout, parts
+        weight = _either(dense, packed)
+        lora = _stacked(parts, pairs, weight.shape[0], x.dtype)
+        return linear_many_rows(x, weight, bias, lora, dropout=dropout)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, dense, *pairs = ctx.saved_tensors
+        weight, rows, given = _either(dense, ctx.packed), flat_rows(x), flat_rows(dy)
+        wanted_x, wanted_weight, _, wanted_bias, *_ = ctx.needs_input_grad
+        lora, dt = _stacked(ctx.parts, pairs, weight.shape[0], x.dtype), None
+        gradients: list[Tensor | None] = [None] * len(pairs)
+        if lora is not None:
+            wanted = ctx.needs_input_grad[6:]
+            da, db, dt = low_rank_gradients(
+                rows, given, lora, ctx.dropout, (any(wanted[::2]), any(wanted[1::2]))
+            )
+            gradients = _parted(da, db, ctx.parts, pairs, wanted)
+        dx = None
+        if wanted_x:
+            dx = input_gradient(given, weight, lora, dt, ctx.dropout).view(x.shape)
+        dw = outer(given, rows, x.dtype) if wanted_weight else None
+        # One pass over dy at the speed of memory: torch's reduction has a fixed order and sums in fp32.
+        return dx, dw, None, given.sum(0) if wanted_bias else None, None, None, *gradients
+
+
+def _either(dense: Tensor | None, packed: Int8Weight | Int4Weight | None) -> Weight:
+    weight = packed if dense is None else dense
+    assert weight is not None
+    return weight
+
+
+def stack_updates(updates: Sequence[LoraUpdate], outputs: int, dtype: torch.dtype) -> StackedLora:
+    """Updates of a weight (outputs, in), at least one, as one adapter; a copy, which later changes miss."""
+    parts = tuple((u.start, u.end, u.scale) for u in updates)
+    stacked = _stacked(parts, [t for update in updates for t in (update.a, update.b)], outputs, dtype)
+    assert stacked is not None
+    return stacked
+
+
+def _stacked(parts: Parts, pairs: Sequence[Tensor], outputs: int, dtype: torch.dtype) -> StackedLora | None:
+    """All updates of a weight as one: A's above each other, B's beside each other in their rows."""
+    if not parts:
+        return None
+    a = torch.cat([a.detach().to(dtype) for a in pairs[::2]])
+    b = a.new_zeros(outputs, len(a))
+    place = 0
+    for (start, end, _), part in zip(parts, pairs[1::2], strict=True):
+        b[start:end, place : place + part.shape[1]] = part.detach()
+        place += part.shape[1]
+    scales = tuple((len(a), scale) for a, (_, _, scale) in zip(pairs[::2], parts, strict=True))
+    return StackedLora(a[None], b[None], _scales(scales, a.device), None)
+
+
+@functools.cache
+def _scales(parts: tuple[tuple[int, float], ...], device: torch.device) -> Tensor:
+    """(1, R), the scale of every rank; kept, because a copy to a GPU waits for it."""
+    return torch.tensor([[scale for rank, scale in parts for _ in range(rank)]], device=device)
+
+
+def _parted(
+    da: Tensor | None, db: Tensor | None, parts: Parts, pairs: Sequence[Tensor], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """dA (R, K) and dB^T (R, N) of all updates -> the gradient of each a and b that wants one."""
+    gradients: list[Tensor | None] = []
+    place = 0
+    for i, (start, end, _) in enumerate(parts):
+        a, b = pairs[2 * i], pairs[2 * i + 1]
+        ranks = slice(place, place + len(a))
+        gradients.append(da[ranks].to(a.dtype) if da is not None and wanted[2 * i] else None)
+        wants_b = wanted[2 * i + 1]
+        gradients.append(db[ranks, start:end].T.to(b.dtype) if db is not None and wants_b else None)
+        place += len(a)
+    return gradients
+
+
+def check_updates(updates: Sequence[LoraUpdate], x: Tensor, outputs: int) -> None:
+    """Updates fit a weight (outputs, in) and share one dropout, for they share its mask."""
+    for update in updates:
+        start, end, a, b, _, dropout = update
+        check(0 <= start < end <= outputs, f"rows [{start}, {end})", f"some of the weight's {outputs} rows")
+        check(a.dim() == 2 and a.shape[1] == x.shape[-1] and a.device == x.device, a, f"(r, {x.shape[-1]})")
+        check(b.shape == (end - start, len(a)) and b.device == x.device, b, f"{(end - start, len(a))}")
+        same = dropout == updates[0].dropout and 0 <= dropout < 1
+        check(same, f"dropout {dropout}", f"{updates[0].dropout}, as the first update has, in [0, 1)")

@@ -22,7 +22,7 @@ LAYERS = (
     ("engine", "evaluation", "serving", "training"),
     (
         *("chat", "cli", "compat", "completion", "data", "doctor", "evaluate", "quantize", "serve"),
-        *("settings", "summary", "train"),
+        *("settings", "summary", "train", "__main__"),
     ),
     ("benchmarks", "export", "recipes"),
 )

@@ -1,0 +1,136 @@
+"""CUDA graphs: a step over fixed tensors is recorded once and replayed with new contents.
+
+A decode step launches some 160 kernels that take microseconds each; replaying them as one costs the host one
+call. Sizes are rounded up to a bucket; the rows in excess write nothing and are not looked at. Until a bucket
+is recorded its steps run eagerly, with the same kernels and the same results.
+
+n sequences, B the bucket's size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from owl_fast.engine.kv_cache import KVCache, blocks_for
+from owl_fast.engine.scheduler import Span
+from owl_fast.models.batch import PackedBatch, PagedCache
+
+BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+Work = Callable[[], Tensor]
+
+
+class Capture(Protocol):
+    """Records what `work` launches; the result replays it and returns the tensor that work returned."""
+
+    def __call__(self, work: Work, /) -> Work: ...
+
+
+def cuda_capture(work: Work) -> Work:
+    """Run once beside the capture, so that nothing is compiled or allocated for good while it records."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        work()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = work()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+class DecodeInputs:
+    """What a step of up to `size` single rows is told, always at the same addresses."""
+
+    def __init__(self, cache: KVCache, size: int, max_blocks: int, device: torch.device) -> None:
+        pinned = device.type == "cuda"
+        self._rows = torch.zeros(3, size, dtype=torch.int64, pin_memory=pinned)
+        self._lengths = torch.zeros(size, 1 + max_blocks, dtype=torch.int32, pin_memory=pinned)
+        self._sent = self._rows.to(device), self._lengths.to(device)
+        self._block_size = cache.block_size
+        (ids, positions, slots), lengths = self._sent[0].unbind(), self._sent[1]
+        self.batch = PackedBatch(
+            token_ids=ids,
+            positions=positions,
+            cu_seqlens=torch.arange(size + 1, dtype=torch.int32, device=device),
+            bounds=tuple(range(size + 1)),
+            cache=PagedCache(cache.layers, slots, lengths[:, 1:], lengths[:, 0], lengths=()),
+        )
+
+    def fill(self, spans: Seq[Span]) -> None:
+        """Rows beyond the spans get no slot and no keys."""
+        rows, lengths = self._rows.numpy(), self._lengths.numpy()
+        rows[:2, len(spans) :], rows[2, len(spans) :], lengths[len(spans) :] = 0, -1, 0
+        for i, span in enumerate(spans):
+            table, position = span.sequence.table, span.start
+            slot = table[position // self._block_size] * self._block_size + position % self._block_size
+            rows[:, i] = span.sequence.token_ids[position], position, slot
+            lengths[i, 0] = span.end
+            lengths[i, 1 : 1 + len(table)] = table
+        for sent, host in zip(self._sent, (self._rows, self._lengths), strict=True):
+            sent.copy_(host, non_blocking=True)
+
+
+class DecodeGraphs:
+    """Steps in which every sequence gets one row.
+
+    `between_steps` lends the model to the thread that records: eager steps go on until then.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[PackedBatch], Tensor],
+        cache: KVCache,
+        max_batch: int,
+        max_context: int,
+        device: torch.device,
+        between_steps: Callable[[], AbstractContextManager[None]],
+        capture: Capture = cuda_capture,
+    ) -> None:
+        """model: a batch -> logits (rows, V)."""
+        self._model, self._capture, self._between_steps = model, capture, between_steps
+        self._sizes = (*(size for size in BUCKETS if size < max_batch), max_batch)
+        max_blocks = blocks_for(max_context, cache.block_size)
+        self._make = lambda size: DecodeInputs(cache, size, max_blocks, device)
+        self._inputs: dict[int, DecodeInputs] = {}
+        self._recorded: dict[int, Work] = {}
+        self._wanted: set[int] = set()
+
+    def run(self, spans: Seq[Span]) -> Tensor:
+        """Logits (n, V) in the model's dtype; they stay as they are until the next step."""
+        size = self._sizes[bisect_left(self._sizes, len(spans))]
+        if size not in self._inputs:
+            self._inputs[size] = self._make(size)
+        self._inputs[size].fill(spans)
+        if size in self._recorded:
+            return self._recorded[size]()[: len(spans)]
+        self._want(size)
+        return self._model(self._inputs[size].batch)[: len(spans)]
+
+    def forget(self) -> None:
+        """The model's weights have moved: what is recorded would read the old ones."""
+        self._recorded.clear()
+
+    def _want(self, size: int) -> None:
+        if size not in self._wanted:
+            self._wanted.add(size)
+            threading.Thread(target=self._record, args=(size,), name="owl_fast-graphs", daemon=True).start()
+
+    def _record(self, size: int) -> None:
+        with self._between_steps(), torch.inference_mode():
+            batch = self._inputs[size].batch
+            self._recorded[size] = self._capture(lambda: self._model(batch))
+            self._wanted.discard(size)
