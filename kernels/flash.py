@@ -301,7 +301,7 @@ def padded(rows: int) -> int:
 def as_autocast(*tensors: Any) -> tuple[Any, ...]:
     """Tensors, or None, in autocast's dtype where it is on: so torch's own attention takes its inputs."""
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(None if x is None else x.to(dtype) for x in tensors)

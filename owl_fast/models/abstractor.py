@@ -7,6 +7,7 @@ N pictures, Q queries, P image rows (class row included), E width, H heads, D = 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,8 +118,7 @@ class AbstractorEncoder(nn.Module):
         return self._folded(*self._projections(), image)
 
     def _projections(self) -> tuple[list[LayerNorm], list[Linear]]:
-        blocks = [layer.get_submodule("crossattention") for layer in self.layers]
-        assert all(isinstance(block, AbstractorCrossAttention) for block in blocks)
+        blocks: list[Any] = [layer.crossattention for layer in self.layers]
         return [block.normk for block in blocks], [block.attention.key_value for block in blocks]
 
 
