@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases.ops.case import Case, Run, Work
+from benchmarks.cases.ops.case import Case, Work
+from benchmarks.timing import Run
 from owl_fast import ops
 
 BOUNDS = (0, 192, 640, 1280, 2048)
