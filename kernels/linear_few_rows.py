@@ -195,8 +195,8 @@ def _check_lora(lora: StackedLora, x: Tensor, outputs: int) -> None:
     _same(lora.a, (adapters, rank, x.shape[1]), x.dtype, x.device)
     _same(lora.b, (adapters, outputs, rank), x.dtype, x.device)
     _same(lora.scale, (adapters, rank), torch.float32, x.device)
-    if lora.index is not None:
-        _same(lora.index, (x.shape[0],), torch.int32, x.device)
+    if lora.owner is not None:
+        _same(lora.owner, (x.shape[0],), torch.int32, x.device)
 
 
 def _same(

@@ -67,7 +67,7 @@ def fused_linear_reference(
         x = rms_norm_reference(x, *norm)
     y = F.linear(x, dequantize(weight, x.dtype), bias)
     if lora is not None:
-        index = lora.index if lora.index is not None else x.new_zeros(len(x), dtype=torch.int32)
+        index = lora.owner if lora.owner is not None else x.new_zeros(len(x), dtype=torch.int32)
         own = index.clamp(min=0).long()
         low = torch.einsum("mk,mrk->mr", x, lora.a.to(x.dtype)[own]) * lora.scale.to(x.dtype)[own]
         update = torch.einsum("mr,mnr->mn", low, lora.b.to(x.dtype)[own])

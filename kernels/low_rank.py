@@ -141,9 +141,9 @@ def shrink(
 
 def branch_of(x: Tensor, lora: StackedLora, dropout: Dropout | None = None) -> Branch:
     """The update of rows x (M, K); T is left to the main kernel where that is cheap."""
-    if lora.index is None and dropout is None and lora.a.shape[1] <= INSIDE:
+    if lora.owner is None and dropout is None and lora.a.shape[1] <= INSIDE:
         return Branch(lora.b, None, lora.a, lora.scale)
-    return Branch(lora.b, shrink(x, lora.a, lora.scale, lora.index, dropout), owner=lora.index)
+    return Branch(lora.b, shrink(x, lora.a, lora.scale, lora.owner, dropout), owner=lora.owner)
 
 
 def check_lora(lora: StackedLora, x: Tensor, outputs: int, rows: int) -> None:
@@ -154,8 +154,8 @@ def check_lora(lora: StackedLora, x: Tensor, outputs: int, rows: int) -> None:
         (lora.b, (adapters, outputs, rank), x.dtype),
         (lora.scale, (adapters, rank), torch.float32),
     ]
-    if lora.index is not None:
-        wanted.append((lora.index, (rows,), torch.int32))
+    if lora.owner is not None:
+        wanted.append((lora.owner, (rows,), torch.int32))
     for part, shape, dtype in wanted:
         fits = part.shape == shape and part.dtype == dtype and part.device == x.device
         check(fits and part.is_contiguous(), part, f"a contiguous {dtype} {shape} on {x.device}")

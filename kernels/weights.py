@@ -38,16 +38,16 @@ class Int4Weight(NamedTuple):
 
 
 class StackedLora(NamedTuple):
-    """Adapters of one layer side by side: y[m] += ((x[m] A[i]^T) * scale[i]) B[i]^T with i = index[m].
+    """Adapters of one layer side by side: y[m] += ((x[m] A[i]^T) * scale[i]) B[i]^T with i = owner[m].
 
-    a (n, R, K), b (n, N, R), scale (n, R) fp32, index (M,) int32 with -1 for no adapter, or None: 0 for all
+    a (n, R, K), b (n, N, R), scale (n, R) fp32, owner (M,) int32 with -1 for no adapter, or None: 0 for all
     rows. Smaller ranks and updates of some output rows are filled up with zeros (in b, and in scale).
     """
 
     a: Tensor
     b: Tensor
     scale: Tensor
-    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index
+    owner: Tensor | None = None
 
 
 Weight = Tensor | Int8Weight | Int4Weight

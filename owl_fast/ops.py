@@ -45,12 +45,15 @@ from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm
 from owl_fast.kernels.rotary import rotary_reference, rotary_tables, rotary_triton
 from owl_fast.kernels.sampling import SamplingSettings, SamplingState, sampling_settings, sampling_state
 from owl_fast.kernels.sampling import draw_reference as draw
+from owl_fast.kernels.sampling_kernel import NONE_ALLOWED, NOT_FINITE
 from owl_fast.kernels.sampling_kernel import sample_triton as sample
 from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
 from owl_fast.kernels.varlen_attention import varlen_attention_gpu, varlen_attention_reference
 from owl_fast.kernels.weights import StackedLora, Weight
 
 __all__ = [
+    "NONE_ALLOWED",
+    "NOT_FINITE",
     "DecodeWorkspace",
     "LoraUpdate",
     "SamplingSettings",

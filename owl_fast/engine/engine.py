@@ -12,6 +12,7 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor
 
+from owl_fast import ops
 from owl_fast.checkpoints import save_model
 from owl_fast.checkpoints.folder import WeightFolder
 from owl_fast.config import OwlConfig
@@ -19,6 +20,8 @@ from owl_fast.conversation import Conversation
 from owl_fast.engine.adapters import Adapters
 from owl_fast.engine.async_stream import AsyncStream, Pump
 from owl_fast.engine.dialogue import Chat
+from owl_fast.engine.drawing import DeviceSampler
+from owl_fast.engine.graphs import Recorder
 from owl_fast.engine.inputs import InputReader, Prompt, PromptItem, is_messages
 from owl_fast.engine.kv_cache import BlockAllocator, KVCache, blocks_for
 from owl_fast.engine.loop import Loop
@@ -79,7 +82,11 @@ class Engine:
         cache = KVCache(llama, max_batch * blocks_for(self.max_context), model.dtype, model.device)
         self._runner = Runner(model, cache, self._adapters)
         scheduler = Scheduler(BlockAllocator(cache.num_blocks), max_batch, max(step_tokens, max_batch))
-        self._loop = Loop(scheduler, self._runner, tokenizer.eos_id)
+        sampler = DeviceSampler(max_batch, self.max_context, tokenizer.eos_id, model.device)
+        on_device = ops.uses_kernels(model.query_tokens)
+        self._loop = Loop(scheduler, self._runner, tokenizer.eos_id, sampler if on_device else None)
+        if model.device.type == "cuda":
+            self._runner.record(Recorder(self._loop.between_steps), max_batch, self.max_context)
         self._pump = Pump(self._loop)
 
     @classmethod

@@ -56,7 +56,7 @@ def cuda_capture(work: Work) -> Work:
 
 
 class Recorder:
-    """Records in a thread of its own, between two steps: until then, and where it fails, work runs eagerly."""
+    """Records in a thread of its own, between two steps. Until then, and where it fails, work runs eagerly."""
 
     def __init__(
         self, between_steps: Callable[[], AbstractContextManager[None]], capture: Capture = cuda_capture

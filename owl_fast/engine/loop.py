@@ -26,7 +26,6 @@ from owl_fast.engine.scheduler import Scheduler, Span, StepPlan
 from owl_fast.errors import OwlError
 from owl_fast.lora import Adapter
 
-
 NOT_FINITE = "the model produced numbers that are not finite; nothing more can be said"
 NONE_ALLOWED = "no_repeat_ngram and min_tokens forbid every token; loosen them"
 

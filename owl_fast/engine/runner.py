@@ -55,6 +55,7 @@ class Runner:
 
     def _encode(self, pixels: Tensor) -> Tensor:
         if pixels.dim() == 3 and self._records():
+            self.model.abstractor.encoder.renew_folded()
             return self._picture.run(pixels[None], self.model.query_tokens)
         if pixels.dim() == 3:
             return self.model.encode_images(pixels[None])

@@ -111,6 +111,10 @@ class AbstractorEncoder(nn.Module):
             queries = layer(queries, image, projected)
         return queries
 
+    def renew_folded(self) -> None:
+        """Follow changes of the weights in place, as every forward does that is not a replay."""
+        self._folded.refresh(*self._projections())
+
     def _projected(self, image: Tensor) -> Sequence[Tensor | None]:
         """Keys and values (N, P, 2 E) for every layer, where kernels run and nothing is trained."""
         if self.training or torch.is_grad_enabled() or not ops.uses_kernels(image):

@@ -179,7 +179,7 @@ def test_no_adapter_is_no_adapter(device: torch.device, rows: int) -> None:
     x, weight = (random(*shape, dtype=torch.bfloat16, device=device) for shape in ((rows, 40), (9, 40)))
     a, b = (torch.full(shape, math.nan, dtype=x.dtype, device=device) for shape in ((1, 2, 40), (1, 9, 2)))
     lora = StackedLora(a, b, torch.ones(1, 2, device=device), torch.full((rows,), -1, dtype=torch.int32))
-    lora = lora._replace(index=lora.index.to(device)) if lora.index is not None else lora
+    lora = lora._replace(index=lora.owner.to(device)) if lora.owner is not None else lora
     assert torch.equal(linear_few_rows(x, weight, None, lora), linear_few_rows(x, weight))
 
 

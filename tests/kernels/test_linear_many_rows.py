@@ -103,7 +103,7 @@ def test_updates(device: torch.device, adapters: int, rank: int, dtype: torch.dt
 def test_rows_without_adapter_are_the_plain_layer(device: torch.device) -> None:
     x, weight = random(40, 33, device=device), random(20, 33, device=device, seed=1)
     lora = lora_of(2, 6, 20, 33, 40, torch.float32, device)
-    none = lora.index == -1
+    none = lora.owner == -1
     assert torch.equal(linear_many_rows(x, weight, None, lora)[none], linear_many_rows(x, weight)[none])
 
 

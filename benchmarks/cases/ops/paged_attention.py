@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from benchmarks.cases.ops.case import Case, Run, Work
+from benchmarks.cases.ops.case import Case, Work
+from benchmarks.timing import Run
 from owl_fast import ops
 
 HEADS, HEAD_DIM, BLOCK, CONTEXT, THETA = 32, 128, 16, 2048, 10000.0
