@@ -181,9 +181,7 @@ def launch_spec(
     parts = 1
     while parts < 4 and rows <= _MANY and 2 * parts * tiles <= 2 * processors and inner >= 2 * parts * 1024:
         parts *= 2  # two blocks fit a multiprocessor; a part shorter than 1024 is mostly filling the pipeline
-    if (
-        nearest >= 100
-    ):  # else the assembler stops at 64 or 128 registers for the sake of occupancy, and spills
+    if nearest >= 100:  # unless told so, the assembler stops at 64 or 128 registers for occupancy, and spills
         block["maxnreg"] = 255
     return {**block, "GROUP_M": 8, "PARTS": parts}
 
