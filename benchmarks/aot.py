@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -25,34 +26,43 @@ TARGETS = tuple(SHARED_LIMIT)
 class Resources:
     """What a compiled kernel takes. spilled: bytes of local memory a thread keeps registers in."""
 
-    kernel: str
-    capability: int
-    warps: int
     registers: int
     spilled: int
     shared: int
     float_atomics: bool
 
 
-def compile_launch(launch: Launch, capability: int) -> Resources:
-    """Any error of the compiler goes on to the caller."""
+@dataclass(frozen=True)
+class Program:
+    """A launch as the compiler of one target sees it: launches of equal keys are one program."""
+
+    source: Any
+    options: Any
+    target: Any
+
+    @property
+    def key(self) -> str:
+        return str(self.source.hash())
+
+
+def program(launch: Launch, capability: int) -> Program:
+    """With the types, the constants and what is known of strides and addresses (divisible by 16, 1)."""
     target = GPUTarget("cuda", capability, 32)
     backend = make_backend(target)
-    kernel, settings = (
-        launch.kernel,
-        {**launch.settings, **OPTIONS, "debug": False, "instrumentation_mode": ""},
-    )
+    kernel = launch.kernel
+    settings = {**launch.settings, **OPTIONS, "debug": False, "instrumentation_mode": ""}
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     options, signature, constants, attributes = kernel._pack_args(
         backend, settings, *bind(*launch.args, **settings)
     )
-    source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=target, options=options.__dict__)
+    return Program(ASTSource(kernel, signature, constants, attributes), options, target)
+
+
+def compile_program(given: Program) -> Resources:
+    """Any error of the compiler goes on to the caller."""
+    compiled = triton.compile(given.source, target=given.target, options=given.options.__dict__)
     registers, stack, local = _usage(compiled.asm["cubin"])
     return Resources(
-        kernel=launch.name,
-        capability=capability,
-        warps=compiled.metadata.num_warps,
         registers=registers,
         spilled=stack + local,
         shared=compiled.metadata.shared,

@@ -1,4 +1,4 @@
-"""What the benchmark cases share: rows, the machine they were measured on, and the memory of a process."""
+"""What the benchmark cases share: rows, their table, and the report that says where they were measured."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import platform
 import statistics
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = ("torch", "safetensors", "triton")
+NUMBERS = "p20", "median", "p80"
+LIBRARIES = ("torch", "safetensors", "triton", "transformers")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured quantity. limit_fraction: median / limit, or None where no limit is named.
+    """One measured quantity.
 
-    case and shape say what ran, contender who ran it ("owl_fast", or a peer's name).
+    case and shape say what ran, contender who ran it ("owl_fast", or a peer's name). limit_fraction: how much
+    of what the machine gives was reached, None where no limit is named. rate: work done in the median time.
+    note: what the reader has to know; of a peer that is not there, why (its numbers are None).
     """
 
     case: str
@@ -34,10 +35,13 @@ class Row:
     contender: str
     metric: str
     unit: str
-    p20: float
-    median: float
-    p80: float
+    p20: float | None = None
+    median: float | None = None
+    p80: float | None = None
     limit_fraction: float | None = None
+    rate: float | None = None
+    rate_unit: str = ""
+    note: str = ""
 
 
 def row(
@@ -48,11 +52,17 @@ def row(
     unit: str,
     values: Sequence[float],
     limit: float | None = None,
+    note: str = "",
 ) -> Row:
-    """Summary of repeated measurements of one quantity; limit is in the same unit."""
+    """Summary of repeated measurements of one quantity, of which `limit` (in the same unit) is the most."""
     p20, median, p80 = quantiles(values)
     fraction = median / limit if limit else None
-    return Row(case, shape, contender, metric, unit, p20, median, p80, fraction)
+    return Row(case, shape, contender, metric, unit, p20, median, p80, fraction, note=note)
+
+
+def absent(case: str, shape: str, contender: str, metric: str, unit: str, reason: str) -> Row:
+    """A peer that gave no numbers."""
+    return Row(case, shape, contender, metric, unit, note=f"absent: {reason}")
 
 
 def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -61,6 +71,31 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     fifths = statistics.quantiles(values, n=5, method="inclusive")
     return fifths[0], statistics.median(values), fifths[3]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as aligned text."""
+    head = ("case", "shape", "contender", "metric", *NUMBERS, "unit", "rate", "of limit", "note")
+    lines: list[tuple[str, ...]] = [head]
+    for r in rows:
+        numbers = (_number(getattr(r, name)) for name in NUMBERS)
+        rate = "" if r.rate is None else f"{_number(r.rate)} {r.rate_unit}"
+        fraction = "" if r.limit_fraction is None else f"{r.limit_fraction:.1%}"
+        lines.append((r.case, r.shape, r.contender, r.metric, *numbers, r.unit, rate, fraction, r.note))
+    used = [i for i in range(len(head)) if any(line[i] for line in lines[1:])]
+    widths = {i: max(len(line[i]) for line in lines) for i in used}
+    return "\n".join("  ".join(line[i].ljust(widths[i]) for i in used).rstrip() for line in lines)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+
+
+def report(rows: Sequence[Row]) -> dict[str, Any]:
+    """The JSON document of a run."""
+    return {**environment(), "rows": [asdict(r) for r in rows]}
 
 
 def environment() -> dict[str, Any]:
@@ -77,79 +112,6 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Rows as aligned text."""
-    head = ("case", "shape", "contender", "metric", "p20", "median", "p80", "unit", "of limit")
-    lines = [head] + [
-        (
-            r.case,
-            r.shape,
-            r.contender,
-            r.metric,
-            *(f"{value:.4g}" for value in (r.p20, r.median, r.p80)),
-            r.unit,
-            "" if r.limit_fraction is None else f"{r.limit_fraction:.1%}",
-        )
-        for r in rows
-    ]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def report(rows: Sequence[Row]) -> dict[str, Any]:
-    """The JSON document of a run."""
-    return {**environment(), "rows": [asdict(r) for r in rows]}
-
-
-def resident_bytes() -> int:
-    """Anonymous and shared memory of this process; pages of mapped files are the system's to take back."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        fields = dict(line.split(":", 1) for line in status)
-    return sum(int(fields[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
-
-
-class MemoryPeak:
-    """Largest resident_bytes() while the block runs, sampled every `interval` seconds by a thread."""
-
-    def __init__(self, interval: float = 0.005) -> None:
-        self.value = 0
-        self._interval = interval
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> MemoryPeak:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join()
-        self.value = max(self.value, resident_bytes())
-
-    def _sample(self) -> None:
-        while not self._done.wait(self._interval):
-            self.value = max(self.value, resident_bytes())
-
-
-def available_bytes() -> int:
-    """Memory the system can hand out without swapping."""
-    with open("/proc/meminfo", encoding="ascii") as info:
-        fields = dict(line.split(":", 1) for line in info)
-    return int(fields["MemAvailable"].split()[0]) << 10
-
-
-def forget_cached(path: Path) -> None:
-    """Drop a file's pages from the system's cache, so that the next read comes from the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
 
 
 def fail(message: str) -> NoReturn:

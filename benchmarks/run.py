@@ -3,27 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when it is not installed
 
-from benchmarks import harness
-from benchmarks.cases import kernel_resources, load
+from benchmarks import harness, models, timing
+from owl_fast.engine.placement import pick_device
+from owl_fast.errors import OwlError
 
-CASES = {"kernel-resources": kernel_resources.run, "load": load.run}
+# Case -> its module under benchmarks/cases, imported when it is asked for: not every case runs everywhere.
+CASES = {
+    "kernel-resources": "kernel_resources",
+    "ops": "operations",
+    "decode": "decode",
+    "prefill": "prefill",
+    "vision": "vision",
+    "load": "load",
+}
+UNTIMED = ("kernel-resources", "load")  # nothing in them is held against the device's rates
 EXAMPLES = """examples:
-  python benchmarks/run.py load --size tiny                   seconds; runs anywhere
+  python benchmarks/run.py load --model tiny                  seconds; runs anywhere
   python benchmarks/run.py load --work-dir /data              a 7B folder: 15 GB of disk and of memory
-  python benchmarks/run.py load --json benchmarks/results/load.json
+  python benchmarks/run.py ops decode prefill vision load --device cuda --json benchmarks/results/NAME.json
+  python benchmarks/run.py ops decode prefill vision --device cpu --model tiny
   python benchmarks/run.py kernel-resources                   GPU kernels compiled for six kinds of GPU
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 when every case ran within its limits, 2 with one line on stderr when not."""
+    """0 when every case ran within its limits, 1 when kernels do not fit a GPU, 2 when a case cannot run."""
+    args = _parser().parse_args(argv)
+    if not args.work_dir.is_dir():
+        _parser().error(f"--work-dir {args.work_dir}: no such folder")
+    try:
+        rows = [found for case in args.cases for found in _case(case)(args)]
+        if set(args.cases) - set(UNTIMED):
+            rows = timing.machine(pick_device(args.device)).rows() + rows
+    except OwlError as error:
+        harness.fail(str(error))
+    if args.json is not None:
+        args.json.write_text(json.dumps(harness.report(rows), indent=2) + "\n", encoding="utf-8")
+    if rows:
+        print(harness.table(rows))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmarks/run.py",
         description=f"Benchmark cases of owl_fast: {', '.join(CASES)}.",
@@ -32,7 +62,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("cases", nargs="+", choices=CASES, metavar="CASE", help=f"one of {', '.join(CASES)}")
     parser.add_argument(
-        "--size", choices=("7b", "tiny"), default="7b", help="model size (default: %(default)s)"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--model",
+        choices=models.NAMES,
+        default="7b-random",
+        help="sizes of the model, whose weights are random (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="ops, kernel-resources: operations with TEXT in their name",
+    )
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out the peers of torch.compile, a minute each"
     )
     parser.add_argument(
         "--work-dir",
@@ -44,14 +89,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help="also write the rows with device and versions"
     )
-    args = parser.parse_args(argv)
-    if not args.work_dir.is_dir():
-        parser.error(f"--work-dir {args.work_dir}: no such folder")
-    rows = [found for case in args.cases for found in CASES[case](args)]
-    print(harness.table(rows))
-    if args.json is not None:
-        args.json.write_text(json.dumps(harness.report(rows), indent=2) + "\n", encoding="utf-8")
-    return 0
+    return parser
+
+
+def _case(name: str) -> Callable[[argparse.Namespace], list[harness.Row]]:
+    try:
+        return importlib.import_module(f"benchmarks.cases.{CASES[name]}").run
+    except ModuleNotFoundError as error:
+        harness.fail(f"{name} needs {error.name}, which is not installed: pip install {error.name}")
 
 
 if __name__ == "__main__":

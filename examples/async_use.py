@@ -9,7 +9,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from owl_fast import Engine
+from owl_fast import Engine, OwlError
 
 PICTURES = Path(__file__).parent
 
@@ -43,4 +43,7 @@ async def main(model: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:2]))
+    try:
+        asyncio.run(main(*sys.argv[1:2]))
+    except OwlError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from owl_fast import DataError, Engine, ImageError, OwlError, SamplingParams
 from owl_fast.images import load_image
 
+BEGIN = b'{"image": "'  # of every line written
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
 
@@ -27,10 +28,12 @@ def finished(out: Path) -> set[str]:
     """Names that have their line. A line that an interruption cut in half is taken off the file."""
     if not out.exists():
         return set()
-    whole = out.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
+    data = out.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
     try:
         names = {str(json.loads(line)["image"]) for line in whole.splitlines()}
+        if data[len(whole) :][: len(BEGIN)] != BEGIN[: len(data) - len(whole)]:
+            raise ValueError
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{out}: holds other lines than this program writes; name another file") from None
     with out.open("r+b") as file:
@@ -61,6 +64,8 @@ def caption(engine: Engine, prompt: str, params: SamplingParams, pictures: list[
 
 def run(args: argparse.Namespace) -> int:
     folder, out = Path(args.folder), Path(args.out)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
     names = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in ENDINGS
     )

@@ -55,4 +55,7 @@ def main(model: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    try:
+        main(*sys.argv[1:2])
+    except OwlError as error:  # the model cannot be had
+        raise SystemExit(f"error: {error}") from None

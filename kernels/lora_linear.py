@@ -164,6 +164,14 @@ def _either(dense: Tensor | None, packed: Int8Weight | Int4Weight | None) -> Wei
     return weight
 
 
+def stack_updates(updates: Sequence[LoraUpdate], outputs: int, dtype: torch.dtype) -> StackedLora:
+    """Updates of a weight (outputs, in), at least one, as one adapter; a copy, which later changes miss."""
+    parts = tuple((u.start, u.end, u.scale) for u in updates)
+    stacked = _stacked(parts, [t for update in updates for t in (update.a, update.b)], outputs, dtype)
+    assert stacked is not None
+    return stacked
+
+
 def _stacked(parts: Parts, pairs: Sequence[Tensor], outputs: int, dtype: torch.dtype) -> StackedLora | None:
     """All updates of a weight as one: A's above each other, B's beside each other in their rows."""
     if not parts:

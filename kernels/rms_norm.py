@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from owl_fast.kernels.launch import check, jit, launch, tl
+from owl_fast.kernels.rows import as_rows, block_of, check_rows
 
-_GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROGRAMS = 256  # of the backward pass: rows are shared among so many, which is how many sums dW is made of
 _NAMES = {torch.float32: "owl_rms_norm_f32", torch.bfloat16: "owl_rms_norm_bf16"}
 
@@ -72,13 +72,13 @@ def _rms_norm_bwd_kernel(
 
 def launch_spec(width: int) -> dict[str, int]:
     """A row in registers: 16 values a thread at most."""
-    block = 1 << max(width - 1, 0).bit_length()
+    block = block_of(width)
     return {"WIDTH": width, "BLOCK": block, "num_warps": min(max(block // 512, 1), 32)}
 
 
 def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As rms_norm_reference, on a GPU, with gradients for both. x: rows of any stride, fp32, bf16 or fp16."""
-    check(x.dim() > 0 and x.dtype in _GPU_DTYPES, x, "fp32, bf16 or fp16 of one dimension or more")
+    check_rows(x)
     fits = weight.shape == x.shape[-1:] and weight.dtype == x.dtype and weight.device == x.device
     check(fits and weight.is_contiguous(), weight, f"a contiguous {x.dtype} ({x.shape[-1]},) on {x.device}")
     return _RmsNorm.apply(x, weight, eps)
@@ -91,7 +91,7 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        rows = _rows(x)
+        rows = as_rows(x)
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         spec = launch_spec(x.shape[-1])
         launch(_rms_norm_fwd_kernel, (len(rows),), rows, weight, y, rows.stride(0), eps, **spec)
@@ -100,7 +100,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        rows, given = _rows(x), _rows(dy)
+        rows, given = as_rows(x), as_rows(dy)
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         programs = min(len(rows), PROGRAMS)
         sums = x.new_empty(programs, x.shape[-1], dtype=torch.float32) if ctx.needs_input_grad[1] else None
@@ -108,11 +108,6 @@ class _RmsNorm(torch.autograd.Function):
         args = (rows, weight, given, dx, sums, *strides, len(rows), ctx.eps)
         launch(_rms_norm_bwd_kernel, (programs,), *args, **launch_spec(x.shape[-1]))
         return dx, None if sums is None else sums.sum(0).to(weight.dtype), None
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(..., H) -> (N, H) with neighbouring columns side by side."""
-    return (x if x.stride(-1) == 1 else x.contiguous()).reshape(-1, x.shape[-1])
 
 
 def rms_norm_cpu_takes(x: Tensor, weight: Tensor) -> bool:

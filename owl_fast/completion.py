@@ -59,8 +59,12 @@ def bash(parsers: dict[str, argparse.ArgumentParser]) -> str:
             flags.append(f'        "{name} "*) words="{" ".join(words_of(parser))}" ;;')
     return "\n".join([
         "_owl_fast() {",
-        '    local words="" word="${COMP_WORDS[COMP_CWORD]}" name="${COMP_WORDS[1]}"',
-        '    case "$name ${COMP_WORDS[COMP_CWORD-1]}" in',
+        '    local words="" name="${COMP_WORDS[1]}"',
+        '    local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}"',
+        "    # Of --flag=word bash makes three.",
+        '    [ "$before" = "=" ] && before="${COMP_WORDS[COMP_CWORD-2]}"',
+        '    [ "$word" = "=" ] && word=""',
+        '    case "$name $before" in',
         *values,
         f'        *) [ "$COMP_CWORD" -eq 1 ] && words="{" ".join(parsers)}" ;;',
         "    esac",

@@ -9,6 +9,7 @@ well; a relative path counts from the file's folder.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -127,10 +128,11 @@ def save_messages(messages: Sequence[Message], path: str | Path, *, embed: bool 
         # A lone surrogate has no UTF-8 form: it becomes \udXXX, which JSON reads back.
         partial.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
         partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be written ({_reason(error)})") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, ValueError):
+            partial.unlink(missing_ok=True)
 
 
 def load_messages(path: str | Path) -> list[dict[str, Any]]:
@@ -139,12 +141,13 @@ def load_messages(path: str | Path) -> list[dict[str, Any]]:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise DataError(f"{path}: more than {MAX_FILE_BYTES >> 20} MiB; no conversation is that long")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({_reason(error)})") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise DataError(f"{path}: more than {MAX_FILE_BYTES >> 20} MiB; no conversation is that long")
+    try:
         raw = json.loads(data)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise DataError(f"{path}: not readable as JSON") from None
     messages = raw.get("messages") if isinstance(raw, dict) else raw
     if not isinstance(messages, list):
@@ -154,6 +157,11 @@ def load_messages(path: str | Path) -> list[dict[str, Any]]:
     except PromptError as error:
         raise DataError(f"{path}: {error}") from None
     return [_with_parts(message, lambda part: _anchored(part, path.parent)) for message in messages]
+
+
+def _reason(error: Exception) -> str:
+    """What the system says, or that no file can have this name (NUL, a lone surrogate)."""
+    return error.strerror or "odd name" if isinstance(error, OSError) else "odd name"
 
 
 def picture_uri(source: object) -> str:

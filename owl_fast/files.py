@@ -18,6 +18,12 @@ from owl_fast.errors import CheckpointError
 MAX_JSON_BYTES = 4 << 20
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether anything has this name. What is no readable file, such as a link to nowhere, is there too: to
+    be complained about, not to be passed over as if nobody had put it there."""
+    return os.path.lexists(path)
+
+
 def file_size(path: str | Path) -> int:
     """Bytes of a regular file; CheckpointError names it when it is missing or something else."""
     try:

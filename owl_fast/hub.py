@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from owl_fast.errors import CheckpointError, UnsupportedError
+from owl_fast.errors import CheckpointError, ParameterError, UnsupportedError
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 _DESCRIPTION = ("*.json", "tokenizer.model")
@@ -21,8 +21,11 @@ def local_path(model: str | Path) -> Path:
     """Where a model lies on this machine: an existing path as it is, a hub id downloaded where necessary.
 
     What is neither comes back as a path, for the reader of files to complain about. CheckpointError: the hub
-    does not have it or cannot be reached. UnsupportedError: huggingface_hub is not installed.
+    does not have it or cannot be reached. UnsupportedError: huggingface_hub is not installed. ParameterError:
+    no name at all.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise ParameterError(f"a {type(model).__name__} came where a path or a hub id was wanted")
     if os.path.lexists(model) or not isinstance(model, str) or not _ID.fullmatch(model):
         return Path(model)
     try:

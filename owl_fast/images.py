@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from owl_fast.errors import CheckpointError, ImageError, UnsupportedError
-from owl_fast.files import read_json
+from owl_fast.files import is_there, read_json
 from owl_fast.picture_parts import parts_trouble
 
 # Named, so that Pillow never tries a format that runs other programs or nobody asked for.
@@ -97,7 +97,7 @@ class ImageProcessor:
         CheckpointError: values that make no sense. UnsupportedError: steps the original does not take.
         """
         path = Path(folder) / "preprocessor_config.json"
-        if not path.exists():
+        if not is_there(path):
             return cls(size=default_size)
         raw = read_json(path)
         size = _side(raw.get("size"), default_size, f"{path}: size")

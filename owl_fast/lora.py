@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from owl_fast.checkpoints.folder import check_link
 from owl_fast.checkpoints.manifest import Manifest
 from owl_fast.checkpoints.names import views
 from owl_fast.checkpoints.peft import CONFIG_FILE, PREFIX
@@ -23,7 +24,7 @@ from owl_fast.checkpoints.peft import LoraConfig as LoraConfig
 from owl_fast.checkpoints.tensorfile import check_values, read_tensors, write_tensors
 from owl_fast.checkpoints.writer import whole_folder
 from owl_fast.errors import CheckpointError, UnsupportedError
-from owl_fast.files import read_json, write_json
+from owl_fast.files import is_there, read_json, write_json
 from owl_fast.models.fusion import module_sources
 from owl_fast.models.layers import Linear, LoraPair
 
@@ -215,12 +216,13 @@ def read_adapter(model: nn.Module, folder: str | Path) -> Adapter:
     folder = Path(folder)
     if (manifest := Manifest.read(folder)) is not None:
         manifest.check()
-    config = LoraConfig.from_dict(read_json(folder / CONFIG_FILE))
-    present = [folder / file for file in WEIGHT_FILES.values() if (folder / file).exists()]
+    config = LoraConfig.from_file(folder / CONFIG_FILE)
+    present = [folder / file for file in WEIGHT_FILES.values() if is_there(folder / file)]
     if len(present) != 1:
         wanted = " or ".join(WEIGHT_FILES.values())
         raise CheckpointError(f"{folder}: wanted one of {wanted}, found {len(present)} of them")
     path = present[0]
+    check_link(folder, path)
     tensors = read_tensors(path)
     pairs = {
         name: (
@@ -233,8 +235,9 @@ def read_adapter(model: nn.Module, folder: str | Path) -> Adapter:
     if tensors or not pairs:
         what = f"tensor {sorted(tensors)[0]} fits no" if tensors else "there is no"
         raise CheckpointError(f"{path}: {what} module matching {config.target_modules!r}")
-    extra = _read_extra(model, folder / EXTRA_FILE) if (folder / EXTRA_FILE).exists() else {}
-    base = Base.from_file(folder / BASE_FILE) if (folder / BASE_FILE).exists() else None
+    check_link(folder, folder / EXTRA_FILE)
+    extra = _read_extra(model, folder / EXTRA_FILE) if is_there(folder / EXTRA_FILE) else {}
+    base = Base.from_file(folder / BASE_FILE) if is_there(folder / BASE_FILE) else None
     return Adapter(config, pairs, extra, base)
 
 
@@ -254,7 +257,7 @@ def _take(tensors: dict[str, Tensor], path: Path, module: str, half: str, shape:
             tensor = tensors.pop(key)
             if tuple(tensor.shape) != shape:
                 raise CheckpointError(f"{path}: {key} has shape {tuple(tensor.shape)}, wanted {shape}")
-            check_values(tensor, f"{path}: tensor {key}")
+            _check_numbers(tensor, f"{path}: tensor {key}")
             return tensor
     raise CheckpointError(f"{path}: {PREFIX}{module}.{half}.weight is missing")
 
@@ -262,13 +265,21 @@ def _take(tensors: dict[str, Tensor], path: Path, module: str, half: str, shape:
 def _read_extra(model: nn.Module, path: Path) -> dict[str, Tensor]:
     model_views, extra = views(model), read_tensors(path)
     for name, tensor in extra.items():
-        view = _pick(model_views, name)
+        view = model_views.get(name)
+        if view is None:
+            raise CheckpointError(f"{path}: tensor {name} has no place in the model")
         if view.shape != tensor.shape:
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, wanted {tuple(view.shape)}"
             )
-        check_values(tensor, f"{path}: tensor {name}")
+        _check_numbers(tensor, f"{path}: tensor {name}")
     return extra
+
+
+def _check_numbers(tensor: Tensor, where: str) -> None:
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{where} has dtype {tensor.dtype}; wanted a floating-point weight")
+    check_values(tensor, where)
 
 
 def _pick(model_views: dict[str, Tensor], name: str) -> Tensor:

@@ -8,36 +8,61 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from owl_fast import native
-from owl_fast.kernels.cross_attention import cross_attention_reference as cross_attention
-from owl_fast.kernels.dense_attention import dense_attention_reference as dense_attention
+from owl_fast.kernels.cross_attention import cross_attention_reference, cross_attention_triton
+from owl_fast.kernels.decode_attention import (
+    DecodeWorkspace,
+    decode_attention_reference,
+    decode_attention_triton,
+)
+from owl_fast.kernels.dense_attention import dense_attention_reference, dense_attention_triton
 from owl_fast.kernels.embedding import embedding_reference, embedding_triton
-from owl_fast.kernels.kv_append import kv_append_reference as kv_append
+from owl_fast.kernels.kv_append import rotary_append_reference, rotary_append_triton
 from owl_fast.kernels.launch import supports
-from owl_fast.kernels.layer_norm import layer_norm_reference as layer_norm
-from owl_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference as linear_cross_entropy
-from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_reference, lora_linear_triton
-from owl_fast.kernels.paged_attention import paged_attention_reference as paged_attention
-from owl_fast.kernels.quick_gelu import quick_gelu_reference as quick_gelu
+from owl_fast.kernels.layer_norm import layer_norm_reference, layer_norm_triton
+from owl_fast.kernels.linear_cross_entropy import (
+    linear_cross_entropy_reference,
+    linear_cross_entropy_triton,
+)
+from owl_fast.kernels.linear_few_rows import MOST_ROWS, linear_few_rows
+from owl_fast.kernels.linear_many_rows import linear_many_rows
+from owl_fast.kernels.lora_linear import (
+    LoraUpdate,
+    fused_linear_reference,
+    lora_linear_reference,
+    lora_linear_triton,
+    stack_updates,
+)
+from owl_fast.kernels.paged_attention import paged_attention_reference, paged_attention_triton
+from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
-from owl_fast.kernels.rotary import rotary_reference as rotary
-from owl_fast.kernels.rotary import rotary_tables
-from owl_fast.kernels.swiglu import swiglu_reference as swiglu
-from owl_fast.kernels.varlen_attention import varlen_attention_reference as varlen_attention
-from owl_fast.kernels.weights import Weight
+from owl_fast.kernels.rotary import rotary_reference, rotary_tables, rotary_triton
+from owl_fast.kernels.sampling import SamplingSettings, SamplingState, sampling_settings, sampling_state
+from owl_fast.kernels.sampling import draw_reference as draw
+from owl_fast.kernels.sampling_kernel import sample_triton as sample
+from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
+from owl_fast.kernels.varlen_attention import varlen_attention_gpu, varlen_attention_reference
+from owl_fast.kernels.weights import StackedLora, Weight
 
 __all__ = [
+    "DecodeWorkspace",
     "LoraUpdate",
+    "SamplingSettings",
+    "SamplingState",
+    "StackedLora",
     "cross_attention",
+    "decode_attention",
+    "decodes_in_one_launch",
     "dense_attention",
+    "draw",
     "embedding",
     "kernels",
-    "kv_append",
     "layer_norm",
     "linear_cross_entropy",
     "lora_linear",
@@ -45,8 +70,14 @@ __all__ = [
     "quick_gelu",
     "rms_norm",
     "rotary",
+    "rotary_append",
     "rotary_tables",
+    "sample",
+    "sampling_settings",
+    "sampling_state",
+    "stack_updates",
     "swiglu",
+    "uses_kernels",
     "varlen_attention",
 ]
 
@@ -64,21 +95,103 @@ def kernels(used: bool) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def _triton(x: Tensor) -> bool:
+def uses_kernels(x: Tensor) -> bool:
+    """Whether operations on x run as Triton's kernels, as far as there are some."""
     chosen = _chosen.get()
     return supports(x.device) if chosen is None else chosen
 
 
 def embedding(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
     """ids (N,), table (V, C) -> (N, C); the row `padding` gets no gradient."""
-    if _triton(table) and not (torch.is_grad_enabled() and table.requires_grad):
+    if uses_kernels(table) and not (torch.is_grad_enabled() and table.requires_grad):
         return embedding_triton(ids, table)
     return embedding_reference(ids, table, padding)
 
 
+def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """query (N, H, D), key (N, K, D), angles (N, D/2) -> both rotated."""
+    if uses_kernels(query):
+        return rotary_triton(query, key, cos, sin)
+    return rotary_reference(query, cos, sin), rotary_reference(key, cos, sin)
+
+
+def rotary_append(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> Tensor:
+    """query (N, H, D) rotated; key (N, K, D) rotated and value are written into the slots (N,) of the caches
+    (blocks, block_size, K, D), an int8 cache with its scales (blocks, block_size, K). No gradients."""
+    run = rotary_append_triton if uses_kernels(query) else rotary_append_reference
+    return run(query, key, value, cos, sin, key_cache, value_cache, slot_mapping, key_scale, value_scale)
+
+
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    cu_seqlens: Tensor,
+    context_lens: Tensor,
+    bounds: Sequence[int],
+    lengths: Sequence[int],
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> Tensor:
+    """query (T, H, D) of B sequences, the last of each one's keys in the cache -> (T, H, D). No gradients.
+
+    bounds and lengths: cu_seqlens (B + 1,) and context_lens (B,) on the host.
+    """
+    scales = key_scale, value_scale
+    if uses_kernels(query):
+        longest = max((end - start for start, end in pairwise(bounds)), default=0)
+        return paged_attention_triton(
+            query, key_cache, value_cache, block_tables, cu_seqlens, context_lens, longest, *scales
+        )
+    return paged_attention_reference(query, key_cache, value_cache, block_tables, bounds, lengths, *scales)
+
+
+def decodes_in_one_launch(x: Tensor) -> bool:
+    """Whether decode_attention is one kernel for rows like x."""
+    return uses_kernels(x)
+
+
+def decode_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    workspace: DecodeWorkspace | None = None,
+) -> Tensor:
+    """rotary_append and paged_attention for one row per sequence; cos, sin (positions, D/2) of all positions.
+
+    workspace: for kernels; without one they make one for the call.
+    """
+    args = (query, key, value, cos, sin, positions, key_cache, value_cache, slot_mapping, block_tables)
+    if uses_kernels(query):
+        return decode_attention_triton(*args, context_lens, key_scale, value_scale, workspace)
+    return decode_attention_reference(*args, context_lens, key_scale, value_scale)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D), weight (D,) -> (..., D): in libowl_cpu where it applies and no gradient is needed."""
-    if _triton(x):
+    if uses_kernels(x):
         return rms_norm_triton(x, weight, eps)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if not needs_grad and rms_norm_cpu_takes(x, weight):
@@ -88,6 +201,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return rms_norm_reference(x, weight, eps)
 
 
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """x (..., D), weight and bias (D,) or None -> (..., D), computed in float32."""
+    return (layer_norm_triton if uses_kernels(x) else layer_norm_reference)(x, weight, bias, eps)
+
+
+def quick_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., F), bias (F,) or None -> (..., F)."""
+    return (quick_gelu_triton if uses_kernels(x) else quick_gelu_reference)(x, bias)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """gate_up (..., 2F), gate first -> (..., F)."""
+    return (swiglu_triton if uses_kernels(gate_up) else swiglu_reference)(gate_up)
+
+
 Activation = Literal["swiglu", "quick_gelu"]
 
 
@@ -95,7 +223,7 @@ def lora_linear(
     x: Tensor,
     weight: Weight,
     bias: Tensor | None = None,
-    updates: Sequence[LoraUpdate] = (),
+    lora: Sequence[LoraUpdate] | StackedLora = (),
     *,
     norm: tuple[Tensor, float] | None = None,
     activation: Activation | None = None,
@@ -103,13 +231,78 @@ def lora_linear(
 ) -> Tensor:
     """residual + activation(linear(rms_norm(x))): x (..., in), weight (out, in) -> (..., out).
 
-    norm: weight (in,) and eps of an RMSNorm in front. "swiglu" takes [gate; up] and gives half as many rows.
+    lora: low-rank updates, or several adapters stacked (M, in only), which takes no gradients. norm: weight
+    (in,) and eps of an RMSNorm in front. "swiglu" takes [gate; up] and gives half as many rows.
     """
-    if norm is not None:
-        x = rms_norm(x, *norm)
-    if _triton(x):
-        return lora_linear_triton(x, weight, bias, updates, activation=activation, residual=residual)
-    y = lora_linear_reference(x, weight, bias, updates)
-    if activation is not None:
-        y = swiglu(y) if activation == "swiglu" else quick_gelu(y)
-    return y if residual is None else residual + y
+    if not uses_kernels(x):
+        if isinstance(lora, StackedLora):
+            return fused_linear_reference(
+                x, weight, bias, lora, norm=norm, activation=activation, residual=residual
+            )
+        y = lora_linear_reference(x if norm is None else rms_norm(x, *norm), weight, bias, lora)
+        if activation is not None:
+            y = swiglu(y) if activation == "swiglu" else quick_gelu(y)
+        return y if residual is None else residual + y
+    if isinstance(lora, StackedLora):
+        return _linear_forward(x, weight, bias, lora, norm, activation, residual)
+    if not lora and not _records(x, weight, bias, residual, *(norm or ())):
+        return _linear_forward(x, weight, bias, None, norm, activation, residual)
+    x = x if norm is None else rms_norm(x, *norm)
+    return lora_linear_triton(x, weight, bias, lora, activation=activation, residual=residual)
+
+
+def _records(*inputs: object) -> bool:
+    """Whether a gradient with respect to any of them is wanted."""
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+
+
+def _linear_forward(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None,
+    lora: StackedLora | None,
+    norm: tuple[Tensor, float] | None,
+    activation: Activation | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """Without gradients: one launch for up to MOST_ROWS rows; for more, a norm takes one of its own."""
+    if x.dim() == 2 and len(x) <= MOST_ROWS:
+        return linear_few_rows(x, weight, bias, lora, norm=norm, activation=activation, residual=residual)
+    x = x if norm is None else rms_norm(x, *norm)
+    return linear_many_rows(x, weight, bias, lora, activation=activation, residual=residual)
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Weight, targets: Tensor) -> Tensor:
+    """hidden (M, D) of labelled rows, head (V, D) dense or quantized, targets (M,) -> the sum of losses."""
+    run = linear_cross_entropy_triton if uses_kernels(hidden) else linear_cross_entropy_reference
+    return run(hidden, weight, targets)
+
+
+def cross_attention(
+    query: Tensor,
+    query_key_value: Tensor,
+    image_key_value: Tensor,
+    dropout: float = 0.0,
+    extra_key_value: Tensor | None = None,
+) -> Tensor:
+    """query (N, Q, H, D) over keys and values (N, Q, 2, H, D), (N, P, 2, H, D), and (2, H, D) for all."""
+    attend = cross_attention_triton if uses_kernels(query) else cross_attention_reference
+    return attend(query, query_key_value, image_key_value, dropout, extra_key_value)
+
+
+def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """query (N, L, H, D), key and value (N, S, H, D) -> (N, L, H, D), unmasked."""
+    attend = dense_attention_triton if uses_kernels(query) else dense_attention_reference
+    return attend(query, key, value)
+
+
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Sequence[int], starts: Tensor
+) -> Tensor:
+    """query (T, H, D), key and value (T, K, D) -> (T, H, D), causal within each sequence.
+
+    bounds (B + 1): where sequences begin and end, on the host. starts: the same on the device, int32.
+    """
+    if uses_kernels(query):
+        return varlen_attention_gpu(query, key, value, bounds, starts)
+    return varlen_attention_reference(query, key, value, bounds)

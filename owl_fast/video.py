@@ -94,7 +94,10 @@ def _opened(source: object) -> Iterator[tuple[BinaryIO, str]]:
     if isinstance(source, (str, Path)):
         label = f"{str(source)!r:.200}"
         with _open_path(Path(source), label) as file:
-            yield file, label
+            try:
+                yield file, label
+            except OSError:
+                raise ImageError(f"{label}: cannot be read") from None
         return
     if hasattr(source, "read"):
         source = read_video(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -43,3 +44,14 @@ def test_runs_the_module_as_main(monkeypatch: pytest.MonkeyPatch) -> None:
     ((name, how, argv),) = seen
     assert (name, how["run_name"]) == ("owl_fast.chat", "__main__")
     assert argv == ["owl-fast chat", "-p", "hello"]
+
+
+def test_the_package_runs_as_the_command() -> None:
+    for arguments, code, said in (
+        (["--help"], 0, "usage: owl-fast"),
+        (["completion", "bash"], 0, "complete"),
+    ):
+        command = [sys.executable, "-m", "owl_fast", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (code, "")
+        assert said in done.stdout

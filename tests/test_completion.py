@@ -23,6 +23,8 @@ def script(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
         (["owl-fast", "ch"], ["chat"]),
         (["owl-fast", "chat", "--no-h"], ["--no-history"]),
         (["owl-fast", "chat", "--dtype", ""], ["auto", "bf16", "fp16", "fp32"]),
+        (["owl-fast", "chat", "--dtype", "="], ["auto", "bf16", "fp16", "fp32"]),
+        (["owl-fast", "chat", "--dtype", "=", "b"], ["bf16"]),
         (["owl-fast", "completion", "z"], ["zsh"]),
         (["owl-fast", "doctor", "--vis"], ["--vision-heads"]),
         (["owl-fast", "chat", ""], []),

@@ -167,6 +167,13 @@ def test_unreadable_and_unwritable_files(tmp_path: Path) -> None:
         Conversation.load(tmp_path / "none.json")
     with pytest.raises(DataError, match="cannot be written"):
         talk().save(tmp_path / "no" / "c.json")
+    (tmp_path / "file").touch()
+    for name in ("file/c.json", "\0", "\ud800"):
+        with pytest.raises(DataError, match="cannot be written"):
+            talk().save(tmp_path / name)
+        with pytest.raises(DataError, match="cannot be read"):
+            Conversation.load(tmp_path / name)
+    (tmp_path / "file").unlink()
     odd: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": {1, 2}}]}]
     with pytest.raises(PromptError, match="JSON"):
         Conversation(odd).save(tmp_path / "c.json")

@@ -152,7 +152,7 @@ def test_without_hosts_nothing_is_even_tried(monkeypatch: pytest.MonkeyPatch) ->
         *((text, False) for text in ("0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "169.254.169.254")),
         *((text, False) for text in ("172.31.255.255", "192.0.0.192", "192.168.1.1", "198.19.0.1")),
         *((text, False) for text in ("192.0.2.1", "203.0.113.9", "224.0.0.1", "240.0.0.1")),
-        ("255.255.255.255", False),
+        *((text, False) for text in ("255.255.255.255", "168.63.129.16")),
         *((text, False) for text in ("::", "::1", "::7f00:1", "fc00::1", "fe80::1", "fec0::1", "ff02::1")),
         *((text, False) for text in ("::ffff:127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe")),
         *((text, False) for text in ("64:ff9b:1::808:808", "2002:7f00:1::", "2002:c0a8:1::", "2001:db8::1")),

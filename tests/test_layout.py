@@ -22,7 +22,7 @@ LAYERS = (
     ("engine", "evaluation", "serving", "training"),
     (
         *("chat", "cli", "compat", "completion", "data", "doctor", "evaluate", "quantize", "serve"),
-        *("settings", "summary", "train"),
+        *("settings", "summary", "train", "__main__"),
     ),
     ("benchmarks", "export", "recipes"),
 )
@@ -39,7 +39,7 @@ APART = {
 INFERENCE = {"PIL", "numpy", "safetensors", "sentencepiece", "torch", "tqdm"}
 EXTERNAL = {
     **dict.fromkeys(LEVEL, INFERENCE),
-    "kernels": {"torch", "triton"},
+    "kernels": {"flash_attn", "torch", "triton"},
     "chat": INFERENCE | {"prompt_toolkit", "rich"},
     "data": INFERENCE | {"rich"},
     "doctor": INFERENCE | {"rich"},

@@ -99,6 +99,39 @@ def test_other_mathematics_is_refused(tmp_path: Path, option: dict[str, object])
         lora.load_adapter(GOLDEN.fresh_model(), folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("query_tokens", torch.zeros(1), "has shape"),
+        ("query_tokens", torch.zeros(1, 5, 32, dtype=torch.int64), "query_tokens has dtype torch.int64"),
+        ("somewhere", torch.zeros(1), "tensor somewhere has no place in the model"),
+    ],
+)
+def test_extra_tensors_that_do_not_fit(tmp_path: Path, name: str, tensor: torch.Tensor, message: str) -> None:
+    folder = edited(tmp_path, lambda t: None)
+    save_file({name: tensor}, folder / "non_lora.safetensors")
+    with pytest.raises(CheckpointError, match=rf"non_lora\.safetensors: .*{message}"):
+        lora.load_adapter(GOLDEN.fresh_model(), folder)
+
+
+def test_integers_are_no_update(tmp_path: Path) -> None:
+    folder = edited(tmp_path, lambda t: t.update({KEY: t[KEY].long()}))
+    with pytest.raises(CheckpointError, match=rf"adapter_model\.safetensors: tensor {KEY} has dtype"):
+        lora.load_adapter(GOLDEN.fresh_model(), folder)
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "non_lora.safetensors"])
+def test_weights_from_outside_the_folder_are_refused(tmp_path: Path, file: str) -> None:
+    (tmp_path / "folder").mkdir()
+    folder = edited(tmp_path / "folder", lambda t: None)
+    save_file({"query_tokens": GOLDEN.fresh_model().query_tokens.detach()}, folder / "non_lora.safetensors")
+    lora.load_adapter(GOLDEN.fresh_model(), folder)
+    (folder / file).rename(tmp_path / file)
+    (folder / file).symlink_to(tmp_path / file)
+    with pytest.raises(CheckpointError, match=f"{file}: a link to .* outside the folder"):
+        lora.load_adapter(GOLDEN.fresh_model(), folder)
+
+
 @pytest.mark.parametrize("files", [[], ["adapter_model.bin", "adapter_model.safetensors"]])
 def test_one_weight_file_is_wanted(tmp_path: Path, files: list[str]) -> None:
     shutil.copyfile(GOLDEN.adapter / "adapter_config.json", tmp_path / "adapter_config.json")
@@ -130,8 +163,9 @@ def test_nonsense_settings(tmp_path: Path, option: dict[str, object], message: s
     folder = edited(tmp_path, lambda t: None)
     raw = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(raw | option))
-    with pytest.raises((CheckpointError, UnsupportedError), match=re.escape(message)):
+    with pytest.raises((CheckpointError, UnsupportedError), match=re.escape(message)) as caught:
         lora.load_adapter(GOLDEN.fresh_model(), folder)
+    assert str(caught.value).startswith(f"{folder / 'adapter_config.json'}: ")
 
 
 @pytest.mark.parametrize(

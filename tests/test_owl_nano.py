@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from owl_fast import Engine
+from owl_fast import CheckpointError, Engine
 from owl_fast.checkpoints.manifest import Manifest
 from owl_fast.engine.opening import BUNDLED
 from recipes.owl_nano.evaluate import evaluate
@@ -32,6 +32,13 @@ def test_the_folder_is_small_and_described() -> None:
         manifest = Manifest.read(folder)
         assert manifest is not None
         manifest.check()
+
+
+def test_the_adapter_belongs_on_other_weights(engine: Engine) -> None:
+    with pytest.raises(CheckpointError, match="was trained on 'owl-nano, stage 1' with weights of sha256"):
+        engine.load_adapter("stage 2", BUNDLED / "adapter")
+    engine.load_adapter("stage 2", BUNDLED / "adapter", check_base=False)
+    engine.unload_adapter("stage 2")
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,15 @@ def _add_question(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="IMAGE",
-        help="picture: path, URL, or - for stdin; repeatable",
+        help="picture: path, URL, quoted pattern, or - for stdin; repeatable",
     )
-    add("--video", action="append", default=[], metavar="FILE", help="video file; repeatable")
+    add(
+        "--video",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="video file or quoted pattern; repeatable",
+    )
     add("-s", "--system", metavar="TEXT", help="replaces the header of the conversation")
     add("--load", metavar="FILE", help="go on with a conversation kept by /save")
 

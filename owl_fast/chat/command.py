@@ -30,6 +30,7 @@ LOADING = ("tokenizer", "vision_heads", "abstractor_heads", "device", "dtype", "
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (argparse itself leaves with 2 on wrong usage)."""
+    _replace_closed_streams()
     parser = build_parser()
     args = read_settings(parser, argv)
     # A terminal that cannot show a letter is no reason to stop.
@@ -41,9 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output has left; keep the interpreter from complaining once more at exit.
+    except OSError as error:
+        # Files report their own; what is left is an output that is full, or whose reader has left. The
+        # interpreter is kept from complaining once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
         return 1
 
 
@@ -58,6 +62,13 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     plain = args.plain or is_dumb()
     with kept_terminal(redrawn=not plain):
         return _converse(args, params, plain)
+
+
+def _replace_closed_streams() -> None:
+    """A stream that was closed (`<&-`), None in Python, then holds nothing and takes everything."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _import_torch() -> None:
@@ -120,9 +131,10 @@ def _reader(talk: Talk, screen: Screen, plain: bool, keep: bool) -> Reader:
 
 def _open(args: argparse.Namespace, params: SamplingParams, screen: Screen, greeting: bool) -> Session:
     """The session of the command line, with its model and pictures."""
-    from owl_fast.chat.pictures import open_picture, open_video
+    from owl_fast.chat.pictures import open_all
     from owl_fast.chat.session import Session
 
+    waiting = open_all(args.image, args.video)  # before the model, which may take minutes
     backend = _backend(args, params, screen)
     backend.check(params)
     if greeting:
@@ -138,7 +150,7 @@ def _open(args: argparse.Namespace, params: SamplingParams, screen: Screen, gree
             screen.note(said)
     if args.system is not None:
         session.conversation.set_system(args.system)
-    session.queue = [*map(open_picture, args.image), *map(open_video, args.video)]
+    session.queue = waiting
     return session
 
 
@@ -190,6 +202,9 @@ def _read_pipe(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     if from_stdin:
         args.image[args.image.index("-")] = sys.stdin.buffer.read()
     elif args.prompt is None and not sys.stdin.isatty():
-        args.prompt = sys.stdin.buffer.read().decode("utf-8", "replace").strip()
+        try:
+            args.prompt = sys.stdin.buffer.read().decode().strip()
+        except UnicodeDecodeError:
+            parser.error("what came on stdin is no UTF-8 text; a picture wants -i - and the question in -p")
     if args.prompt is not None and not args.prompt.strip():
         parser.error("the prompt is empty; give one with -p or on stdin")

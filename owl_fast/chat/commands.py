@@ -17,6 +17,7 @@ from owl_fast.errors import DataError, ParameterError
 if TYPE_CHECKING:
     from owl_fast.chat.talk import Talk
 
+NOTHING_WAITS = "no picture or video waits; /image PATH or /video PATH adds one"
 TOPICS = ("model", "params", "template", "memory", "cache")
 KEYS = (
     ("Enter", "send"),
@@ -34,14 +35,19 @@ class Leave(Exception):
 
 def run(talk: Talk, line: str) -> None:
     """Carry out a line that begins with a slash. OwlError when it cannot be; Leave for /exit."""
+    if "\0" in line:
+        raise ParameterError("a command has no NUL in it; with a space in front it is a message")
     name, _, argument = line.partition(" ")
     name = name.strip()
     if name in COMMANDS:
-        COMMANDS[name].run(talk, argument.strip())
+        command, argument = COMMANDS[name], argument.strip()
+        if argument and command.usage == name:
+            raise ParameterError(f"{name} takes nothing behind it; {argument!r:.40} came")
+        command.run(talk, argument)
         return
-    if os.path.exists(os.path.expanduser(line.strip())):
+    if os.path.isfile(os.path.expanduser(line.strip())):
         raise ParameterError(f"to show a picture: /image {line.strip():.200}")
-    close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.65)
+    close = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.65)
     hint = f"did you mean {close[0]}?" if close else "/help lists them;"
     raise ParameterError(f"no command {name:.40}; {hint} with a space in front it is a message")
 
@@ -75,13 +81,15 @@ def _queue(talk: Talk, opened: Sequence[Attachment]) -> None:
 def _images(talk: Talk, _argument: str) -> None:
     queue = talk.session.queue
     if not queue:
-        talk.screen.note("no picture or video waits; /image PATH or /video PATH adds one")
+        talk.screen.note(NOTHING_WAITS)
         return
     talk.screen.table([(str(n), shown.name, shown.size) for n, shown in enumerate(queue, 1)])
 
 
 def _drop(talk: Talk, argument: str) -> None:
     queue = talk.session.queue
+    if not queue:
+        raise ParameterError(NOTHING_WAITS)
     number = int(argument) if argument.isdecimal() else 0
     if not 1 <= number <= len(queue):
         raise ParameterError(
@@ -152,12 +160,14 @@ def _path(argument: str, command: str) -> str:
 
 def _set(talk: Talk, argument: str) -> None:
     name, _, value = argument.partition(" ")
+    if name:
+        name = sampling.known(name)
     if value.strip():
         params = sampling.change(talk.session.params, name, value.strip())
         talk.session.backend.check(params)
         talk.session.params = params
     rows = sampling.rows(talk.session.params)
-    talk.screen.table([row for row in rows if row[0] == name.replace("-", "_")] or rows)
+    talk.screen.table([row for row in rows if name in ("", row[0])])
 
 
 def _show(talk: Talk, argument: str) -> None:
@@ -192,8 +202,11 @@ def _tokens(talk: Talk, _argument: str) -> None:
 # --- help -------------------------------------------------------------------------------------------------
 
 
-def _help(talk: Talk, _argument: str) -> None:
-    talk.screen.table([*((c.usage, c.help) for c in COMMANDS.values()), ("", ""), *KEYS])
+def _help(talk: Talk, argument: str) -> None:
+    name = "/" + argument.removeprefix("/")
+    shown = [COMMANDS[name]] if name in COMMANDS else COMMANDS.values()
+    keys = () if name in COMMANDS else (("", ""), *KEYS)
+    talk.screen.table([*((command.usage, command.help) for command in shown), *keys])
 
 
 def _exit(_talk: Talk, _argument: str) -> None:
@@ -231,6 +244,6 @@ COMMANDS = _table(
     Command("/save FILE", "keep the conversation, pictures included, videos by their paths", _save, paths),
     Command("/load FILE", "go on with one that was kept", _load, paths),
     Command("/tokens", "how much of the context is used", _tokens),
-    Command("/help", "this text", _help),
+    Command("/help [COMMAND]", "this text, or one line of it", _help),
     Command("/exit", "leave", _exit),
 )

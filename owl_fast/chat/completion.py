@@ -31,6 +31,8 @@ def paths(typed: str) -> list[str]:
     """Files and folders that begin as typed, folders with a slash; a ~ stays as it was typed."""
     if typed == "~":
         return ["~/"]
+    if "\0" in typed:
+        return []
     expanded = os.path.expanduser(typed)
     found = []
     for path in sorted(glob.glob(glob.escape(expanded) + "*")):

@@ -85,6 +85,15 @@ def open_video(source: str) -> Clip:
     return Clip(os.path.basename(path), path, len(frames), frames[0].width, frames[0].height)
 
 
+def open_all(pictures: Sequence[str | bytes], videos: Sequence[str]) -> list[Attachment]:
+    """What flags name: paths, URLs, patterns, or the bytes of a picture."""
+    sources = [
+        path for given in pictures for path in ([given] if isinstance(given, bytes) else expand(given))
+    ]
+    clips = [path for given in videos for path in expand(given)]
+    return [*map(open_picture, sources), *map(open_video, clips)]
+
+
 def find_paths(text: str) -> list[str]:
     """What a command names: a path as it stands, or words as a shell reads them, each a path or a pattern."""
     text = text.strip()
@@ -97,22 +106,27 @@ def find_paths(text: str) -> list[str]:
         words = [text]
     if not words:
         raise ImageError("no file is named; wanted a path or a pattern: scene.png, photos/*.jpg")
-    return [path for word in words for path in _matches(os.path.expanduser(word))]
+    return [path for word in words for path in expand(word)]
 
 
-def _is_url(source: str) -> bool:
-    return source.lower().startswith(("http:", "https:"))
-
-
-def _matches(path: str) -> list[str]:
-    if _is_url(path) or os.path.lexists(path) or not glob.has_magic(path):
-        return [path]
-    found = sorted(match for match in glob.glob(path) if os.path.isfile(match))
+def expand(name: str) -> list[str]:
+    """A path or URL as it stands, of a pattern the files it matches. ImageError for none or too many."""
+    try:
+        path = os.path.expanduser(name)
+        if _is_url(path) or os.path.lexists(path) or not glob.has_magic(path):
+            return [path]
+        found = sorted(match for match in glob.glob(path) if os.path.isfile(match))
+    except ValueError:  # a NUL in it
+        raise ImageError(f"{name!r:.200}: no file has such a name") from None
     if not found:
         raise ImageError(f"{path!r:.200}: no file matches")
     if len(found) > MAX_MATCHES:
         raise ImageError(f"{path!r:.200}: {len(found)} files match, at most {MAX_MATCHES} at once")
     return found
+
+
+def _is_url(source: str) -> bool:
+    return source.lower().startswith(("http:", "https:"))
 
 
 def place(text: str, shown: Sequence[Part]) -> list[Part]:

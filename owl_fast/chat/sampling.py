@@ -36,12 +36,18 @@ def from_flags(flags: Mapping[str, Any]) -> SamplingParams:
 
 def change(params: SamplingParams, name: str, text: str) -> SamplingParams:
     """The settings with one changed to what was typed; "default" takes a change back."""
+    name = known(name)
+    return replace(params, **{name: _value(name, text)})
+
+
+def known(name: str) -> str:
+    """The name of a setting as it is spelled here; ParameterError when there is none."""
     name = name.replace("-", "_")
     if name not in NAMES:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"wanted one of {', '.join(NAMES)}"
         raise ParameterError(f"no setting {name!r:.40}; {hint}")
-    return replace(params, **{name: _value(name, text)})
+    return name
 
 
 def rows(params: SamplingParams) -> list[tuple[str, str, str]]:

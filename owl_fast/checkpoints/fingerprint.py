@@ -19,13 +19,14 @@ def weights_sha256(weights: str | Path | WeightFolder) -> str:
     """Hex digest over the name, dtype, shape and values of every tensor that a model keeps.
 
     How the tensors are spread over files, in which format and order, makes no difference; another dtype does.
+    Damaged values have another digest: the files' own checksums need not be compared on top.
     """
     if not isinstance(weights, WeightFolder):
         weights = open_weights(Path(weights))
     lines: list[str] = []
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
         for file in weights.files:
-            with open_tensors(weights.path / file) as opened:
+            with open_tensors(weights.path / file, check=False) as opened:
                 names = [name for name in opened.infos if map_name(HF_NAMES, name) is not None]
                 lines += pool.map(_line, names, [opened.read(name) for name in names])
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()

@@ -12,7 +12,7 @@ from torch import Tensor
 from owl_fast.checkpoints.manifest import Manifest
 from owl_fast.checkpoints.tensorfile import TensorInfo, open_tensors
 from owl_fast.errors import CheckpointError
-from owl_fast.files import read_json
+from owl_fast.files import is_there, read_json
 
 INDEX_SUFFIX = ".index.json"
 # Format -> the single file's stem and ending; shards are STEM-00001-of-0000N.ENDING.
@@ -46,7 +46,7 @@ class WeightFolder:
             raise CheckpointError(f"{path}: no such folder")
         main, present = _main_file(path)
         for file in present:
-            _check_link(path, path / file)
+            check_link(path, path / file)
         if not main.endswith(INDEX_SUFFIX):
             if unused := present - {main}:
                 raise CheckpointError(
@@ -94,11 +94,13 @@ def _main_file(path: Path) -> tuple[str, set[str]]:
     for stem, ending in FORMATS.values():
         single = stem + ending
         shards = {file.name for file in path.glob(f"{stem}-*{ending}")}
-        heads = [name for name in (single + INDEX_SUFFIX, single) if (path / name).exists()]
+        heads = [name for name in (single + INDEX_SUFFIX, single) if is_there(path / name)]
         if shards and not heads:
             raise CheckpointError(f"{path / min(shards)}: a shard without its {single + INDEX_SUFFIX}")
         present |= shards | set(heads)
         mains += heads
+        if mains and _blobs(path) is not None:
+            break  # a repository of the hub may hold its weights in both formats
     if not mains:
         wanted = " or ".join(stem + ending for stem, ending in FORMATS.values())
         raise CheckpointError(f"{path}: no weights; wanted {wanted}, or the {INDEX_SUFFIX} of its shards")
@@ -138,14 +140,19 @@ def _check_manifest(path: Path, weights: tuple[str, ...]) -> None:
         manifest.check(but=weights)
 
 
-def _check_link(folder: Path, file: Path) -> None:
-    """Links stay in the folder, or lead to the blobs of its own repository in the cache of the model hub."""
-    target, home = Path(os.path.realpath(file)), folder.resolve()
-    allowed = [home]
-    if home.parent.name == "snapshots":
-        allowed.append(home.parent.parent / "blobs")
-    if file.is_symlink() and not any(target.is_relative_to(place) for place in allowed):
+def check_link(folder: Path, file: Path) -> None:
+    """CheckpointError for a link that leaves the folder, unless to the blobs of its own repository in the
+    cache of the model hub."""
+    target = Path(os.path.realpath(file))
+    allowed = (folder.resolve(), _blobs(folder))
+    if file.is_symlink() and not any(target.is_relative_to(place) for place in allowed if place):
         raise CheckpointError(f"{file}: a link to {target}, outside the folder; put the file itself there")
+
+
+def _blobs(folder: Path) -> Path | None:
+    """Where the files are that a snapshot in the cache of the model hub links to; None for other folders."""
+    home = folder.resolve()
+    return home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
 
 
 def _entries(path: Path, file: str) -> dict[str, Entry]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from owl_fast.errors import CheckpointError
-from owl_fast.files import file_size, read_json, write_json
+from owl_fast.files import file_size, is_there, read_json, write_json
 
 MANIFEST = "owl_manifest.json"
 CHUNK = 4 << 20  # hashlib and zlib let other threads run while they work on a chunk
@@ -27,7 +27,7 @@ class Manifest(NamedTuple):
     def read(cls, folder: Path) -> Manifest | None:
         """The manifest of a folder, None where there is none; CheckpointError when it is no such list."""
         path = folder / MANIFEST
-        if not path.exists():
+        if not is_there(path):
             return None
         files = read_json(path).get("files")
         if not isinstance(files, dict) or not all(_is_entry(*item) for item in files.items()):

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from owl_fast.checkpoints.tensorfile import TensorInfo
 from owl_fast.errors import CheckpointError, UnsupportedError
+from owl_fast.files import read_json
 
 PREFIX = "base_model.model."
 CONFIG_FILE = "adapter_config.json"
@@ -61,6 +62,15 @@ class LoraConfig:
         if isinstance(self.target_modules, str):
             return re.fullmatch(self.target_modules, module) is not None
         return module.rpartition(".")[2] in self.target_modules
+
+    @classmethod
+    def from_file(cls, path: Path) -> LoraConfig:
+        """Read an adapter_config.json; errors as from_dict's, with the path."""
+        raw = read_json(path)
+        try:
+            return cls.from_dict(raw)
+        except (CheckpointError, UnsupportedError) as error:
+            raise type(error)(f"{path}: {str(error).removeprefix(f'{CONFIG_FILE}: ')}") from None
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> LoraConfig:

@@ -25,8 +25,8 @@ from owl_fast.checkpoints.peft import CONFIG_FILE, MAX_ALPHA, LoraConfig, Update
 from owl_fast.checkpoints.sizes import VIDEO_MARK, infer_sizes, unread_sizes
 from owl_fast.checkpoints.tensorfile import PICKLED
 from owl_fast.config import OwlConfig
-from owl_fast.errors import CheckpointError, UnsupportedError
-from owl_fast.files import read_json
+from owl_fast.errors import CheckpointError, ParameterError, UnsupportedError
+from owl_fast.files import is_there, read_json
 from owl_fast.hub import local_path
 from owl_fast.images import ImageProcessor
 from owl_fast.tokenizer import Tokenizer
@@ -59,12 +59,19 @@ class Source:
     told_heads: tuple[int | None, int | None]
 
     def tokenizer(self) -> Tokenizer:
-        if not self.tokenizer_file.is_file():
+        if not is_there(self.tokenizer_file):
             raise CheckpointError(
                 f"{self.tokenizer_file}: no such file; the SentencePiece file {TOKENIZER} belongs beside the "
                 "weights, or is given with tokenizer=FILE"
             )
-        return Tokenizer.from_file(self.tokenizer_file, literal_specials=self.config.first_release)
+        tokenizer = Tokenizer.from_file(self.tokenizer_file, literal_specials=self.config.first_release)
+        pieces, rows = tokenizer.vocab_size, self.config.llama.vocab_size
+        if pieces > rows:
+            raise CheckpointError(
+                f"{self.tokenizer_file}: a tokenizer of {pieces} pieces does not belong to a model of "
+                f"{rows} rows"
+            )
+        return tokenizer
 
     def processor(self) -> ImageProcessor:
         size = self.config.vision.image_size
@@ -95,6 +102,14 @@ def open_source(
     first release and 16 in later ones, as in the 7B models. lora_alpha: of a state dict with low-rank
     updates; else that of an adapter_config.json beside it, else 32.
     """
+    for name, value, kinds in (
+        ("tokenizer", tokenizer, (str, os.PathLike)),
+        ("config", config, (str, os.PathLike, Mapping)),
+    ):
+        if value is not None and not isinstance(value, kinds):
+            raise ParameterError(
+                f"{name} is a {type(value).__name__}; wanted a path{', or a dict' * (name == 'config')}"
+            )
     path, adapter = Path(path), None
     if _is_adapter(path):
         path, adapter = _base_of(path), path
@@ -103,7 +118,7 @@ def open_source(
     layout = FIRST if MARK in names.values() else LATER
     targets = {name: map_name(layout.names, plain) for name, plain in names.items()}
     shapes = {targets[name] or plain: weights.entries[name].info.shape for name, plain in names.items()}
-    given = read_json(config) if isinstance(config, (str, Path)) else config or {}
+    given = (config or {}) if isinstance(config, Mapping | None) else read_json(config)
     heads = {"vision_config": vision_heads, "visual_abstractor_config": abstractor_heads}
     told_by, own = _own_config(path, weights.path, layout, shapes)
     options = {section: {"num_attention_heads": n} for section, n in heads.items() if n is not None}
@@ -185,7 +200,7 @@ def _own_config(
     A file named by itself may lie beside the config.json of something else: it counts if its release fits.
     """
     beside = folder / "config.json"
-    raw = read_json(beside) if beside.is_file() else None
+    raw = read_json(beside) if is_there(beside) else None
     fits = raw is not None and raw.get("model_type", layout.model_type) == layout.model_type
     if raw is None or (not fits and path != folder):
         return path, infer_sizes(path, shapes)
@@ -232,9 +247,9 @@ def _alpha(folder: Path, updates: Mapping[str, Update], given: float | None) -> 
             raise UnsupportedError(f"lora_alpha {given!r:.60}: wanted a number of at most {MAX_ALPHA:.0e}")
         return given
     beside = folder / CONFIG_FILE
-    if not beside.is_file():
+    if not is_there(beside):
         return ALPHA
-    config = LoraConfig.from_dict(read_json(beside))
+    config = LoraConfig.from_file(beside)
     for weight, update in updates.items():
         if update.rank != config.r:
             raise CheckpointError(

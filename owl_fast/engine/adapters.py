@@ -87,10 +87,11 @@ class Adapters:
         return self._loaded[name]
 
     @torch.no_grad()
-    def use(self, adapter: Adapter | None) -> None:
-        """Let the model carry this adapter and no other; without one it is bit for bit what was loaded."""
+    def use(self, adapter: Adapter | None) -> bool:
+        """Let the model carry this adapter and no other; without one it is bit for bit what was loaded.
+        Returns whether anything had to change."""
         if adapter is self._carried:
-            return
+            return False
         if self._carried is not None:
             for name in self._carried.pairs:
                 self._slots[name].clear()
@@ -101,6 +102,7 @@ class Adapters:
             self._replaced = {name: self._views[name].clone() for name in adapter.extra}
             self._carried = adapter
             attach_adapter_(self._slots, self._views, adapter)
+        return True
 
     def release(self) -> None:
         """Take an unloaded adapter off the model, so that its memory is free."""
@@ -110,7 +112,7 @@ class Adapters:
     def _check_base(self, folder: str | Path, adapter: Adapter) -> None:
         base = adapter.base
         assert base is not None
-        rest = "load the adapter on that model, or pass check_base=False"
+        rest = "load the adapter on that model, or by engine.load_adapter(name, folder, check_base=False)"
         if self._source is None:
             raise CheckpointError(
                 f"{folder}: was trained on {base.name!r:.100}, and where this model comes from is not known; "

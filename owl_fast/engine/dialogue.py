@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from owl_fast.conversation import Conversation, user_message
+from owl_fast.engine.inputs import as_list
 from owl_fast.engine.loop import Loop
 from owl_fast.engine.making import RequestMaker
 from owl_fast.engine.outputs import Output
@@ -47,7 +48,7 @@ class Chat:
         """The same answer as it comes. It enters the history when it is read to its end; a cancelled one too,
         as far as it went."""
         # A URL is fetched here, once, and not at every turn.
-        message = user_message(text, [self._make.reader.load(image) for image in images])
+        message = user_message(text, [self._make.reader.load(image) for image in as_list(images)])
         request = self._make.read([*self.history, message], self._params, None, self._adapter, options)
         return Stream(self._loop, request, lambda output: self._conversation.add(message, output.text))
 

@@ -22,7 +22,7 @@ from owl_fast.engine.dialogue import Chat
 from owl_fast.engine.inputs import InputReader, Prompt, PromptItem, is_messages
 from owl_fast.engine.kv_cache import BlockAllocator, KVCache, blocks_for
 from owl_fast.engine.loop import Loop
-from owl_fast.engine.making import RequestMaker
+from owl_fast.engine.making import RequestMaker, chosen
 from owl_fast.engine.opening import open_model
 from owl_fast.engine.outputs import Output
 from owl_fast.engine.reports import Memory, Stats, activation_bytes
@@ -30,7 +30,7 @@ from owl_fast.engine.runner import Runner
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.engine.scheduler import Scheduler
 from owl_fast.engine.stream import Stream
-from owl_fast.errors import CheckpointError, ParameterError
+from owl_fast.errors import ParameterError, PromptError
 from owl_fast.fetch import Fetcher
 from owl_fast.images import ImageProcessor
 from owl_fast.models.owl import Owl
@@ -58,13 +58,11 @@ class Engine:
         """max_context: positions of prompt and answer, at most what the model was made for; max_batch: rows
         generated at once (a beam is a row). The cache takes max_context * max_batch positions. source: where
         the weights were read from, if from anywhere."""
-        if max_context < 1 or max_batch < 1:
-            raise ParameterError(f"max_context {max_context}, max_batch {max_batch}; wanted at least 1 each")
-        llama, pieces = model.config.llama, tokenizer.vocab_size
-        if pieces > llama.vocab_size:
-            raise CheckpointError(
-                f"a tokenizer of {pieces} pieces does not belong to a model of {llama.vocab_size} rows"
+        if not all(isinstance(limit, int) and limit >= 1 for limit in (max_context, max_batch)):
+            raise ParameterError(
+                f"max_context {max_context!r:.40}, max_batch {max_batch!r:.40}; wanted integers of at least 1"
             )
+        llama = model.config.llama
         self.config: OwlConfig = model.config
         self.model = model
         self.tokenizer = tokenizer
@@ -213,8 +211,7 @@ class Engine:
         **options: Any,
     ) -> Chat:
         """A conversation that remembers itself; system replaces its header, the rest as for generate."""
-        defaults = (params or SamplingParams()).changed(options)
-        return Chat(self._loop, self._make, Conversation(system=system), defaults, adapter)
+        return Chat(self._loop, self._make, Conversation(system=system), chosen(params, options), adapter)
 
     def encode_images(self, images: Sequence[object], *, adapter: str | None = None) -> Tensor:
         """(n, image_rows, hidden): the rows that stand for each picture (or video.Video) in the language
@@ -237,6 +234,8 @@ class Engine:
 
         The continuation is tokenized by itself and literally, as answers are in training.
         """
+        if not isinstance(continuation, str):
+            raise PromptError(f"the continuation is a {type(continuation).__name__}; wanted a text")
         prepared = self._reader.read(prompt, images, adapter)
         tail = self.tokenizer.encode(continuation, literal=True)
         if not tail:

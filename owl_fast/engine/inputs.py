@@ -60,8 +60,10 @@ class InputReader:
         self, prompt: Prompt, images: Sequence[object] | None = None, adapter: str | None = None
     ) -> PreparedPrompt:
         """A raw prompt with its pictures, or messages that carry theirs."""
+        if not isinstance(prompt, Sequence):
+            raise PromptError(f"a {type(prompt).__name__} came; wanted a text or a list of messages")
         if isinstance(prompt, str):
-            pieces, pictures = raw_pieces(prompt, self.videos), list(_as_list(images))
+            pieces, pictures = raw_pieces(prompt, self.videos), list(as_list(images))
             check_images(pieces, len(pictures))
             places = [piece for piece in pieces if isinstance(piece, ImagePiece)]
             pictures = [_for_place(p, place) for p, place in zip(pictures, places, strict=True)]
@@ -96,9 +98,9 @@ class InputReader:
         except (PromptError, ImageError) as error:
             raise type(error)(f"request {index}: {error}") from None
 
-    def pixels(self, pictures: Sequence[object]) -> list[Tensor]:
+    def pixels(self, pictures: Sequence[object] | None) -> list[Tensor]:
         """float32 (3, S, S) of each picture, (T, 3, S, S) of each video."""
-        return [self._pixels(self.load(picture)) for picture in pictures]
+        return [self._pixels(self.load(picture)) for picture in as_list(pictures)]
 
     def load(self, picture: object) -> object:
         """The picture itself where a URL came, anything else as it is."""
@@ -138,7 +140,8 @@ def _for_place(picture: object, place: ImagePiece) -> object:
     return picture
 
 
-def _as_list(images: Sequence[object] | None) -> Sequence[object]:
+def as_list(images: Sequence[object] | None) -> Sequence[object]:
+    """The pictures somebody passed, none for None; PromptError for a single one."""
     if images is None:
         return ()
     if isinstance(images, (list, tuple)):

@@ -7,11 +7,13 @@ beginning (beams) share its blocks; a shared block is copied before one of them 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from math import prod
 
 import torch
 from torch import Tensor
 
 from owl_fast.config import LlamaConfig
+from owl_fast.errors import ParameterError
 
 BLOCK_SIZE = 16
 
@@ -77,7 +79,8 @@ class BlockAllocator:
 
 
 class KVCache:
-    """Keys and values of every layer: pairs of (num_blocks, block_size, kv_heads, head_dim)."""
+    """Keys and values of every layer: (num_blocks, block_size, kv_heads, head_dim), in int8 with their
+    float32 scales (num_blocks, block_size, kv_heads) behind them."""
 
     def __init__(
         self,
@@ -90,14 +93,24 @@ class KVCache:
         shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self.layers: list[tuple[Tensor, Tensor]] = [
-            (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
-            for _ in range(config.num_hidden_layers)
-        ]
+        parts: list[tuple[tuple[int, ...], torch.dtype]] = [(shape, dtype)] * 2
+        if dtype == torch.int8:
+            parts += [(shape[:3], torch.float32)] * 2
+        try:
+            self.layers: list[tuple[Tensor, ...]] = [
+                tuple(torch.empty(size, dtype=kind, device=device) for size, kind in parts)
+                for _ in range(config.num_hidden_layers)
+            ]
+        except RuntimeError:  # whatever the device calls it
+            size = config.num_hidden_layers * sum(prod(part) * kind.itemsize for part, kind in parts)
+            raise ParameterError(
+                f"the cache for {num_blocks * block_size} positions takes {size / 2**30:.1f} GiB, more than "
+                f"{device} has left; lower max_context or max_batch"
+            ) from None
 
     @property
     def nbytes(self) -> int:
-        return sum(key.nbytes + value.nbytes for key, value in self.layers)
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
     def copy_blocks(self, copies: Seq[tuple[int, int]]) -> None:
         """Carry out (from, to) copies in every layer. No block is both read and written."""

@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from owl_fast import ops
+from owl_fast.engine.drawing import DeviceSampler
 from owl_fast.engine.outputs import Event, FinishReason, Output
 from owl_fast.engine.reports import Stats, Tally
 from owl_fast.engine.request import Request
@@ -23,6 +25,10 @@ from owl_fast.engine.sampling import choose, process_scores
 from owl_fast.engine.scheduler import Scheduler, Span, StepPlan
 from owl_fast.errors import OwlError
 from owl_fast.lora import Adapter
+
+
+NOT_FINITE = "the model produced numbers that are not finite; nothing more can be said"
+NONE_ALLOWED = "no_repeat_ngram and min_tokens forbid every token; loosen them"
 
 
 class StepRunner(Protocol):
@@ -42,8 +48,12 @@ class Loop:
     whether theirs is answered. `submit`, and setting `cancelled` of a request, never wait.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: StepRunner, eos_id: int) -> None:
+    def __init__(
+        self, scheduler: Scheduler, runner: StepRunner, eos_id: int, sampler: DeviceSampler | None = None
+    ) -> None:
+        """sampler: draws on the device what it can; without one every row is looked at on the host."""
         self.scheduler = scheduler
+        self._sampler = sampler
         self.runner = runner
         self.eos_id = eos_id
         self.tally = Tally()
@@ -160,14 +170,17 @@ class Loop:
 
     def _consume(self, by_request: dict[Request, list[tuple[Span, int]]], logits: Tensor) -> None:
         """logits (M, V): each span's rows begin at the row number beside it."""
+        if self._sampler is not None:
+            by_request = self._draw(self._sampler, by_request, logits)
+        if not by_request:
+            return
+        logits = logits.float()
         finite = torch.isfinite(logits).all(-1).tolist()
         logprobs = torch.log_softmax(logits, -1)
         for request, spans in by_request.items():
             rows = [row for span, first in spans for row in range(first, first + span.end - span.logits_from)]
             if not all(finite[row] for row in rows):
-                self._fail(
-                    request, "the model produced numbers that are not finite; nothing more can be said"
-                )
+                self._fail(request, NOT_FINITE)
             elif request.score_from is not None:
                 self._score(request, spans[0][0], logprobs[rows])
             elif not rows:
@@ -183,13 +196,35 @@ class Loop:
         scores = process_scores(logits, (request.bos_id, *request.generated), params, self.eos_id)
         token = choose(scores, params, request.seed, position)
         if token is None:
-            return self._fail(request, "no_repeat_ngram and min_tokens forbid every token; loosen them")
-        request.clock.token()
-        request.generated.append(token)
-        request.logprobs.append(float(logprobs[token]))
+            return self._fail(request, NONE_ALLOWED)
         if params.logprobs:
             values, ids = logprobs.topk(min(params.logprobs, len(logprobs)))
             request.top_logprobs.append(dict(zip(ids.tolist(), values.tolist(), strict=True)))
+        self._append(request, token, float(logprobs[token]))
+
+    def _draw(
+        self, sampler: DeviceSampler, by_request: dict[Request, list[tuple[Span, int]]], logits: Tensor
+    ) -> dict[Request, list[tuple[Span, int]]]:
+        """Move on the requests that are drawn on the device; returns the others."""
+        rows = {
+            request: row
+            for request, [(span, row), *_] in by_request.items()
+            if sampler.takes(request) and span.logits_from < span.end
+        }
+        if rows:
+            for request, (token, logprob, fault) in sampler.draw(rows, logits).items():
+                if fault:
+                    self._fail(request, NOT_FINITE if fault == ops.NOT_FINITE else NONE_ALLOWED)
+                else:
+                    self._append(request, token, logprob)
+        return {request: spans for request, spans in by_request.items() if request not in rows}
+
+    def _append(self, request: Request, token: int, logprob: float) -> None:
+        """The answer has one token more; perhaps it was the last."""
+        params = request.params
+        request.clock.token()
+        request.generated.append(token)
+        request.logprobs.append(logprob)
         text = request.text.push(token)
         if (token == self.eos_id and not params.ignore_eos) or request.text.stopped:
             self._close(request, "stop", text, [token])
@@ -228,6 +263,8 @@ class Loop:
     ) -> None:  # fmt: skip
         """End a request: free its blocks and hand out the last event."""
         self.scheduler.remove(request)
+        if self._sampler is not None:
+            self._sampler.release(request)
         token_ids = list(new_ids)
         if request.beams is not None:
             beam = request.beams.best.beam

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from owl_fast.engine.inputs import InputReader, PreparedPrompt, Prompt, PromptIt
 from owl_fast.engine.outputs import TextStream
 from owl_fast.engine.request import Request
 from owl_fast.engine.sampling import SamplingParams
-from owl_fast.errors import ContextLengthError, PromptError, UnsupportedError
+from owl_fast.errors import ContextLengthError, ParameterError, PromptError, UnsupportedError
 from owl_fast.prompts import IMAGE_ID
 from owl_fast.tokenizer import StreamDecoder
 
@@ -36,7 +36,7 @@ class RequestMaker:
         options: Mapping[str, Any],
     ) -> Request:
         """The request of one prompt; arguments as for Engine.generate."""
-        return self(self.reader.read(prompt, images, adapter), (params or SamplingParams()).changed(options))
+        return self(self.reader.read(prompt, images, adapter), chosen(params, options))
 
     def read_list(
         self,
@@ -51,9 +51,13 @@ class RequestMaker:
             raise PromptError(
                 'images came beside a list of requests; give {"prompt": ..., "images": [...]} entries'
             )
-        chosen = (params or SamplingParams()).changed(options)
+        if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+            raise PromptError(
+                f"a {type(prompts).__name__} came; wanted a text, a list of messages or a list of requests"
+            )
+        common = chosen(params, options)
         items = [self.reader.read_item(item, index, adapter) for index, item in enumerate(prompts)]
-        return [self(item, chosen) for item in items]
+        return [self(item, common) for item in items]
 
     def __call__(
         self, prepared: PreparedPrompt, params: SamplingParams, continuation: Sequence[int] = ()
@@ -87,3 +91,12 @@ class RequestMaker:
             beams=BeamSearch(params, bos, eos, max_tokens) if params.beams > 1 else None,
             adapter=self.adapters.find(prepared.adapter),
         )
+
+
+def chosen(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
+    """What a call asks for: its options over its params over the defaults."""
+    if not isinstance(params, SamplingParams | None):
+        raise ParameterError(
+            f"params is a {type(params).__name__}; wanted SamplingParams, or the options by name"
+        )
+    return (params or SamplingParams()).changed(options)

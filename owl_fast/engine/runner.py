@@ -11,7 +11,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from owl_fast import ops
 from owl_fast.engine.adapters import Adapters
+from owl_fast.engine.graphs import DecodeGraphs, PictureGraph, Recorder
 from owl_fast.engine.kv_cache import KVCache
 from owl_fast.engine.scheduler import Span, StepPlan
 from owl_fast.lora import Adapter
@@ -27,9 +29,20 @@ class Runner:
         self.model = model
         self.cache = cache
         self.adapters = adapters
+        self._recorder: Recorder | None = None
+
+    def record(self, recorder: Recorder, max_batch: int, max_context: int) -> None:
+        """From now on steps of single rows, and pictures, are recorded and replayed."""
+        model, device = self.model, self.model.device
+        self._recorder = recorder
+        self._decode = DecodeGraphs(
+            lambda batch: model.logits(model(batch)), self.cache, max_batch, max_context, device, recorder
+        )
+        self._picture = PictureGraph(model.encode_images, recorder)
 
     def use_adapter(self, adapter: Adapter | None) -> None:
-        self.adapters.use(adapter)
+        if self.adapters.use(adapter) and self._recorder is not None:
+            self._recorder.forget()
 
     @torch.inference_mode()
     def encode_images(self, pixels: Seq[Tensor]) -> Tensor:
@@ -41,14 +54,18 @@ class Runner:
         return torch.cat(rows) if rows else self.model.query_tokens.new_empty(none)
 
     def _encode(self, pixels: Tensor) -> Tensor:
+        if pixels.dim() == 3 and self._records():
+            return self._picture.run(pixels[None], self.model.query_tokens)
         if pixels.dim() == 3:
             return self.model.encode_images(pixels[None])
         return self.model.encode_videos(pixels[None])
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> Tensor:
-        """float32 logits (M, V): of each span in order the rows from its logits_from on."""
+        """Logits (M, V) in the model's dtype: of each span in order the rows from its logits_from on."""
         self.cache.copy_blocks(plan.copies)
+        if self._records() and all(_is_decode(span) for span in plan.spans):
+            return self._decode.run(plan.spans)
         hidden = self.model(self._batch(plan.spans))
         starts = accumulate((span.end - span.start for span in plan.spans), initial=0)
         rows = [
@@ -59,7 +76,10 @@ class Runner:
         logits: Tensor = self.model.logits(
             hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)]
         )
-        return logits.float()
+        return logits
+
+    def _records(self) -> bool:
+        return self._recorder is not None and ops.uses_kernels(self.model.query_tokens)
 
     def _batch(self, spans: Seq[Span]) -> PackedBatch:
         pictures = [rows for span in spans if (rows := _picture_rows(span)) is not None]
@@ -89,6 +109,12 @@ class Runner:
             context_lens=torch.tensor(lengths, dtype=torch.int32, device=device),
             lengths=lengths,
         )
+
+
+def _is_decode(span: Span) -> bool:
+    """One row, a token, whose logits are wanted."""
+    one = span.end - span.start == 1 and span.logits_from == span.start
+    return one and span.sequence.token_ids[span.start] != IMAGE_ID
 
 
 def _picture_rows(span: Span) -> Tensor | None:

@@ -9,9 +9,7 @@ sampling temperature, top-k, top-p, min-p. A draw is a pure function of (seed, p
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
-import struct
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields, replace
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from owl_fast import ops
 from owl_fast.errors import ParameterError, UnsupportedError
 
 MAX_LOGPROBS = 20
@@ -136,12 +135,6 @@ def _check_type(name: str, value: object, kind: str) -> None:
         raise ParameterError(f"{name} is {value!r:.80}; wanted {kind}")
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1), 53 random bits that depend on (seed, position) only; same on every device."""
-    digest = hashlib.blake2b(struct.pack("<qq", seed, position), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
-
-
 def process_scores(scores: Tensor, history: Seq[int], params: SamplingParams, eos_id: int) -> Tensor:
     """Penalties on one row of scores (V,) given the history; returns the row itself when none applies."""
     if params.repetition_penalty != 1.0:
@@ -166,33 +159,25 @@ def repeated_ngram_ends(history: Seq[int], size: int) -> set[int]:
     return {history[end] for end in ends if tuple(history[end - size + 1 : end]) == prefix}
 
 
-def filtered_probabilities(scores: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Temperature, top-k, top-p and min-p on one row (V,): (probabilities, token ids), likeliest first."""
-    ordered, ids = torch.sort(scores.double() / params.temperature, descending=True, stable=True)
-    if 0 < params.top_k < len(ordered):
-        ordered = ordered.masked_fill(ordered < ordered[params.top_k - 1], -math.inf)
-    if params.top_p < 1.0:
-        probabilities = torch.softmax(ordered, 0)
-        before = probabilities.cumsum(0) - probabilities
-        ordered = ordered.masked_fill(before >= params.top_p, -math.inf)
-    if params.min_p > 0.0:
-        ordered = ordered.masked_fill(ordered < ordered[0] + math.log(params.min_p), -math.inf)
-    return torch.softmax(ordered, 0), ids
+def device_settings(params: SamplingParams, seed: int) -> ops.SamplingSettings:
+    """The same request in the numbers that every device computes with."""
+    return ops.sampling_settings(
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        no_repeat_ngram=params.no_repeat_ngram,
+        min_tokens=params.min_tokens,
+        seed=seed,
+    )
 
 
 def choose(scores: Tensor, params: SamplingParams, seed: int, position: int) -> int | None:
     """The next token of one processed row (V,); None when every token is forbidden."""
-    if params.temperature == 0:
-        best = int(scores.argmax())
-        return best if math.isfinite(float(scores[best])) else None
-    if not math.isfinite(float(scores.max())):
+    best = int(scores.argmax())
+    if not math.isfinite(float(scores[best])):
         return None
-    probabilities, ids = filtered_probabilities(scores, params)
-    total = probabilities.cumsum(0)
-    # The sum of the kept ones may fall short of 1 by rounding: draw within what is there.
-    kept = int((probabilities > 0).sum())
-    draw = uniform(seed, position) * float(total[kept - 1])
-    index = int(
-        torch.searchsorted(total, torch.tensor(draw, dtype=total.dtype, device=total.device), right=True)
-    )
-    return int(ids[min(index, kept - 1)])
+    if params.temperature == 0:
+        return best
+    return ops.draw(scores, device_settings(params, seed), position)

@@ -6,11 +6,15 @@ N pictures, Q queries, P image rows (class row included), E width, H heads, D = 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from owl_fast import ops
 from owl_fast.config import AbstractorConfig
+from owl_fast.models.folded import FoldedProjections
 from owl_fast.models.layers import LayerNorm, Linear
 
 NORM_EPS = 1e-5  # norm1, normk and norm2; only ffn_ln follows the config
@@ -29,11 +33,15 @@ class AbstractorAttention(nn.Module):
             nn.Parameter(torch.empty(1, 1, width)) if config.bias_kv else None for _ in range(2)
         )
 
-    def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        """queries (N, Q, E) and image (N, P, E), both normed -> (N, Q, E)."""
+    def forward(self, queries: Tensor, image: Tensor | None, projected: Tensor | None = None) -> Tensor:
+        """queries (N, Q, E) and image (N, P, E), both normed -> (N, Q, E).
+
+        projected (N, P, 2 E): the image's keys and values, if they are there already.
+        """
         q = self.query(queries).unflatten(-1, (self.num_heads, -1))  # (N, Q, H, D)
         query_kv, image_kv = (
-            self.key_value(x).unflatten(-1, (2, self.num_heads, -1)) for x in (queries, image)
+            x.unflatten(-1, (2, self.num_heads, -1))
+            for x in (self.key_value(queries), self.key_value(image) if projected is None else projected)
         )  # (N, Q | P, 2, H, D)
         dropout = self.dropout if self.training else 0.0
         return ops.cross_attention(q, query_kv, image_kv, dropout, self._extra()).flatten(2)
@@ -77,9 +85,9 @@ class AbstractorCrossAttention(nn.Module):
         self.attention = AbstractorAttention(config)
         self.output = AbstractorOutput(config)
 
-    def forward(self, queries: Tensor, image: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, image: Tensor, projected: Tensor | None = None) -> Tensor:
         normed = self.norm1(queries)
-        attended = self.attention(normed, self.normk(image))
+        attended = self.attention(normed, self.normk(image) if projected is None else None, projected)
         return self.output(attended, residual=normed)  # the residual is the normed query, as released
 
 
@@ -88,19 +96,30 @@ class AbstractorLayer(nn.Module):
         super().__init__()
         self.crossattention = AbstractorCrossAttention(config)
 
-    def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        return self.crossattention(queries, image)
+    def forward(self, queries: Tensor, image: Tensor, projected: Tensor | None = None) -> Tensor:
+        return self.crossattention(queries, image, projected)
 
 
 class AbstractorEncoder(nn.Module):
     def __init__(self, config: AbstractorConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(AbstractorLayer(config) for _ in range(config.num_hidden_layers))
+        self._folded = FoldedProjections()
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        for layer in self.layers:
-            queries = layer(queries, image)
+        for layer, projected in zip(self.layers, self._projected(image), strict=True):
+            queries = layer(queries, image, projected)
         return queries
+
+    def _projected(self, image: Tensor) -> Sequence[Tensor | None]:
+        """Keys and values (N, P, 2 E) for every layer, where kernels run and nothing is trained."""
+        if self.training or torch.is_grad_enabled() or not ops.uses_kernels(image):
+            return [None] * len(self.layers)
+        return self._folded(*self._projections(), image)
+
+    def _projections(self) -> tuple[list[LayerNorm], list[Linear]]:
+        blocks: list[Any] = [layer.crossattention for layer in self.layers]
+        return [block.normk for block in blocks], [block.attention.key_value for block in blocks]
 
 
 class Abstractor(nn.Module):

@@ -15,16 +15,20 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from owl_fast import ops
+
 
 @dataclass
 class PagedCache:
     """Where a batch's keys and values go in the paged cache, and what each sequence can see there."""
 
-    layers: list[tuple[Tensor, Tensor]]  # per layer: key and value cache (blocks, block_size, heads, D)
+    # Per layer: key and value cache (blocks, block_size, heads, D), and their scales if they are int8.
+    layers: list[tuple[Tensor, ...]]
     slot_mapping: Tensor  # (N,) int64: block * block_size + row, one slot per row of the batch
     block_tables: Tensor  # (B, max_blocks) int32
     context_lens: Tensor  # (B,) int32: keys visible, the batch's own rows included
     lengths: tuple[int, ...]  # context_lens on the host
+    workspace: ops.DecodeWorkspace | None = None  # what decode kernels keep between programs, for all layers
 
 
 @dataclass
@@ -38,6 +42,11 @@ class PackedBatch:
     visual_index: Tensor | None = None  # (V,) int64: rows replaced by picture embeddings
     visual_embeds: Tensor | None = None  # (V, H)
     cache: PagedCache | None = None  # None: every sequence is whole and nothing is kept
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is one new row per sequence, behind cached ones."""
+        return self.cache is not None and self.bounds == tuple(range(len(self.bounds)))
 
     @classmethod
     def from_sequences(

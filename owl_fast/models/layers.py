@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,30 @@ class LoraPair(nn.Module):
         self.scale, self.dropout = scale, dropout
 
 
+class _Stacked(NamedTuple):
+    """Updates as one adapter, and what tells whether they are still the same: a stack is a copy."""
+
+    lora: ops.StackedLora
+    updates: tuple[ops.LoraUpdate, ...]  # kept alive: another tensor cannot take the place of one of them
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, updates: tuple[ops.LoraUpdate, ...], outputs: int, dtype: torch.dtype) -> _Stacked:
+        return cls(ops.stack_updates(updates, outputs, dtype), updates, _versions(updates))
+
+    def is_of(self, updates: tuple[ops.LoraUpdate, ...]) -> bool:
+        same = len(updates) == len(self.updates) and all(
+            new.a is old.a and new.b is old.b and new.scale == old.scale
+            for new, old in zip(updates, self.updates, strict=True)
+        )
+        return same and _versions(updates) == self.versions
+
+
+def _versions(updates: tuple[ops.LoraUpdate, ...]) -> tuple[int, ...]:
+    """Counts of the changes in place; tensors of inference mode have none and do not change."""
+    return tuple(0 if t.is_inference() else t._version for u in updates for t in (u.a, u.b))
+
+
 class Linear(nn.Module):
     """The linear slot: a weight of one or several stacked parts, with LoRA on any of them.
 
@@ -33,6 +58,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(sum(self.rows))) if bias else None
         self.lora = nn.ModuleDict()
         self.lora_rows: dict[str, tuple[int, int]] = {}
+        self._stacked: _Stacked | None = None
 
     def forward(
         self,
@@ -43,15 +69,37 @@ class Linear(nn.Module):
         residual: Tensor | None = None,
     ) -> Tensor:
         """residual + activation(linear(norm(x))), as far as each is given: see ops.lora_linear."""
-        updates = tuple(self._updates()) if self.lora else ()
         before = None if norm is None else (norm.weight, norm.eps)
+        lora = self._lora(x) if self.lora else ()
         return ops.lora_linear(
-            x, self.weight, self.bias, updates, norm=before, activation=activation, residual=residual
+            x, self.weight, self.bias, lora, norm=before, activation=activation, residual=residual
         )
 
-    def _updates(self) -> Iterator[ops.LoraUpdate]:
+    def _lora(self, x: Tensor) -> tuple[ops.LoraUpdate, ...] | ops.StackedLora:
+        """Kernels of inference want all updates as one, which is kept for as long as they stay the same."""
+        updates = tuple(self._lora_updates())
+        if self.training or torch.is_grad_enabled() or not ops.uses_kernels(x):
+            return updates
+        if self._stacked is None or not self._stacked.is_of(updates):
+            self._stacked = _Stacked.of(updates, sum(self.rows), x.dtype)
+        return self._stacked.lora
+
+    def updates(self) -> Iterator[tuple[str, LoraPair]]:
+        """The checkpoint's name of a part, and its update."""
         for name, pair in self.lora.items():
             assert isinstance(pair, LoraPair)
+            yield name, pair
+
+    def merged_weight(self) -> Tensor:
+        """A copy of the weight in float32 with every update added."""
+        weight = self.weight.detach().to(torch.float32, copy=True)
+        for name, pair in self.updates():
+            start, end = self.lora_rows[name]
+            weight[start:end] += pair.scale * (pair.lora_B.detach().float() @ pair.lora_A.detach().float())
+        return weight
+
+    def _lora_updates(self) -> Iterator[ops.LoraUpdate]:
+        for name, pair in self.updates():
             start, end = self.lora_rows[name]
             dropout = pair.dropout if self.training else 0.0
             yield ops.LoraUpdate(start, end, pair.lora_A, pair.lora_B, pair.scale, dropout)
@@ -85,7 +133,8 @@ class RMSNorm(nn.Module):
 
 def init_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
     """Fill a model that is to be trained from nothing: N(0, std) weights, unit norms, zero biases."""
-    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
     norms = {id(p) for m in model.modules() if isinstance(m, (LayerNorm, RMSNorm)) for p in (m.weight,)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -94,4 +143,4 @@ def init_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
             elif name.endswith("bias"):
                 parameter.zero_()
             else:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, device=device) * std)

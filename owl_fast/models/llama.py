@@ -5,12 +5,14 @@ N rows of all sequences, C hidden width, H query heads, K key heads, D head widt
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from owl_fast import ops
 from owl_fast.config import LlamaConfig
-from owl_fast.models.batch import PackedBatch
+from owl_fast.models.batch import PackedBatch, PagedCache
 from owl_fast.models.layers import Linear, RMSNorm
 
 
@@ -31,17 +33,39 @@ class LlamaAttention(nn.Module):
         query, key, value = (
             part.unflatten(-1, (-1, self.head_dim)) for part in qkv.split(self.qkv_proj.rows, -1)
         )  # (N, H | K | K, D)
-        query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
         if batch.cache is None:
-            attended = ops.varlen_attention(query, key, value, batch.bounds)
+            query, key = ops.rotary(query, key, cos, sin)
+            attended = ops.varlen_attention(query, key, value, batch.bounds, batch.cu_seqlens)
         else:
-            cache = batch.cache
-            key_cache, value_cache = cache.layers[layer]
-            ops.kv_append(key, value, key_cache, value_cache, cache.slot_mapping)
-            attended = ops.paged_attention(
-                query, key_cache, value_cache, cache.block_tables, batch.bounds, cache.lengths
-            )
+            attended = _attend_cached(query, key, value, cos, sin, batch, batch.cache, layer)
         return self.o_proj(attended.flatten(1), residual=x)
+
+
+def _attend_cached(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    batch: PackedBatch,
+    cache: PagedCache,
+    layer: int,
+) -> Tensor:
+    """Rotation, append and attention over the cache. cos, sin: of LlamaModel._angles."""
+    key_cache, value_cache, *int8 = cache.layers[layer]
+    scales: tuple[Tensor | None, Tensor | None] = (int8[0], int8[1]) if int8 else (None, None)
+    caches, slots, tables = (key_cache, value_cache), cache.slot_mapping, cache.block_tables
+    lengths = cache.context_lens
+    if batch.decodes and ops.decodes_in_one_launch(query):
+        if cache.workspace is None:
+            longest = tables.shape[1] * key_cache.shape[1]
+            cache.workspace = ops.DecodeWorkspace.make(len(query), query.shape[1], longest, key_cache)
+        args = (query, key, value, cos, sin, batch.positions, *caches, slots, tables, lengths, *scales)
+        return ops.decode_attention(*args, workspace=cache.workspace)
+    query = ops.rotary_append(query, key, value, cos, sin, *caches, slots, *scales)
+    return ops.paged_attention(
+        query, *caches, tables, batch.cu_seqlens, lengths, batch.bounds, cache.lengths, *scales
+    )
 
 
 class LlamaMlp(nn.Module):
@@ -90,12 +114,25 @@ class LlamaModel(nn.Module):
         self.embed_tokens = TokenEmbedding(config)
         self.layers = nn.ModuleList(LlamaLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self._every_angle: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        cos, sin = ops.rotary_tables(batch.positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        cos, sin = self._angles(x, batch)
         for index, layer in enumerate(self.layers):
             x = layer(x, cos, sin, batch, index)
         return self.norm(x)
+
+    def _angles(self, x: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """cos and sin (., D/2) of the rows; for a decode step by kernels of every position, made once."""
+        config = self.config
+        tables = partial(ops.rotary_tables, head_dim=config.head_dim, theta=config.rope_theta, dtype=x.dtype)
+        if not (batch.decodes and ops.decodes_in_one_launch(x)):
+            return tables(batch.positions)
+        kept = self._every_angle
+        if kept is None or kept[0].dtype != x.dtype or kept[0].device != x.device:
+            positions = torch.arange(config.max_position_embeddings, device=x.device)
+            kept = self._every_angle = tables(positions)
+        return kept
 
 
 class Llama(nn.Module):

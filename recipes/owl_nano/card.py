@@ -51,8 +51,8 @@ LIMITS = """\
 unfamiliar pictures. The table says how often each kind of answer is wrong.
 
 **adapter/** is what stage 2 trained, in the files such a run leaves: LoRA in PEFT's format and the
-abstractor's tensors. It belongs on the weights of stage 1, not on these, which contain it already; it is kept
-as an example.
+abstractor's tensors. It belongs on the weights of stage 1, not on these, which contain it already: its
+base.json says so, and loading it here takes `check_base=False`. It is kept as an example.
 
 Licence: Apache-2.0.
 """

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
 
-from owl_fast.checkpoints import read_tensors, save_model, write_tensors
+from owl_fast.checkpoints import read_tensors, save_model, weights_sha256, write_tensors
 from owl_fast.checkpoints.manifest import write_manifest
 from owl_fast.files import read_json, write_json
 from owl_fast.images import ImageProcessor
-from owl_fast.lora import EXTRA_FILE, merge_, save_adapter
+from owl_fast.lora import EXTRA_FILE, Base, merge_, save_adapter
 from owl_fast.models.owl import Owl
 from owl_fast.tokenizer import Tokenizer
 from owl_fast.training.ranks import Ranks
@@ -49,6 +50,13 @@ RESULTS = {
 SHARED = ("pictures", "warmup", "language", "stage1", "stage2", "ablation")
 ON_REQUEST = ("ablation",)
 GATE = 0.97  # exact answers in text alone, of every kind
+
+
+def base_of(model: Owl) -> Base:
+    """What an adapter trained on this model says of it, by the files the model would have."""
+    with TemporaryDirectory() as folder:
+        save_model(model, folder)
+        return Base("owl-nano, stage 1", weights_sha256(folder))
 
 
 class Phases:
@@ -120,10 +128,11 @@ class Phases:
 
     def stage2(self) -> None:
         model = self._load("stage1.pt")
+        base = base_of(model) if self.ranks.leads else None
         self._instruct(model, "stage2", SHARES)
-        if self.ranks.leads:
+        if base is not None:
             extra = stage2(LORA).checkpoint_names(model)
-            save_adapter(model, self.out / "adapter", LORA, base="owl-nano, stage 1", extra=extra)
+            save_adapter(model, self.out / "adapter", LORA, base=base, extra=extra)
         merge_(model)
         self._save(model, "stage2.pt")
 

@@ -18,7 +18,7 @@ def run(*args: object) -> subprocess.CompletedProcess[str]:
 def test_load_writes_rows_and_leaves_nothing(tmp_path: Path) -> None:
     out, work = tmp_path / "out.json", tmp_path / "work"
     work.mkdir()
-    done = run("load", "--size", "tiny", "--work-dir", work, "--json", out)
+    done = run("load", "--model", "tiny", "--device", "cpu", "--work-dir", work, "--json", out)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     assert {"device", "versions", "commit", "date", "rows"} <= report.keys()

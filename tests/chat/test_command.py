@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -160,6 +161,35 @@ def test_a_mistake_gets_one_line_and_its_exit_code(
     assert message in err.strip().splitlines()[-1]
     assert "Traceback" not in err
     assert out == ""
+
+
+def test_a_picture_is_opened_before_the_model(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert chat.main([*BASE, "-i", "missing.png", "-p", "x"]) == 1
+    assert capfd.readouterr().err == "error: 'missing.png': no such file\n"
+
+
+def test_a_picture_in_the_place_of_the_prompt_is_wrong_usage() -> None:
+    result = command(*BASE, stdin=Path(IMAGE).read_bytes())
+    assert result.returncode == 2
+    assert b"a picture wants -i -" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "said"),
+    [("<&-", 2, "prompt is empty"), ("-p x <&- >&-", 0, "tok/s"), ("-p x > /dev/full", 1, "No space left")],
+    ids=str,
+)
+def test_streams_that_are_closed_or_full(streams: str, code: int, said: str) -> None:
+    line = f"{shlex.join([sys.executable, '-m', 'owl_fast.chat', *BASE])} {streams}"
+    result = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+    )
+    assert result.returncode == code
+    assert said in result.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in result.stderr
 
 
 def test_an_empty_pipe_is_wrong_usage() -> None:

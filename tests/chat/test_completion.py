@@ -34,7 +34,7 @@ def test_paths_are_completed_as_they_were_typed(tmp_path: Path, monkeypatch: pyt
     assert paths("photos/") == ["photos/[1].png", "photos/[2].png"]
     assert paths("photos/[2") == ["photos/[2].png"]
     assert paths("photos/.") == ["photos/.hidden"]
-    assert paths("none") == []
+    assert paths("none") == paths("\0/") == paths("~\0") == []
     monkeypatch.setenv("HOME", str(tmp_path))
     assert paths("~/pho") == ["~/phone", "~/photos/"]
     assert paths("~") == ["~/"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from owl_fast.chat.pictures import Part, find_paths, open_picture, open_video, place, unplace
+from owl_fast.chat.pictures import Part, find_paths, open_all, open_picture, open_video, place, unplace
 from owl_fast.errors import ImageError
 from owl_fast.fetch import Fetcher
 from tests.chat.fakes import clip
@@ -80,9 +80,23 @@ def test_names_are_read_as_they_stand_or_as_a_shell_reads_them(
     assert find_paths("x[1].png") == ["x[1].png"]
     assert find_paths("?.png") == ["c.png", "d.png"]
     assert find_paths("~/a.png") == [os.path.expanduser("~/a.png")]
-    for nothing, message in (("", "no file is named"), ("*.jpg", "no file matches")):
+    for nothing, message in (
+        ("", "no file is named"),
+        ("*.jpg", "no file matches"),
+        ("\0/*", "no file has such a name"),
+    ):
         with pytest.raises(ImageError, match=message):
             find_paths(nothing)
+
+
+def test_flags_name_paths_and_patterns(tmp_path: Path) -> None:
+    data = image_files()[0].read_bytes()
+    for name in ("b.png", "a.png", "x[1].png"):
+        (tmp_path / name).write_bytes(data)
+    given = [data, f"{tmp_path}/?.png", f"{tmp_path}/x[1].png"]
+    assert [shown.name for shown in open_all(given, [])] == ["stdin", "a.png", "b.png", "x[1].png"]
+    with pytest.raises(ImageError, match="no file matches"):
+        open_all([], [f"{tmp_path}/*.mp4"])
 
 
 def test_too_many_matches_are_refused(tmp_path: Path) -> None:

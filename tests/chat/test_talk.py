@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from owl_fast.chat.commands import COMMANDS
 from owl_fast.chat.session import Session
@@ -16,8 +18,12 @@ from owl_fast.engine.sampling import SamplingParams
 from owl_fast.errors import ContextLengthError, OwlError
 from tests.chat.fakes import FakeBackend, FakeReader, FakeScreen, clip
 from tests.golden_data import image_files
+from tests.typed import TYPED
 
 IMAGE, OTHER = image_files()[:2]
+# /exit and /edit would change what the entries behind them do.
+TAKING = [f"{name} " for name in COMMANDS if name not in ("/save", "/exit", "/edit")]
+BEGINNINGS = ["", "/", '"""', "/save no/such/folder/", *TAKING]
 
 
 class Run:
@@ -99,19 +105,36 @@ def test_ctrl_c_twice_at_an_empty_prompt_leaves() -> None:
     assert list(run.reader.entries) == ["never"]
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(BEGINNINGS), TYPED), max_size=6))
+def test_whatever_is_typed_the_conversation_goes_on(typed: list[tuple[str, str]]) -> None:
+    """Mistakes are messages on the screen; anything else would come out of run()."""
+    run = Run(*(beginning + text for beginning, text in typed), f"/image {IMAGE}", "hello?")
+    assert run.code == 0
+    assert run.turns[-2:][0][0] == "user"
+    assert run.backend.asked[-1][0][-1]["content"][-1]["text"].endswith("hello?")
+
+
 # --- pictures ---
 
 
 def test_pictures_wait_are_listed_and_dropped(capsys: pytest.CaptureFixture[str]) -> None:
     folder = IMAGE.parent
     run = Run(
-        "/images", f"/image {folder}/*.png", "/images", "/drop 1", "/drop 9", "/drop x", "/image no.png"
+        "/drop 1",
+        "/images",
+        f"/image {folder}/*.png",
+        "/images",
+        "/drop 1",
+        "/drop 9",
+        "/drop x",
+        "/image no.png",
     )
     waiting = sorted(path.name for path in folder.glob("*.png"))
     assert [picture.name for picture in run.session.queue] == waiting[1:]
     assert run.screen.notes[0].startswith("no picture or video waits")
     assert f"dropped {waiting[0]}" in run.screen.notes
-    assert [error[:5] for error in run.screen.errors] == ["/drop", "/drop", "'no.p"]
+    assert [error[:5] for error in run.screen.errors] == ["no pi", "/drop", "/drop", "'no.p"]
     assert "picture(s) waiting" in run.talk.status()
 
 
@@ -211,13 +234,15 @@ def test_settings_are_shown_changed_and_checked() -> None:
             "/set beams 2",
             "/set",
             "/set seed",
+            "/set nonsense",
         ),
         "hello",
     )
     params = run.backend.asked[0][1]
     assert params == SamplingParams(temperature=0.5, top_k=3, stop=("###",))
     assert [error for error in run.screen.errors if "did you mean temperature?" in error]
-    assert len(run.screen.errors) == 4
+    assert len(run.screen.errors) == 5
+    assert "no setting 'nonsense'" in run.screen.errors[-1]
     rows = [note.split()[:2] for note in run.screen.notes]
     assert ["temperature", "0.5"] in rows
     assert rows.count(["seed", "-"]) == 3
@@ -244,11 +269,21 @@ def test_help_names_every_command() -> None:
     said = "\n".join(run.screen.notes)
     assert all(command in said for command in COMMANDS)
     assert list(run.reader.entries) == ["never"]
+    (line,) = Run("/help drop").screen.notes
+    assert line.startswith("/drop N")
 
 
 @pytest.mark.parametrize(
     ("line", "hint"),
-    [("/clera", "did you mean /clear?"), ("/dance", "/help lists"), (str(IMAGE), f"/image {IMAGE}")],
+    [
+        ("/clera", "did you mean /clear?"),
+        ("/CLEAR", "did you mean /clear?"),
+        ("/dance", "/help lists"),
+        ("/", "no command /; /help lists"),
+        ("/load ~\0", "no NUL"),
+        ("/exit now", "/exit takes nothing behind it; 'now' came"),
+        (str(IMAGE), f"/image {IMAGE}"),
+    ],
 )
 def test_an_unknown_command_gets_a_hint(line: str, hint: str) -> None:
     run = Run(line)

@@ -36,11 +36,12 @@ TOOLBAR = "· /help"
 
 
 class Scripted(FakeServer):
-    """Repeats what it is asked; `count` never ends, `attack` sends control sequences, `fail` an error."""
+    """Repeats what it is asked; `count` never ends, `pause` ends when it is resumed, `attack` sends control
+    sequences, `fail` an error."""
 
     def __init__(self) -> None:
         super().__init__(self.reply)
-        self.counting = threading.Event()
+        self.counting, self.resumed = threading.Event(), threading.Event()
 
     def reply(self, request: dict[str, Any]) -> Any:
         content = request["messages"][-1]["content"]
@@ -48,6 +49,8 @@ class Scripted(FakeServer):
             content = " ".join(part.get("text", "[picture]") for part in content)
         if content == "count":
             return self._count()
+        if content == "pause":
+            return self._pause()
         if content == "fail":
             return 500, {"error": {"message": ATTACK}}
         return answer(ATTACK if content == "attack" else f"You said: {content}.")
@@ -57,11 +60,17 @@ class Scripted(FakeServer):
             yield chunk(f"{number} ")
             self.counting.wait(0.01)
 
+    def _pause(self) -> Iterator[Any]:
+        yield chunk("so far ")
+        self.resumed.wait(60)
+        yield from answer("and done.")
+
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[FakeServer]:
-    with Scripted().running() as running:
-        yield running
+def server() -> Iterator[Scripted]:
+    scripted = Scripted()
+    with scripted.running():
+        yield scripted
 
 
 @contextmanager
@@ -119,7 +128,7 @@ def test_several_turns(server: FakeServer, tmp_path: Path) -> None:
     assert '"hello you"\n"/retry"\n' in history.read_text()
 
 
-def test_several_lines_typed_and_pasted(server: FakeServer, tmp_path: Path) -> None:
+def test_several_lines_typed_and_pasted(server: Scripted, tmp_path: Path) -> None:
     with chat(server, tmp_path, "--no-history") as terminal:
         count = len(server.requests)
         terminal.send(f"one{ALT_ENTER}two{ENTER}")
@@ -146,15 +155,18 @@ def test_several_lines_typed_and_pasted(server: FakeServer, tmp_path: Path) -> N
         terminal.wait_for("You said: mark\n/exit\nless.")
         terminal.wait_for(TOOLBAR)
 
-        # What is pasted while the model speaks is not taken for questions.
-        terminal.send("count" + ENTER)
-        terminal.wait_for("1 2 3")
+        # What is pasted while the model speaks is not taken for questions. (A Ctrl-C would make the terminal
+        # itself forget it.)
+        terminal.send("pause" + ENTER)
+        terminal.wait_for("so far")
         terminal.send("/exit\n/exit\n")
-        terminal.wait_for("10 11 12")
-        terminal.send(CTRL_C)
-        terminal.wait_for("· cancelled")
+        server.resumed.set()
+        terminal.wait_for(settled("so far and done."))
         terminal.wait_for(TOOLBAR)
-        assert "/exit" not in terminal.text.split("1 2 3")[1]
+        terminal.send("x")
+        terminal.wait_for(">>> x\n")
+        assert "/exit" not in terminal.text.split("so far")[1]
+        terminal.send(CTRL_C)
         terminal.send(CTRL_D)
         assert terminal.end() == 0
         assert terminal.is_restored()

@@ -123,6 +123,9 @@ def test_links_within_the_folder_and_in_the_cache_of_the_hub_are_followed(sharde
         shutil.copy(sharded / file, repository / "blobs" / file)
         (repository / "snapshots/abc" / file).symlink_to(f"../../blobs/{file}")
     assert len(WeightFolder.open(repository / "snapshots/abc").entries) == 3
+    # Many repositories hold their weights in both formats, and a tool may have fetched all there is.
+    write_tensors(repository / "snapshots/abc/pytorch_model.bin", {"a": torch.zeros(2)})
+    assert WeightFolder.open(repository / "snapshots/abc").files == (FIRST, SECOND)
     (repository / "snapshots/abc" / FIRST).unlink()
     (repository / "snapshots/abc" / FIRST).symlink_to(f"../../../{FIRST}")
     with pytest.raises(CheckpointError, match=f"{FIRST}: a link to .* outside the folder"):

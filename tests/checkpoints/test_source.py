@@ -155,3 +155,30 @@ def test_a_file_by_itself_is_what_the_manifest_beside_it_says(tmp_path: Path, ch
     shutil.copy(weights, tmp_path / "saved/mine.safetensors")  # not in the list: as if it lay elsewhere
     if changed != "config.json":
         load_model(tmp_path / "saved/mine.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "preprocessor_config.json", "owl_manifest.json", "tokenizer.model"]
+)
+@pytest.mark.parametrize("kind", ["pipe", "device", "lost link", "folder"])
+def test_what_cannot_be_read_is_not_taken_for_absent(tmp_path: Path, name: str, kind: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(MICRO, model)
+    (model / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(model / name)
+    elif kind == "folder":
+        (model / name).mkdir()
+    else:
+        (model / name).symlink_to("/dev/zero" if kind == "device" else "nowhere")
+    # A link to nowhere: half a download, such as a cache without its blobs. A folder may hold a tokenizer.
+    absent = kind == "lost link" or (kind, name) == ("folder", "tokenizer.model")
+    said = "no such file" if absent else "not a regular file"
+
+    def read_all(path: Path) -> None:
+        source = open_source(path)
+        source.tokenizer()
+        source.processor()
+
+    with pytest.raises(CheckpointError, match=rf"{name}.*: {said}"):
+        read_all(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -356,6 +357,11 @@ def test_too_long_a_request_names_both_numbers(engine: Engine) -> None:
         ([{"prompt": "AI: ", "adapter": "a"}], None, ParameterError),
         ([{"prompt": "AI: "}, {"prompt": "<image>"}], None, PromptError),
         ([5], None, PromptError),
+        (None, None, PromptError),
+        (5, None, PromptError),
+        ({"prompt": "AI: "}, None, PromptError),
+        ([{"prompt": 5}], None, PromptError),
+        ([{"messages": 5}], None, PromptError),
         (["AI: "], [IMAGES[0]], PromptError),
     ],
     ids=str,
@@ -367,6 +373,24 @@ def test_a_request_that_does_not_fit_is_refused_before_anything_runs(
         engine.generate(prompt, images=images, max_tokens=2)
     assert not engine._loop.scheduler.waiting
     assert free_blocks(engine) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda engine: engine.generate("AI: ", {"max_tokens": 2}), ParameterError),
+        (lambda engine: engine.chat(None, {"max_tokens": 2}), ParameterError),
+        (lambda engine: engine.chat()("x", images=IMAGES[0]), PromptError),
+        (lambda engine: engine.encode_images(IMAGES[0]), PromptError),
+        (lambda engine: engine.score("AI: ", None, 5), PromptError),
+        (lambda engine: engine.load_adapter("a", None), ParameterError),
+    ],
+)
+def test_arguments_of_another_kind_are_named(
+    engine: Engine, call: Callable[[Engine], object], error: type[OwlError]
+) -> None:
+    with pytest.raises(error, match=r" (is|came) "):
+        call(engine)
 
 
 def test_more_beams_than_rows_are_refused(engine: Engine) -> None:
@@ -432,6 +456,12 @@ def test_an_adapter_is_loaded_with_the_model() -> None:
         ({"device": "cuda:99"}, UnsupportedError),
         ({"dtype": "int3"}, UnsupportedError),
         ({"max_batch": 0}, ParameterError),
+        ({"max_batch": 2.5}, ParameterError),
+        ({"max_batch": 1 << 40}, ParameterError),
+        ({"max_context": "long"}, ParameterError),
+        ({"adapter": 5}, ParameterError),
+        ({"tokenizer": 5}, ParameterError),
+        ({"config": 5}, ParameterError),
         ({"adapter": "no/such/folder"}, CheckpointError),
     ],
     ids=str,

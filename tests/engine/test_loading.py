@@ -28,6 +28,12 @@ def test_pictures_of_another_size_than_the_towers(folder: Path) -> None:
         Engine.from_pretrained(folder, device="cpu", max_batch=1, max_context=64)
 
 
+def test_a_tokenizer_of_another_model(folder: Path) -> None:
+    other = Golden("tiny").checkpoint / "tokenizer.model"
+    with pytest.raises(CheckpointError, match=rf"{other}: a tokenizer of \d+ pieces does not belong"):
+        Engine.from_pretrained(folder, tokenizer=other, config={"text_config": {"vocab_size": 300}})
+
+
 def test_weights_that_are_no_numbers_need_permission(folder: Path) -> None:
     path = min(folder.glob("*.bin"))
     tensors = read_tensors(path)

@@ -97,10 +97,23 @@ def test_caption_folder_says_what_is_wrong(
     assert (code, len(noted.splitlines())) == (1, 1)
     assert noted.startswith("error: ")
     mine = tmp_path / "mine.txt"
-    mine.write_text("precious\nnotes")
+    for precious in ("precious\nnotes", "precious notes", '{"images": []}'):
+        mine.write_text(precious)
+        code, _, noted = run(
+            "caption_folder.py", str(tmp_path), str(mine), monkeypatch=monkeypatch, capsys=capsys
+        )
+        assert code == 1
+        assert "name another file" in noted
+        assert mine.read_text() == precious
     code, _, noted = run(
-        "caption_folder.py", str(tmp_path), str(mine), monkeypatch=monkeypatch, capsys=capsys
+        "caption_folder.py", str(mine), str(tmp_path / "out"), monkeypatch=monkeypatch, capsys=capsys
     )
-    assert code == 1
-    assert "name another file" in noted
-    assert mine.read_text() == "precious\nnotes"
+    assert (code, noted) == (1, f"error: {mine}: no such folder\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("program", ["embed_in_app.py", "async_use.py"])
+def test_a_model_that_is_none_is_one_line(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "no/such/model"])
+    with pytest.raises(SystemExit, match=r"^error: no/such/model: no such file or folder$"):
+        runpy.run_path(str(EXAMPLES / program), run_name="__main__")

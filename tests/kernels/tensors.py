@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from owl_fast.kernels.weights import Int4Weight, Int8Weight
 from tests.tolerances import assert_as_good_as_torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Where what a kernel writes is compared bit by bit, or read again: the interpreter cuts bf16 off, GPUs round.
+ROUNDED = {name: dtype for name, dtype in DTYPES.items() if name != "bf16" or torch.cuda.is_available()}
 
 
 def random(
@@ -26,6 +30,19 @@ def strided(x: Tensor) -> Tensor:
     view = wider[..., 1:-2]
     view.copy_(x)
     return view
+
+
+def quantized(kind: str, rows: int, width: int, device: torch.device) -> Int8Weight | Int4Weight:
+    """A weight of "int8", or of "int4-gG" for groups of G, of about unit variance."""
+    generator = torch.Generator().manual_seed(rows * width)
+    if kind == "int8":
+        q = torch.randint(-127, 128, (rows, width), generator=generator).to(torch.int8)
+        scale = (torch.rand(rows, generator=generator) + 0.5) / 73
+        return Int8Weight(q.to(device), scale.to(device))
+    group = int(kind.removeprefix("int4-g"))
+    packed = torch.randint(0, 256, (rows, -(-width // 2)), generator=generator).to(torch.uint8)
+    scale = (torch.rand(rows, -(-width // group), generator=generator) + 0.5) / 4.6
+    return Int4Weight(packed.to(device), scale.half().to(device), width, group)
 
 
 def compare(

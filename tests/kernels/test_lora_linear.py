@@ -1,11 +1,10 @@
-"""lora_linear and linear_cross_entropy references, forward and backward."""
+"""lora_linear reference, forward and backward."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from owl_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference
 from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_reference
 
 
@@ -50,16 +49,3 @@ def test_dropout_acts_on_the_update_alone() -> None:
     draws = torch.stack([lora_linear_reference(x, weight, None, [update]) for _ in range(200)])
     assert draws.std() > 1.0
     assert abs(draws.mean().item() - 50.0) < 2.0
-
-
-def test_cross_entropy_is_the_sum_over_rows() -> None:
-    generator = torch.Generator().manual_seed(2)
-    hidden = torch.randn(5, 8, generator=generator, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(11, 8, generator=generator, dtype=torch.float64)
-    targets = torch.tensor([0, 10, 3, 3, 7])
-    loss = linear_cross_entropy_reference(hidden, weight, targets)
-    log_probs = (hidden @ weight.T).log_softmax(-1)
-    assert abs(loss.item() + sum(log_probs[i, t].item() for i, t in enumerate(targets.tolist()))) < 1e-10
-    loss.backward()
-    expected = (log_probs.exp() - torch.eye(11, dtype=torch.float64)[targets]) @ weight
-    assert (hidden.grad - expected).abs().max() < 1e-10

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from owl_fast.checkpoints import save_model, weights_sha256
+from owl_fast.lora import Base
 from owl_fast.models.batch import PackedBatch
 from owl_fast.models.owl import Owl
 from owl_fast.tokenizer import Tokenizer
@@ -16,6 +18,7 @@ from recipes.owl_nano.drills import Curriculum
 from recipes.owl_nano.encoding import Encoder
 from recipes.owl_nano.initialise import initialise, sin_cos_positions
 from recipes.owl_nano.language import exact_matches, gate_sets, train_language
+from recipes.owl_nano.phases import base_of
 from recipes.owl_nano.picture_stages import LORA, STAGE1, prepare_abstractor, stage2, train_stage
 from recipes.owl_nano.pool import LABEL_KINDS, Pool, draw_pool
 from recipes.owl_nano.settings import CONFIG, Schedule
@@ -143,3 +146,8 @@ def test_statement_samples_are_what_the_stage_expects(encoder: Encoder, pool: Po
         assert sample.visual[0].shape == (3, 112, 112)
         packed = PackedBatch.from_sequences([[max(i, 0) for i in sample.token_ids]])
         assert len(packed.token_ids) == len(sample.labels)
+
+
+def test_the_adapter_names_the_weights_of_stage_1(model: Owl, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "stage1", format="bin")
+    assert base_of(model) == Base("owl-nano, stage 1", weights_sha256(tmp_path / "stage1"))

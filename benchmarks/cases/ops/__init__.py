@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
-from benchmarks.cases.ops import embedding, lora_linear, rms_norm
+from benchmarks.cases.ops import (
+    activations,
+    cross_attention,
+    embedding,
+    layer_norm,
+    linear_cross_entropy,
+    linear_few_rows,
+    lora_linear,
+    paged_attention,
+    rms_norm,
+    rotary,
+    sampling,
+    varlen_attention,
+)
 from benchmarks.cases.ops.case import Case
 
-CASES: tuple[Case, ...] = (*embedding.CASES, *lora_linear.CASES, *rms_norm.CASES)
+CASES: tuple[Case, ...] = (
+    *activations.CASES,
+    *cross_attention.CASES,
+    *embedding.CASES,
+    *layer_norm.CASES,
+    *linear_cross_entropy.CASES,
+    *linear_few_rows.CASES,
+    *lora_linear.CASES,
+    *paged_attention.CASES,
+    *rms_norm.CASES,
+    *rotary.CASES,
+    *sampling.CASES,
+    *varlen_attention.CASES,
+)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-Run = Callable[[], Any]
+from benchmarks.timing import Run
 
 
 @dataclass(frozen=True)

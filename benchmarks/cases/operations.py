@@ -1,0 +1,44 @@
+"""ops: every operation of benchmarks/cases/ops, beside plain torch and its own peers, in turns.
+
+Of each: microseconds, GB/s or TFLOP/s, and the fraction of what the copy bandwidth and the matmul rate of the
+same run allow. A CPU runs the references and leaves out what would take it long; those rows say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.cases.ops import CASES
+from benchmarks.cases.ops.case import Case
+from benchmarks.harness import Row, absent
+from benchmarks.peers import plain
+from benchmarks.timing import kernel_timer, race
+from owl_fast.engine.placement import pick_device
+
+SECONDS = 0.2  # of measuring, per contender
+CPU_FLOPS, CPU_BYTES = 5e8, 5e7  # a case beyond that takes a small CPU longer than it teaches
+
+
+def run(args: argparse.Namespace) -> list[Row]:
+    device = pick_device(args.device)
+    chosen = [case for case in CASES if args.only in case.op]
+    rows = [measure(case, device) for case in tqdm(chosen, desc="ops", leave=False, disable=None)]
+    return [row for found in rows for row in found]
+
+
+def measure(case: Case, device: torch.device) -> list[Row]:
+    """One row per contender; ours must run, a peer may be absent."""
+    where = "ops", f"{case.op} {case.shape}"
+    planned = case.make(torch.device("meta"))
+    if device.type == "cpu" and (planned.flops > CPU_FLOPS or planned.nbytes > CPU_BYTES):
+        reason = f"{planned.flops / 1e9:.1f} GFLOP and {planned.nbytes / 1e9:.2f} GB are left to GPUs"
+        return [absent(*where, "owl_fast", "time", "us", reason)]
+    torch.manual_seed(0)
+    work = case.make(device)
+    runs = {"owl_fast": work.run, plain.NAME: plain.plain(work.run), **work.peers}
+    contenders = {name: functools.partial(kernel_timer, run, device) for name, run in runs.items()}
+    return race((*where, "time"), device, work, contenders, SECONDS)

@@ -1,0 +1,113 @@
+"""LLaMA-7B's attention over the paged cache: decode steps, a chunk of a prompt, and what writes the cache."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+from benchmarks.cases.ops.case import Case, Run, Work
+from owl_fast import ops
+
+HEADS, HEAD_DIM, BLOCK, CONTEXT, THETA = 32, 128, 16, 2048, 10000.0
+DTYPE = torch.bfloat16
+
+
+Cache = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # keys, values, and their scales if they are int8
+
+
+def cache_of(batch: int, context: int, kind: torch.dtype, device: torch.device) -> tuple[Cache, Tensor]:
+    """The cache of batch sequences in scattered blocks, and their tables."""
+    count = -(-context // BLOCK)
+    shape = batch * count, BLOCK, HEADS, HEAD_DIM
+    order = torch.randperm(batch * count, device=device).int()
+    tables = torch.zeros(batch, CONTEXT // BLOCK, dtype=torch.int32, device=device)
+    tables[:, :count] = order.view(batch, count)
+    if kind != torch.int8:
+        key, value = (torch.randn(shape, dtype=kind, device=device) for _ in range(2))
+        return (key, value, None, None), tables
+    key, value = (torch.randint(-127, 128, shape, dtype=kind, device=device) for _ in range(2))
+    key_scale, value_scale = (torch.rand(shape[:3], device=device) / 64 for _ in range(2))
+    return (key, value, key_scale, value_scale), tables
+
+
+def nbytes(cache: Cache) -> int:
+    return sum(part.nbytes for part in cache if part is not None)
+
+
+def qkv_of(rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of a fused projection's rows: (N, H, D) each."""
+    qkv = torch.randn(rows, 3, HEADS, HEAD_DIM, dtype=DTYPE, device=device)
+    return qkv[:, 0], qkv[:, 1], qkv[:, 2]
+
+
+def sdpa(batch: int, rows: int, context: int, device: torch.device) -> dict[str, Run]:
+    """torch on contiguous keys and values, rotation and append left out."""
+    query = torch.randn(batch, HEADS, rows, HEAD_DIM, dtype=DTYPE, device=device)
+    key, value = (torch.randn(batch, HEADS, context, HEAD_DIM, dtype=DTYPE, device=device) for _ in range(2))
+    mask = None if rows == 1 else causal_lower_right(rows, context)
+    return {"torch sdpa": lambda: F.scaled_dot_product_attention(query, key, value, attn_mask=mask)}
+
+
+def decode(batch: int, context: int, kind: torch.dtype, device: torch.device) -> Work:
+    cache, tables = cache_of(batch, context, kind, device)
+    query, key, value = qkv_of(batch, device)
+    cos, sin = ops.rotary_tables(torch.arange(CONTEXT, device=device), HEAD_DIM, THETA, DTYPE)
+    positions = torch.full((batch,), context - 1, device=device)
+    slots = tables[:, (context - 1) // BLOCK].long() * BLOCK + (context - 1) % BLOCK
+    lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
+    workspace = ops.DecodeWorkspace.make(batch, HEADS, CONTEXT, cache[0])
+    new = query, key, value, cos, sin, positions
+    return Work(
+        run=lambda: ops.decode_attention(
+            *new, *cache[:2], slots, tables, lengths, *cache[2:], workspace=workspace
+        ),
+        nbytes=nbytes(cache),
+        flops=4 * batch * HEADS * context * HEAD_DIM,
+        peers=sdpa(batch, 1, context, device),
+    )
+
+
+def chunk(rows: int, context: int, kind: torch.dtype, device: torch.device) -> Work:
+    cache, tables = cache_of(1, context, kind, device)
+    query = qkv_of(rows, device)[0]
+    bounds = torch.tensor([0, rows], dtype=torch.int32, device=device)
+    lengths = torch.tensor([context], dtype=torch.int32, device=device)
+    on_host = (0, rows), (context,)
+    return Work(
+        run=lambda: ops.paged_attention(query, *cache[:2], tables, bounds, lengths, *on_host, *cache[2:]),
+        nbytes=nbytes(cache) + 2 * query.numel() * DTYPE.itemsize,
+        flops=4 * HEADS * HEAD_DIM * rows * (context - (rows - 1) // 2),
+        peers=sdpa(1, rows, context, device),
+    )
+
+
+def append(rows: int, kind: torch.dtype, device: torch.device) -> Work:
+    cache, _ = cache_of(1, CONTEXT, kind, device)
+    new = qkv_of(rows, device)
+    cos, sin = ops.rotary_tables(torch.arange(rows, device=device), HEAD_DIM, THETA, DTYPE)
+    slots = torch.randperm(CONTEXT, device=device)[:rows]
+    written = 2 * rows * HEADS * (HEAD_DIM * kind.itemsize + (0 if cache[2] is None else 4))
+    return Work(
+        run=lambda: ops.rotary_append(*new, cos, sin, *cache[:2], slots, *cache[2:]),
+        nbytes=4 * new[0].numel() * DTYPE.itemsize + written,
+    )
+
+
+CASES = (
+    *(
+        Case(
+            "decode_attention", f"B{batch}-L{context}-H32-D128-{name}", partial(decode, batch, context, kind)
+        )
+        for name, kind in (("bf16", DTYPE), ("int8", torch.int8))
+        for batch in (1, 64)
+        for context in (512, 2048)
+    ),
+    Case("paged_attention", "N165-L512-H32-D128-bf16", partial(chunk, 165, 512, DTYPE)),
+    Case("paged_attention", "N165-L512-H32-D128-int8", partial(chunk, 165, 512, torch.int8)),
+    Case("rotary_append", "N165-H32-D128-bf16", partial(append, 165, DTYPE)),
+    Case("rotary_append", "N165-H32-D128-int8", partial(append, 165, torch.int8)),
+)

@@ -1,0 +1,132 @@
+"""Models of given sizes with random weights, the engine around them, and what they have to do at least."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import ROOT
+from owl_fast.checkpoints.load import empty_model
+from owl_fast.config import OwlConfig
+from owl_fast.engine.engine import Engine
+from owl_fast.engine.placement import pick_dtype
+from owl_fast.images import ImageProcessor
+from owl_fast.models.batch import PackedBatch
+from owl_fast.models.layers import init_weights
+from owl_fast.models.owl import Owl
+from owl_fast.prompts import IMAGE_ID, encode, raw_pieces
+from owl_fast.tokenizer import Tokenizer
+
+NANO = ROOT / "owl_fast/assets/owl-nano"
+NAMES = ("7b-random", "nano", "tiny")
+
+
+def config_of(name: str) -> OwlConfig:
+    full = OwlConfig.mplug_owl_7b()
+    if name == "7b-random":
+        return full
+    if name == "nano":
+        return OwlConfig.from_file(NANO / "config.json")
+    return replace(
+        full,
+        vision=replace(full.vision, hidden_size=64, intermediate_size=128, num_hidden_layers=2),
+        abstractor=replace(
+            full.abstractor, hidden_size=64, encoder_hidden_size=64, intermediate_size=96, num_hidden_layers=2
+        ),
+        llama=replace(
+            full.llama,
+            vocab_size=1024,
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+        ),
+    )
+
+
+@functools.cache
+def random_model(name: str, device: torch.device, positions: int = 4096) -> Owl:
+    """Seeded weights made on the device, in the dtype an engine takes there; one model for all cases."""
+    config = config_of(name).with_context(positions)
+    model = empty_model(config).to(pick_dtype("auto", device, config)).to_empty(device=device)
+    init_weights(model, seed=0)
+    return model.requires_grad_(False).eval()
+
+
+def engine(model: Owl, max_context: int, max_batch: int = 1) -> Engine:
+    """One that computes all prompts of a batch in one step, so that all answers begin together."""
+    return Engine(
+        model,
+        Tokenizer.from_file(NANO / "tokenizer.model"),
+        ImageProcessor(size=model.config.vision.image_size),
+        max_context=max_context,
+        max_batch=max_batch,
+        step_tokens=max_context * max_batch,
+    )
+
+
+def prompt_of(tokens: int, engine: Engine, picture: bool = False) -> str:
+    """A prompt of so many text tokens (its first included), behind a picture if one is wanted."""
+    start = "<image>" if picture else ""
+    rows = engine.config.image_rows if picture else 0
+    one = len(encode(raw_pieces(f"{start}\n"), engine.tokenizer, engine.config.image_rows)) - rows
+    return start + "\n" * (1 + tokens - one)
+
+
+def title(name: str, model: Owl) -> str:
+    return f"{name} {str(model.dtype).removeprefix('torch.')}"
+
+
+def pixels_of(model: Owl) -> Tensor:
+    """A normalised picture (3, S, S) on the model's device."""
+    side = model.config.vision.image_size
+    return torch.randn(3, side, side, generator=torch.Generator().manual_seed(0)).to(model.device)
+
+
+def picture_prompt(model: Owl, text_tokens: int) -> Callable[[], PackedBatch]:
+    """A picture and text behind it, without an engine; each call encodes the picture anew."""
+    pixels, rows = pixels_of(model)[None], model.config.image_rows
+    ids = [IMAGE_ID] * rows + [5] * text_tokens
+    batch = PackedBatch.from_sequences([ids], pixels.new_empty(rows, 0), device=model.device)
+    return lambda: replace(batch, visual_embeds=model.encode_images(pixels)[0])
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What has to be done at least: bytes read, and multiplications and additions."""
+
+    nbytes: float
+    flops: float
+
+
+def picture_effort(model: Owl) -> Effort:
+    """One picture through the vision tower and the abstractor."""
+    vision, abstractor, queries = model.config.vision, model.config.abstractor, model.config.num_query_tokens
+    rows, width = 1 + vision.num_patches, vision.hidden_size
+    keys = queries + rows
+    tower = rows * width * (4 * width + 2 * vision.intermediate_size + 2 * rows)
+    gather = queries * width * (2 * width + 3 * abstractor.intermediate_size + 2 * keys) + keys * 2 * width**2
+    patches = vision.num_patches * width * 3 * vision.patch_size**2
+    to_language = queries * width * model.config.llama.hidden_size
+    layers = vision.num_hidden_layers * tower + abstractor.num_hidden_layers * gather
+    products = patches + layers + to_language
+    parts = (model.vision_model, model.abstractor)
+    return Effort(sum(p.nbytes for part in parts for p in part.parameters()), 2 * products)
+
+
+def language_effort(model: Owl, rows: int, answers: int = 1, cached: int = 0) -> Effort:
+    """`rows` new rows of `answers` sequences of equal length, each behind `cached` rows of its own."""
+    llama, body = model.config.llama, model.language_model.model
+    linear = sum(p.numel() for p in body.layers.parameters() if p.dim() == 2)
+    each = rows // answers
+    pairs = answers * (each * cached + each * (each + 1) // 2)  # of a row and a key it sees
+    attention = 2 * llama.num_hidden_layers * llama.hidden_size * pairs
+    head = answers * llama.vocab_size * llama.hidden_size
+    kept = 2 * llama.num_hidden_layers * llama.num_key_value_heads * llama.head_dim * model.dtype.itemsize
+    weights = sum(p.nbytes for p in model.language_model.parameters()) - body.embed_tokens.weight.nbytes
+    return Effort(weights + answers * cached * kept, 2 * (rows * linear + attention + head))

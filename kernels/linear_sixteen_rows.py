@@ -1,0 +1,191 @@
+"""The kernel of linear_few_rows for 5..16 rows of bf16 or fp16: tensor cores, still bound by reading W.
+
+Beyond 4 rows, multiplying in registers costs more than reading (int4 on an H200: 8.6 T weights a second come,
+and each wants 2 instructions and one per row, of 29 T). A program owns BLOCK_N rows of W, whose tiles come
+through a ring of asynchronous copies in shared memory, so what is under way takes no registers. Rows that are
+missing are zero: what a row gets is the same for any number of rows and any neighbours.
+
+Shapes: x (M, K), W (N, K), A (adapters, R, K), B (adapters, N, R) -> y (M, N), or (M, N / 2) after SwiGLU.
+"""
+
+from __future__ import annotations
+
+from owl_fast.kernels.launch import jit, tl
+from owl_fast.kernels.linear_row_parts import finish, load_gain, load_inputs, output_rows
+
+
+@jit
+def _exactly(unsigned, LESS: tl.constexpr, DTYPE: tl.constexpr):
+    """Integers 0..255, less LESS, in DTYPE: as low bits of the fraction of an fp32: beats converting."""
+    bits = unsigned.to(tl.int32) | 0x4B000000
+    return (bits.to(tl.float32, bitcast=True) - (2.0**23 + LESS)).to(DTYPE)
+
+
+@jit
+def _sums(
+    x,
+    norm_weight,
+    norm_scale,
+    weight,
+    scales,
+    n,
+    x_stride,
+    stride,
+    rows,
+    inputs,
+    INPUTS: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """x times rows n (BLOCK_N,) of W -> (16, BLOCK_N), without int8's scales. int4: BLOCK_K divides GROUP."""
+    m = tl.arange(0, 16)[:, None]
+    row = n.to(tl.int64)[None, :] * stride
+    total = tl.zeros((16, BLOCK_N), tl.float32)
+    if BITS == 4:
+        groups: tl.constexpr = (INPUTS + GROUP - 1) // GROUP
+        places = scales + n.to(tl.int64) * groups
+        scale = tl.load(places)
+        odd_total = tl.zeros((16, BLOCK_N), tl.float32)
+    # What no copy brings ahead is loaded a turn ahead: scales, and the norm's weight.
+    gain = load_gain(norm_weight, tl.arange(0, BLOCK_K)[None, :], INPUTS)
+    for start in tl.range(0, inputs, BLOCK_K, num_stages=STAGES):
+        k = start + tl.arange(0, BLOCK_K)
+        values = load_inputs(x, gain, norm_scale, x_stride, m, k[None, :], rows, INPUTS)
+        gain = load_gain(norm_weight, BLOCK_K + k[None, :], INPUTS)
+        if BITS == 4:
+            byte = tl.multiple_of(start // 2, BLOCK_K // 2) + tl.arange(0, BLOCK_K // 2)[:, None]
+            pairs = tl.load(
+                weight + row + byte, mask=byte < (INPUTS + 1) // 2, other=0, eviction_policy="evict_first"
+            )
+            even, odd = tl.split(values.reshape(16, BLOCK_K // 2, 2))
+            low = _exactly(pairs & 15, 8, values.dtype)
+            high = _exactly(pairs >> 4, 8, values.dtype)
+            # Two sums that know nothing of each other: Triton copies ahead only what one chain of dots needs.
+            total += tl.dot(even, low) * scale.to(tl.float32)[None, :]
+            odd_total += tl.dot(odd, high) * scale.to(tl.float32)[None, :]
+            group = (start + BLOCK_K) // GROUP
+            scale = tl.load(places + group, mask=group + n * 0 < groups, other=0.0)
+        else:
+            inside = k[:, None] < INPUTS
+            tile = tl.load(weight + row + k[:, None], mask=inside, other=0, eviction_policy="evict_first")
+            if BITS == 8:
+                tile = _exactly(tile.to(tl.int32) + 128, 128, values.dtype)
+            total = tl.dot(values, tile, total)
+    if BITS == 4:
+        total += odd_total
+    return total
+
+
+@jit
+def _rms_scale(x, x_stride, rows, inputs, eps, INPUTS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """1 / rms of each row: (16, 1)."""
+    m = tl.arange(0, 16)[:, None]
+    total = tl.zeros((16, BLOCK_K), tl.float32)
+    for start in range(0, inputs, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)[None, :]
+        values = load_inputs(x, None, None, x_stride, m, k, rows, INPUTS).to(tl.float32)
+        total += values * values
+    return 1.0 / tl.sqrt(tl.sum(total, 1)[:, None] / INPUTS + eps)
+
+
+@jit
+def linear_sixteen_rows_kernel(
+    x,
+    norm_weight,
+    weight,
+    scales,
+    bias,
+    a,
+    b,
+    lora_scale,
+    index,
+    residual,
+    y,
+    x_stride,
+    weight_stride,
+    a_stride,
+    residual_stride,
+    rows,
+    inputs,
+    outputs,
+    adapters,
+    blocks,
+    eps,
+    INPUTS: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    RANK: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One program: one block of BLOCK_N rows of W; with adapters every P-th block."""
+    m = tl.arange(0, 16)
+    norm_scale = None
+    if norm_weight is not None:
+        norm_scale = _rms_scale(x, x_stride, rows, inputs, eps, INPUTS, 256)
+    r = tl.arange(0, BLOCK_R)
+    if a is not None:
+        mine = tl.zeros((16,), tl.int32)
+        if index is not None:
+            mine = tl.load(index + m, mask=m < rows, other=-1)
+        low = tl.zeros((16, BLOCK_R), tl.float32)
+        for i in range(0, adapters):
+            if tl.max((mine == i).to(tl.int32)) > 0:
+                own = a + tl.cast(i, tl.int64) * a_stride * RANK
+                sums = _sums(
+                    x,
+                    norm_weight,
+                    norm_scale,
+                    own,
+                    None,
+                    tl.minimum(r, RANK - 1),
+                    x_stride,
+                    a_stride,
+                    rows,
+                    inputs,
+                    INPUTS,
+                    16,
+                    1,
+                    BLOCK_R,
+                    BLOCK_A,
+                    3,
+                )
+                scale = tl.load(lora_scale + i * RANK + r, mask=r < RANK, other=0.0)
+                low = tl.where((mine == i)[:, None], sums * scale[None, :], low)
+    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
+        n = output_rows(block, outputs, ACTIVATION, BLOCK_N)
+        sums = _sums(
+            x,
+            norm_weight,
+            norm_scale,
+            weight,
+            scales,
+            n,
+            x_stride,
+            weight_stride,
+            rows,
+            inputs,
+            INPUTS,
+            BITS,
+            GROUP,
+            BLOCK_N,
+            BLOCK_K,
+            STAGES,
+        )
+        if BITS == 8:
+            sums *= tl.load(scales + n)[None, :]
+        if a is not None:
+            for i in range(0, adapters):
+                if tl.max((mine == i).to(tl.int32)) > 0:
+                    place = (tl.cast(i, tl.int64) * outputs + n)[None, :] * RANK + r[:, None]
+                    wide = tl.load(b + place, mask=(r < RANK)[:, None], other=0.0)
+                    update = tl.dot(low.to(wide.dtype), wide)
+                    sums += tl.where((mine == i)[:, None], update, 0.0)
+        finish(sums, block, m, bias, residual, y, residual_stride, rows, outputs, ACTIVATION, 16, BLOCK_N)
