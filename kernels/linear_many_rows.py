@@ -173,13 +173,16 @@ def launch_spec(
         # Two warpgroups of 64 x 256; unpacking a weight and making a mask take the registers for that.
         wide = many and nearest in (90, 100) and form == "dense" and not masked and outputs >= 256
         block_n = 64 if small and form != "dense" else 256 if wide else 128
-        block = {"BLOCK_M": 128 if many else 64, "BLOCK_N": block_n, "num_warps": 8 if many else 4}
+        warps = 8 if many or nearest == 100 else 4
+        block = {"BLOCK_M": 128 if many else 64, "BLOCK_N": block_n, "num_warps": warps}
         block["BLOCK_K"] = 32 if small and form != "int4" else 64  # 32 bytes of a row of W at least
-        block["num_stages"] = 3 if wide or (small and not many) else 4
+        block["num_stages"] = 4 if not wide and (not small or (many and form == "dense")) else 3
     tiles = -(-rows // block["BLOCK_M"]) * -(-outputs // block["BLOCK_N"])
     parts = 1
     while parts < 4 and rows <= _MANY and 2 * parts * tiles <= 2 * processors and inner >= 2 * parts * 1024:
         parts *= 2  # two blocks fit a multiprocessor; a part shorter than 1024 is mostly filling the pipeline
+    if nearest >= 100:  # unless told so, the assembler stops at 64 or 128 registers for occupancy, and spills
+        block["maxnreg"] = 255
     return {**block, "GROUP_M": 8, "PARTS": parts}
 
 
