@@ -9,6 +9,7 @@ n sequences, B the bucket's size, V vocabulary.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 from bisect import bisect_left
@@ -38,7 +39,7 @@ class Capture(Protocol):
 
 
 def cuda_capture(work: Work) -> Work:
-    """Runs it once beside the recording, which must not meet anything that is done only the first time."""
+    """Runs it once before, for a recording must not meet what is done only the first time."""
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -56,7 +57,7 @@ def cuda_capture(work: Work) -> Work:
 
 
 class Recorder:
-    """Records in a thread of its own, between two steps. Until then, and where it fails, work runs eagerly."""
+    """Records in a thread of its own, between two steps. Until then, or if it fails, work runs eagerly."""
 
     def __init__(
         self, between_steps: Callable[[], AbstractContextManager[None]], capture: Capture = cuda_capture
@@ -74,7 +75,8 @@ class Recorder:
             return recorded()
         if key not in self._wanted and not self._off:
             self._wanted.add(key)
-            threading.Thread(target=self._record, args=(key, work), daemon=True).start()
+            context = contextvars.copy_context()  # which kernels are in use is part of it
+            threading.Thread(target=context.run, args=(self._record, key, work), daemon=True).start()
         return work()
 
     def forget(self) -> None:

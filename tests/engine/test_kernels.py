@@ -14,7 +14,7 @@ from tests.golden_data import Golden, image_files
 from tests.tolerances import ACTIVATION
 
 CASE = "generate_one_image"
-TOKENS = 6
+TOKENS = 3
 
 
 def engine_on(device: torch.device, cache: torch.dtype) -> Engine:
