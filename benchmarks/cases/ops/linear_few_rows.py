@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases.ops.case import Case, Run, Work
+from benchmarks.cases.ops.case import Case, Work
+from benchmarks.timing import Run
 from owl_fast import ops
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight
 
@@ -46,7 +47,7 @@ def make(layer: str, kind: str, rows: int, lora: bool, device: torch.device) -> 
         scale = torch.full((1, RANK), 4.0, device=device)
         adapter = StackedLora(random(1, RANK, inputs), random(1, outputs, RANK), scale)
     norm = (random(inputs), EPS) if "norm" in around else None
-    activation = "swiglu" if "swiglu" in around else None
+    activation: ops.Activation | None = "swiglu" if "swiglu" in around else None
     residual = random(rows, outputs) if "residual" in around else None
 
     def run() -> Tensor:
