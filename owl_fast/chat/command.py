@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     _read_pipe(parser, args)
-    _import_torch()
+    _import_libraries()
     params = _params(parser, args)
     if args.prompt is not None:
         return _answer_once(args, params)
@@ -71,10 +71,10 @@ def _replace_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
-def _import_torch() -> None:
-    """Ctrl-C ends the process outright meanwhile: numpy and torch do not survive half an import."""
+def _import_libraries() -> None:
+    """Ctrl-C ends the process outright meanwhile: numpy, torch and Triton do not survive half an import."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    import torch  # noqa: F401
+    import owl_fast.ops  # noqa: F401
 
     signal.signal(signal.SIGINT, before)
 
