@@ -49,20 +49,24 @@ from owl_fast.kernels.sampling_kernel import NONE_ALLOWED, NOT_FINITE
 from owl_fast.kernels.sampling_kernel import sample_triton as sample
 from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
 from owl_fast.kernels.varlen_attention import varlen_attention_gpu, varlen_attention_reference
-from owl_fast.kernels.weights import StackedLora, Weight
+from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight, dequantize
 
 __all__ = [
     "NONE_ALLOWED",
     "NOT_FINITE",
     "DecodeWorkspace",
+    "Int4Weight",
+    "Int8Weight",
     "LoraUpdate",
     "SamplingSettings",
     "SamplingState",
     "StackedLora",
+    "Weight",
     "cross_attention",
     "decode_attention",
     "decodes_in_one_launch",
     "dense_attention",
+    "dequantize",
     "draw",
     "embedding",
     "kernels",
