@@ -67,6 +67,7 @@ __all__ = [
     "decodes_in_one_launch",
     "dense_attention",
     "dequantize",
+    "dequantizes",
     "draw",
     "embedding",
     "kernels",
@@ -106,6 +107,11 @@ def uses_kernels(x: Tensor) -> bool:
     """Whether operations on x run as Triton's kernels, as far as there are some."""
     chosen = _chosen.get()
     return supports(x.device) if chosen is None else chosen
+
+
+def dequantizes(device: torch.device) -> bool:
+    """Whether a linear layer on this device writes a quantized weight out dense before it multiplies."""
+    return not supports(device)
 
 
 def embedding(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:

@@ -138,6 +138,12 @@ def _plan(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
     return shards
 
 
+def check_new(folder: Path) -> None:
+    """CheckpointError unless there is nothing of this name, or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists and is not an empty folder; choose a new one")
+
+
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
     """A new folder beside `folder` that takes its place, on disk for good, when the block ends well.
@@ -146,8 +152,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     block become CheckpointErrors.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists and is not an empty folder; choose a new one")
+    check_new(folder)
     partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)
