@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from owl_fast import Engine, machine
+from owl_fast import Engine, machine, ops
 from owl_fast.checkpoints import open_source, save_model
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.config import OwlConfig, Quantization
@@ -97,11 +97,11 @@ def test_auto_takes_the_largest_that_fits(
 
 
 def test_what_would_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "free_memory", lambda device: 6 * GIB)
+    monkeypatch.setattr(machine, "free_memory", lambda device: 7 * GIB)
     with pytest.raises(UnsupportedError) as caught:
         choose(FULL, Setup(CPU, torch.bfloat16, 2048, 8), "auto", None)
     said = str(caught.value)
-    for part in ("as int4", "max_context 2048", "max_batch 8", "6.00 GiB free on cpu", "max_context=256"):
+    for part in ("as int4", "max_context 2048", "max_batch 8", "7.00 GiB free on cpu", "max_context=256"):
         assert part in said
     monkeypatch.setattr(machine, "free_memory", lambda device: GIB)
     with pytest.raises(UnsupportedError, match="it needs a larger machine"):
@@ -111,6 +111,7 @@ def test_what_would_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_memory_of_a_gpu_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "free_memory", lambda device: (4 if device.type == "cuda" else 64) * GIB)
     monkeypatch.setattr(machine, "device_name", lambda device: "cuda:0 GPU")
+    monkeypatch.setattr(ops, "dequantizes", lambda device: device.type == "cpu")
     with pytest.raises(UnsupportedError, match=r'4.00 GiB free on cuda:0 GPU; what would fit: device="cpu"'):
         choose(FULL, Setup(torch.device("cuda"), torch.bfloat16, 2048, 1), "auto", None)
 
