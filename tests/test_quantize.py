@@ -43,8 +43,13 @@ def test_the_folder_is_the_model_quantized_while_loading(
         file.name for file in out.iterdir()
     }
     ours, theirs = (
-        Engine.from_pretrained(path, **options).generate("<image>AI: ", images=image_files()[:1], max_tokens=5)
-        for path, options in ((out, OPTIONS), (TINY, OPTIONS | {"quant": held.scheme, "quant_vision": held.vision}))
+        Engine.from_pretrained(path, **options).generate(
+            "<image>AI: ", images=image_files()[:1], max_tokens=5
+        )
+        for path, options in (
+            (out, OPTIONS),
+            (TINY, OPTIONS | {"quant": held.scheme, "quant_vision": held.vision}),
+        )
     )
     assert ours.token_ids == theirs.token_ids
 

@@ -88,7 +88,10 @@ class LocalBackend:
         model = self._engine.model
         return [
             ("name", self.name),
-            ("weights", f"{weight_count(model.config) / 1e6:.1f} M, {self._held}, on {machine.device_name(model.device)}"),
+            (
+                "weights",
+                f"{weight_count(model.config) / 1e6:.1f} M, {self._held}, on {machine.device_name(model.device)}",
+            ),
             *config_rows(self._engine.config),
             ("context", f"{self.max_context} positions"),
         ]

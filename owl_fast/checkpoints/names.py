@@ -49,7 +49,9 @@ def slots(model: nn.Module) -> dict[str, Slot]:
     found = {}
     for name, tensor in _tensors(model).items():
         # Parts of a quantized weight belong to the linear layer it is the weight of.
-        plain, part = (name.rpartition(".")[0], name[name.rindex(".") :]) if name.endswith(PACKED) else (name, "")
+        plain, part = (
+            (name.rpartition(".")[0], name[name.rindex(".") :]) if name.endswith(PACKED) else (name, "")
+        )
         module = model.get_submodule(plain.rpartition(".")[0])
         sources = [source + part for source in parameter_sources(plain)]
         rows = module.rows if isinstance(module, Linear) else (tensor.shape[0],)

@@ -81,4 +81,3 @@ def packed_places(layout: Layout, model: Owl) -> dict[str, PackedPlace]:
         name: PackedPlace(place.view, scales[name].view, schemes[place.view.dtype], quantization.group)
         for name, place in codes.items()
     }
-

@@ -89,7 +89,9 @@ def _precisions(config: OwlConfig) -> list[tuple[str, torch.dtype, OwlConfig]]:
     half = torch.bfloat16
     if config.quantization is not None:
         return [(str(config.quantization), half, config)]
-    schemes = [(scheme, half, replace(config, quantization=Quantization(scheme))) for scheme in LANGUAGE_SCHEMES]
+    schemes = [
+        (scheme, half, replace(config, quantization=Quantization(scheme))) for scheme in LANGUAGE_SCHEMES
+    ]
     return [("fp32", torch.float32, config), ("bf16 or fp16", half, config), *schemes]
 
 

@@ -135,7 +135,9 @@ def test_quantized_files_have_decided(monkeypatch: pytest.MonkeyPatch) -> None:
             choose(held, setup, quant, vision)
 
 
-@pytest.mark.parametrize(("quant", "vision", "said"), [("int3", None, "quant 'int3'"), (None, "int4", "int8")])
+@pytest.mark.parametrize(
+    ("quant", "vision", "said"), [("int3", None, "quant 'int3'"), (None, "int4", "int8")]
+)
 def test_other_words_are_refused(quant: str | None, vision: str | None, said: str) -> None:
     with pytest.raises(ParameterError, match=said):
         choose(FULL, Setup(CPU, torch.bfloat16, 2048, 1), quant, vision)

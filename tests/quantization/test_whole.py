@@ -20,7 +20,12 @@ from owl_fast.quantization.whole import dequantize_, quantize_
 from owl_fast.training.stages import FULL_LLAMA, STAGE1, stage2
 from tests.golden_data import Golden
 
-ALL = [Quantization("int8"), Quantization("int4"), Quantization("int4", "int8", 16), Quantization(None, "int8")]
+ALL = [
+    Quantization("int8"),
+    Quantization("int4"),
+    Quantization("int4", "int8", 16),
+    Quantization(None, "int8"),
+]
 IDS = [[5, 9, 2, 7, 30, 11, 4], [3, 8, 1]]
 
 
@@ -68,7 +73,9 @@ def test_it_computes_what_its_dequantized_weights_do(quantization: Quantization)
 @torch.inference_mode()
 def test_fewer_bits_are_further_from_the_model() -> None:
     exact = logits(Golden("micro").fresh_model())
-    int8, int4 = ((logits(quantized(Quantization(s))) - exact).norm() / exact.norm() for s in ("int8", "int4"))
+    int8, int4 = (
+        (logits(quantized(Quantization(s))) - exact).norm() / exact.norm() for s in ("int8", "int4")
+    )
     assert 0 < int8 < 0.02
     assert int8 < int4 < 0.3
 
