@@ -73,7 +73,7 @@ def fused_linear_reference(
         update = torch.einsum("mr,mnr->mn", low, lora.b.to(x.dtype)[own])
         y = torch.where(index[:, None] < 0, y, y + update)
     if activation is not None:
-        y = {"swiglu": swiglu_reference, "quick_gelu": quick_gelu_reference}[activation](y)
+        y = swiglu_reference(y) if activation == "swiglu" else quick_gelu_reference(y)
     return y if residual is None else y + residual
 
 

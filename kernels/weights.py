@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 AT_ONCE = 1 << 18  # weights taken apart at a time: their float32 forms stay in the cache
 
 

@@ -280,8 +280,8 @@ def _check_supported(raw: dict[str, Any]) -> None:
             raise UnsupportedError(f"config.json: text_config.{name} is set; only plain LLaMA-1 is supported")
     if raw.get("quantization_config"):
         raise UnsupportedError(
-            "config.json: quantization_config is set: weights quantized by another library; take the original "
-            "ones and quantize them here (python -m owl_fast.quantize)"
+            "config.json: quantization_config is set: weights quantized by another library; take the "
+            "original ones and quantize them here (python -m owl_fast.quantize)"
         )
     if raw.get("tie_word_embeddings"):
         raise UnsupportedError("config.json: tie_word_embeddings is true; mPLUG-Owl has a separate head")

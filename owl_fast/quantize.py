@@ -1,4 +1,4 @@
-"""Write a model folder with quantized weights: `python -m owl_fast.quantize MODEL --scheme int4 --out DIR`."""
+"""Write a folder with quantized weights: `python -m owl_fast.quantize MODEL --scheme int4 --out DIR`."""
 
 from __future__ import annotations
 

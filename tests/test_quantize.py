@@ -85,7 +85,7 @@ def test_adapters_of_the_original_know_it(tmp_path: Path) -> None:
         engine.load_adapter("other", tmp_path / "other")
     engine.save_pretrained(tmp_path / "merged", adapter="same")
     assert open_source(tmp_path / "merged").config.quantization is None
-    with pytest.raises(ValueError, match="trained on weights held as trained, these are held as int4"):
+    with pytest.raises(ValueError, match="trained on weights held unquantized, these are held as int4"):
         engine.save_pretrained(tmp_path / "wrong", adapter="served")
     engine.save_pretrained(tmp_path / "allowed", adapter="served", other_precision=True)
 

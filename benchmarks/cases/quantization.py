@@ -122,7 +122,7 @@ def _compared(
 
 @torch.inference_mode()
 def _dialogue_logits(model: Owl, dialogues: list[evaluate.Case]) -> Tensor:
-    """(tokens, V) in float64: of the right answers after their questions, at every place but the pictures'."""
+    """(tokens, V) in float64, of dialogues with the right answers: everywhere but in the pictures' places."""
     engine = models.engine(model, max_context=512)
     found = []
     for case in dialogues:

@@ -86,12 +86,10 @@ class LocalBackend:
 
     def _model_rows(self) -> Rows:
         model = self._engine.model
+        count, device = weight_count(model.config), machine.device_name(model.device)
         return [
             ("name", self.name),
-            (
-                "weights",
-                f"{weight_count(model.config) / 1e6:.1f} M, {self._held}, on {machine.device_name(model.device)}",
-            ),
+            ("weights", f"{count / 1e6:.1f} M, {self._held}, on {device}"),
             *config_rows(self._engine.config),
             ("context", f"{self.max_context} positions"),
         ]

@@ -38,10 +38,12 @@ def load_model(
     dtype: float32, bfloat16 or float16; None keeps the file's. quantization: of weights that the files hold
     as they are; None keeps them so. Quantized files stay what they are, and another quantization of them is
     refused. progress(bytes done, bytes in all) is called after each tensor. Weights are mapped and copied, or
-    quantized, tensor by tensor: anonymous memory stays near the size of the model as it is held. Raises CheckpointError unless every tensor is there once, in the shape
-    the config asks for, and every tensor of the files is used or knowingly dropped (Layout.names); when the
-    bytes do not match the checksums of the files or of the folder's manifest; and, unless allow_nonfinite,
-    when a weight is NaN or infinite; one that is to be quantized always.
+    quantized, tensor by tensor: anonymous memory stays near the size of the model as it is held.
+
+    Raises CheckpointError unless every tensor is there once, in the shape the config asks for, and every
+    tensor of the files is used or knowingly dropped (Layout.names); when the bytes do not match the checksums
+    of the files or of the folder's manifest; and when a weight is NaN or infinite, unless allow_nonfinite and
+    it is not to be quantized.
     """
     if dtype is not None and dtype not in MODEL_DTYPES:
         raise UnsupportedError(f"dtype {dtype}: wanted one of {', '.join(map(str, MODEL_DTYPES))}")
@@ -74,7 +76,8 @@ def _quantized(source: Source, wanted: Quantization | None) -> OwlConfig:
     wanted.validate()
     if held is not None:
         raise UnsupportedError(
-            f"{source.path}: holds its weights as {held}, and {wanted} is asked for; quantize the original model"
+            f"{source.path}: holds its weights as {held}, and {wanted} is asked for; "
+            "quantize the original model"
         )
     return replace(source.config, quantization=wanted)
 

@@ -49,8 +49,8 @@ def save_model(
     format: "safetensors" or "bin". shard_bytes: a new file is begun before this size is passed.
     side_files: a model folder whose tokenizer and preprocessor files come along; tokenizer, preprocessor: the
     content of these two where it is at hand. change(name, tensor): what is written instead of a tensor, in
-    its shape and dtype; quantized weights are then written dense, in the model's dtype. The folder appears whole or not at all. A model with an adapter attached is refused:
-    merge it, or save the adapter.
+    its shape and dtype; quantized weights are then written dense, in the model's dtype. The folder appears
+    whole or not at all. A model with an adapter attached is refused: merge it, or save the adapter.
     """
     if format not in FORMATS:
         raise UnsupportedError(f"format {format!r}: wanted one of {', '.join(FORMATS)}")

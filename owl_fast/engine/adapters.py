@@ -108,10 +108,13 @@ class Adapters:
         """UnsupportedError if the adapter says that it was trained on weights held otherwise than these."""
         base = adapter.base
         if base is not None and base.quantization != self._held:
+            trained, held = (
+                f"as {name}" if name else "unquantized" for name in (base.quantization, self._held)
+            )
             raise UnsupportedError(
-                f"the adapter was trained on weights held as {base.quantization or 'trained'}, these are held "
-                f"as {self._held or 'trained'}: merged they answer otherwise than in training. Load the model "
-                "as it was there, or allow it with other_precision=True"
+                f"the adapter was trained on weights held {trained}, these are held {held}: merged they "
+                "answer otherwise than in training. Load the model as it was there, or allow it with "
+                "other_precision=True"
             )
 
     def release(self) -> None:

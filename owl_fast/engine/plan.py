@@ -103,7 +103,7 @@ def _nothing_fits(config: OwlConfig, setup: Setup) -> str:
         f"{memory.total / 2**30:.2f} GiB for the model {held} with max_context {context} and max_batch "
         f"{setup.max_batch}, {free / 2**30:.2f} GiB free on {machine.device_name(setup.device)}"
     )
-    ways = []
+    ways: list[str] = []
     while context > 256 and not ways:
         context //= 2
         if replace(setup, max_context=context).fits(config):
@@ -112,4 +112,5 @@ def _nothing_fits(config: OwlConfig, setup: Setup) -> str:
         ways.append("max_batch=1")
     if setup.device.type != "cpu" and replace(setup, device=torch.device("cpu")).fits(config):
         ways.append('device="cpu"')
-    return f"nothing fits: {said}; {'what would fit: ' + ', '.join(ways) if ways else 'it needs a larger machine'}"
+    rest = f"what would fit: {', '.join(ways)}" if ways else "it needs a larger machine"
+    return f"nothing fits: {said}; {rest}"

@@ -85,7 +85,7 @@ class PackedWeight(nn.Module):
 
 
 class Linear(nn.Module):
-    """The linear slot: a weight of one or several stacked parts, dense or quantized, with LoRA on any of them.
+    """The linear slot: a weight of one or several stacked parts, dense or quantized, with LoRA on any part.
 
     rows: output rows, or one number per stacked part (see models/fusion.py).
     lora: low-rank updates by the checkpoint's name of the part; empty without an adapter.

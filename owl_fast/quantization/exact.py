@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 
 def ordered_sum(x: Tensor) -> Tensor:
-    """Sum over the last dimension, kept as 1: halves are added to each other until one number is left."""
-    length = 1 << max(x.shape[-1] - 1, 0).bit_length()
-    x = F.pad(x, (0, length - x.shape[-1]))
-    while length > 1:
-        length //= 2
-        x = x[..., :length] + x[..., length:]
-    return x
+    """Sum over the first dimension: the second half is added to the first until one row is left.
+
+    Of an odd number of rows the last one is added to the first.
+    """
+    while len(x) > 1:
+        half = len(x) // 2
+        rest = x[2 * half :]
+        x = x[:half] + x[half : 2 * half]
+        if len(rest):
+            x[0] += rest[0]
+    return x[0]

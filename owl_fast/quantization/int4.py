@@ -34,39 +34,37 @@ def pack(weight: Tensor, group: int) -> ops.Int4Weight:
     """
     groups = _grouped(weight, group)
     widest = _widest(groups)
-    scale = torch.zeros_like(widest)
-    least = torch.full_like(widest, torch.inf)
+    scale = _rounded(widest)
+    least = _error(groups, scale)
     for part in TRIED:
-        tried = _rounded(widest * part)
-        codes = _codes(groups, tried)
-        norm = ordered_sum(codes.square()).clamp_(min=1)
-        fitted = _rounded(ordered_sum(groups * codes) / norm)
-        for candidate, its_codes in ((tried, codes), (fitted, _codes(groups, fitted))):
-            error = _error(groups, its_codes, candidate)
-            better = error < least
-            scale, least = torch.where(better, candidate, scale), torch.where(better, error, least)
-    return _packed(_codes(groups, scale), scale, weight.shape[-1])
+        codes = _codes(groups, _rounded(widest * part))
+        fitted = ordered_sum(groups * codes) / ordered_sum(codes.square_()).clamp_(min=1)
+        candidate = _rounded(fitted)
+        error = _error(groups, candidate)
+        better = error < least
+        scale, least = torch.where(better, candidate, scale), torch.where(better, error, least)
+    return _packed(groups, scale, weight)
 
 
 def plain(weight: Tensor, group: int) -> ops.Int4Weight:
     """The largest weight of each group at -8, the others rounded: what pack is measured against."""
     groups = _grouped(weight, group)
-    scale = _rounded(_widest(groups))
-    return _packed(_codes(groups, scale), scale, weight.shape[-1])
+    return _packed(groups, _rounded(_widest(groups)), weight)
 
 
 def _grouped(weight: Tensor, group: int) -> Tensor:
-    """(N, K) -> (N, groups, G) in float32; the last group is filled up with zeros."""
-    width = weight.shape[-1]
-    return F.pad(weight.float(), (0, -width % group)).unflatten(-1, (-1, group))
+    """(N, K) -> (G, N groups) in float32: what is done to all groups runs over neighbours in memory. The last
+    group of a row is filled up with zeros."""
+    padded = F.pad(weight.float(), (0, -weight.shape[1] % group))
+    return padded.view(-1, group).T.contiguous()
 
 
 def _widest(groups: Tensor) -> Tensor:
-    """(N, groups, 1): the scale, of either sign, at which the largest weight is -8 of it.
+    """(N groups,): the scale, of either sign, at which the largest weight is -8 of it.
 
     Of a pair of largest weights w, -w the negative one counts.
     """
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    low, high = groups.amin(0), groups.amax(0)
     return torch.where(high > -low, high, low) / LOWEST
 
 
@@ -76,17 +74,19 @@ def _rounded(scale: Tensor) -> Tensor:
 
 
 def _codes(groups: Tensor, scale: Tensor) -> Tensor:
-    divisor = torch.where(scale == 0, 1.0, scale)
-    return (groups / divisor).round_().clamp_(LOWEST, HIGHEST)
+    inverse = torch.where(scale == 0, 0.0, 1 / scale)
+    return (groups * inverse).round_().clamp_(LOWEST, HIGHEST)
 
 
-def _error(groups: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    # The product is exact: 4 bits times 11.
-    return ordered_sum((codes * scale - groups).square_())
+def _error(groups: Tensor, scale: Tensor) -> Tensor:
+    # The product with a code is exact: 4 bits times 11.
+    return ordered_sum(_codes(groups, scale).mul_(scale).sub_(groups).square_())
 
 
-def _packed(codes: Tensor, scale: Tensor, width: int) -> ops.Int4Weight:
-    values = (codes - LOWEST).to(torch.uint8).flatten(1)[:, :width]
-    pairs = F.pad(values, (0, width % 2)).unflatten(1, (-1, 2))
-    q = pairs[..., 0] | (pairs[..., 1] << 4)
-    return ops.Int4Weight(q, scale[..., 0].half(), width, codes.shape[-1])
+def _packed(groups: Tensor, scale: Tensor, weight: Tensor) -> ops.Int4Weight:
+    """The canonical form: codes at these scales, back in the order of weight (N, K)."""
+    rows, width = weight.shape
+    values = (_codes(groups, scale) - LOWEST).to(torch.uint8).T.reshape(rows, -1)
+    pairs = F.pad(values[:, :width], (0, width % 2)).reshape(rows, -1, 2)
+    q = (pairs[..., 0] | (pairs[..., 1] << 4)).contiguous()
+    return ops.Int4Weight(q, scale.half().view(rows, -1), width, len(groups))

@@ -131,7 +131,7 @@ def test_quantized_files_have_decided(monkeypatch: pytest.MonkeyPatch) -> None:
     for quant, vision in ((None, None), ("auto", None), ("int4", None), (None, "none")):
         assert choose(held, setup, quant, vision) == held
     for quant, vision in (("int8", None), ("none", None), ("auto", "int8")):
-        with pytest.raises(UnsupportedError, match="hold its weights as int4-g64, and .* is asked for"):
+        with pytest.raises(UnsupportedError, match=r"hold its weights as int4-g64, and .* is asked for"):
             choose(held, setup, quant, vision)
 
 

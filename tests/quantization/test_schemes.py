@@ -113,15 +113,19 @@ def test_a_row_does_not_depend_on_its_neighbours(
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 64, 100, 192])
 def test_ordered_sums_are_those_of_a_plain_loop(length: int) -> None:
-    x = weight(3, length)
-    half = [list(row) for row in x]
-    size = 1 << (length - 1).bit_length()
-    for i, row in enumerate(half):
-        row += [torch.tensor(0.0)] * (size - length)
+    x = weight(length, 3)
+    sums = []
+    for column in x.T:
+        row = list(column)
         while len(row) > 1:
-            row = [a + b for a, b in zip(row[: len(row) // 2], row[len(row) // 2 :], strict=True)]
-        half[i] = row
-    assert torch.equal(ordered_sum(x), torch.tensor([[row[0]] for row in half]))
+            half = len(row) // 2
+            added = [a + b for a, b in zip(row[:half], row[half : 2 * half], strict=True)]
+            if len(row) % 2:
+                added[0] = added[0] + row[-1]
+            row = added
+        sums.append(row[0])
+    assert torch.equal(ordered_sum(x.clone()), torch.stack(sums))
+    torch.testing.assert_close(ordered_sum(x), x.sum(0))
 
 
 @pytest.mark.parametrize(
