@@ -34,11 +34,14 @@ def measure(case: Case, device: torch.device) -> list[Row]:
     """One row per contender; ours must run, a peer may be absent."""
     where = "ops", f"{case.op} {case.shape}"
     planned = case.make(torch.device("meta"))
+    if device.type == "cpu" and case.kernel_only:
+        return [absent(*where, "owl_fast", "time", "us", "runs on GPUs only")]
     if device.type == "cpu" and (planned.flops > CPU_FLOPS or planned.nbytes > CPU_BYTES):
         reason = f"{planned.flops / 1e9:.1f} GFLOP and {planned.nbytes / 1e9:.2f} GB are left to GPUs"
         return [absent(*where, "owl_fast", "time", "us", reason)]
     torch.manual_seed(0)
     work = case.make(device)
-    runs = {"owl_fast": work.run, plain.NAME: plain.plain(work.run), **work.peers}
+    ours = {"owl_fast": work.run}
+    runs = {**ours, **({} if case.kernel_only else {plain.NAME: plain.plain(work.run)}), **work.peers}
     contenders = {name: functools.partial(kernel_timer, run, device) for name, run in runs.items()}
     return race((*where, "time"), device, work, contenders, SECONDS)
