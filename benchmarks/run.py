@@ -24,13 +24,16 @@ CASES = {
     "prefill": "prefill",
     "vision": "vision",
     "load": "load",
+    "quantization": "quantization",
 }
-UNTIMED = ("kernel-resources", "load")  # nothing in them is held against the device's rates
+UNTIMED = ("kernel-resources", "load", "quantization")  # nothing in them is held against the device's rates
 EXAMPLES = """examples:
   python benchmarks/run.py load --model tiny                  seconds; runs anywhere
   python benchmarks/run.py load --work-dir /data              a 7B folder: 15 GB of disk and of memory
   python benchmarks/run.py ops decode prefill vision load --device cuda --json benchmarks/results/NAME.json
   python benchmarks/run.py ops decode prefill vision --device cpu --model tiny
+  python benchmarks/run.py load --quant int4                  quantized while loading
+  python benchmarks/run.py quantization                       accuracy of int8 and int4; half an hour or less
   python benchmarks/run.py kernel-resources                   GPU kernels compiled for six kinds of GPU
 """
 
@@ -84,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path(tempfile.gettempdir()),
         help="where model folders are made (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quant", choices=("none", "int8", "int4"), default="none", help="load: how the weights are held"
     )
     parser.add_argument("--keep", action="store_true", help="leave the folders that were made")
     parser.add_argument(

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+AT_ONCE = 1 << 18  # weights taken apart at a time: their float32 forms stay in the cache
+
 
 class Int8Weight(NamedTuple):
     """q (N, K) int8, scale (N,) fp32."""
@@ -54,12 +56,25 @@ Weight = Tensor | Int8Weight | Int4Weight
 
 
 def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
-    """(N, K) in `dtype`; the products are taken in float32 (float64 where that is asked for)."""
+    """(N, K) in `dtype`; the products are taken in float32 (float64 where that is asked for).
+
+    Some rows at a time: nothing of the size of the weight comes and goes beside the result.
+    """
     if isinstance(weight, Tensor):
         return weight.to(dtype)
+    rows, width = weight.shape
+    out = weight.scale.new_empty(rows, width, dtype=dtype)
+    count = max(1, AT_ONCE // max(width, 1))
+    for start in range(0, rows, count):
+        part = slice(start, start + count)
+        out[part] = _dequantized(weight._replace(q=weight.q[part], scale=weight.scale[part]), dtype)
+    return out
+
+
+def _dequantized(weight: Int8Weight | Int4Weight, dtype: torch.dtype) -> Tensor:
     wide = torch.promote_types(dtype, torch.float32)
     if isinstance(weight, Int8Weight):
-        return (weight.q.to(wide) * weight.scale.to(wide)[:, None]).to(dtype)
+        return weight.q.to(wide) * weight.scale.to(wide)[:, None]
     halves = torch.stack((weight.q & 15, weight.q >> 4), dim=-1).flatten(1)[:, : weight.in_features]
     scale = weight.scale.to(wide).repeat_interleave(weight.group, dim=1)[:, : weight.in_features]
-    return ((halves.to(wide) - 8) * scale).to(dtype)
+    return (halves.to(wide) - 8) * scale

@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 from owl_fast.errors import CheckpointError, UnsupportedError
 from owl_fast.files import read_json
 
+# Scheme of linear weights -> what may be held in it (docs/quantization.md).
+LANGUAGE_SCHEMES, VISION_SCHEMES = ("int8", "int4"), ("int8",)
+INT4_GROUP = 32  # inputs that share a scale; 64 and 128 cost more accuracy than plain rounding does at 32
 # Bounds checked before anything is allocated (docs: a hostile config must fail in milliseconds).
 MAX_LAYERS, MAX_WIDTH, MAX_VOCAB, MAX_QUERIES, MAX_IMAGE_SIDE = 512, 65_536, 1_048_576, 4_096, 4_096
 
@@ -71,9 +74,41 @@ class LlamaConfig:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """In which scheme linear weights are held: of the language model with its head, and of the vision tower.
+
+    None: as they are. group: inputs that share a scale, of int4. base_sha256: of the weights they were made
+    from (checkpoints.weights_sha256), where that is known.
+    """
+
+    scheme: str | None = None
+    vision: str | None = None
+    group: int = INT4_GROUP
+    base_sha256: str | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        group = f"-g{self.group}" if self.scheme == "int4" and self.group != INT4_GROUP else ""
+        parts = [self.scheme and self.scheme + group, self.vision and f"vision {self.vision}"]
+        return ", ".join(part for part in parts if part)
+
+    def validate(self) -> None:
+        for name, value, known in (
+            ("scheme", self.scheme, LANGUAGE_SCHEMES),
+            ("vision", self.vision, VISION_SCHEMES),
+        ):
+            if value is not None and value not in known:
+                raise UnsupportedError(
+                    f"quantization {name} {value!r:.40}; this engine runs {', '.join(known)}"
+                )
+        if self.group not in range(2, MAX_WIDTH + 1, 2):
+            raise CheckpointError(f"quantization group {self.group}: wanted an even number in 2..{MAX_WIDTH}")
+
+
+@dataclass(frozen=True)
 class OwlConfig:
     """The three parts and the number of query tokens that join them.
 
+    quantization: how the weights are held, None for as trained.
     first_release: text and pictures are prepared as the first release did; video: the modules and the
     picture preparation of the video release (docs/checkpoints.md).
     """
@@ -84,6 +119,7 @@ class OwlConfig:
     num_query_tokens: int = 64
     first_release: bool = False
     video: bool = False
+    quantization: Quantization | None = None
 
     @property
     def image_rows(self) -> int:
@@ -112,6 +148,7 @@ class OwlConfig:
             num_query_tokens=_typed(raw.get("num_query_tokens", 64), int, "num_query_tokens"),
             first_release=_typed(raw.get("first_release", False), bool, "first_release"),
             video=_typed(raw.get("video", False), bool, "video"),
+            quantization=_read_quantization(raw),
         )
         config.validate()
         return config
@@ -123,6 +160,7 @@ class OwlConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The config.json of a folder in Hugging Face layout."""
+        quantization = {} if self.quantization is None else {"quantization": asdict(self.quantization)}
         return {
             "model_type": "mplug-owl",
             "architectures": ["MplugOwlForConditionalGeneration"],
@@ -137,6 +175,7 @@ class OwlConfig:
                 **asdict(self.abstractor),
             },
             "text_config": {"model_type": "llama", "hidden_act": "silu", **asdict(self.llama)},
+            **quantization,
         }
 
     def with_context(self, max_position_embeddings: int) -> OwlConfig:
@@ -145,6 +184,8 @@ class OwlConfig:
     def validate(self) -> None:
         """Raise CheckpointError unless the sizes are sane and fit together."""
         v, a, t = self.vision, self.abstractor, self.llama
+        if self.quantization is not None:
+            self.quantization.validate()
         for name, part in (("vision_config", v), ("visual_abstractor_config", a), ("text_config", t)):
             _bounds(name, part)
         if not 1 <= self.num_query_tokens <= MAX_QUERIES:
@@ -166,7 +207,7 @@ class OwlConfig:
             raise CheckpointError(f"patch_size {v.patch_size} exceeds image_size {v.image_size}")
 
 
-Part = TypeVar("Part", VisionConfig, AbstractorConfig, LlamaConfig)
+Part = TypeVar("Part", VisionConfig, AbstractorConfig, LlamaConfig, Quantization)
 
 
 def _section(raw: dict[str, Any], name: str) -> dict[str, Any]:
@@ -186,9 +227,14 @@ def _typed(value: Any, kind: type, where: str) -> Any:
     raise CheckpointError(f"config.json: {where} must be {kind.__name__}, got {value!r:.80}")
 
 
+def _read_quantization(raw: dict[str, Any]) -> Quantization | None:
+    held = _read(Quantization, _section(raw, "quantization"), "quantization")
+    return held if held.scheme or held.vision else None
+
+
 def _read(part: type[Part], raw: dict[str, Any], section: str) -> Part:
     """Take the fields the dataclass knows; a null means the default, as in the original."""
-    kinds = {"int": int, "float": float, "bool": bool}
+    kinds = {"int": int, "float": float, "bool": bool, "str | None": str}
     known = {
         f.name: _typed(raw[f.name], kinds[str(f.type)], f"{section}.{f.name}")
         for f in fields(part)
@@ -232,5 +278,10 @@ def _check_supported(raw: dict[str, Any]) -> None:
     for name in ("rope_scaling", "attention_bias"):
         if text.get(name):
             raise UnsupportedError(f"config.json: text_config.{name} is set; only plain LLaMA-1 is supported")
+    if raw.get("quantization_config"):
+        raise UnsupportedError(
+            "config.json: quantization_config is set: weights quantized by another library; take the "
+            "original ones and quantize them here (python -m owl_fast.quantize)"
+        )
     if raw.get("tie_word_embeddings"):
         raise UnsupportedError("config.json: tie_word_embeddings is true; mPLUG-Owl has a separate head")

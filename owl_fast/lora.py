@@ -152,6 +152,11 @@ def merge_(model: nn.Module) -> None:
     """Add every update to its weight (W += scale * B A, summed in float32) and remove the updates."""
     for slot in lora_slots(model).values():
         if slot.pair is not None:
+            if not isinstance(slot.linear.weight, Tensor):
+                raise UnsupportedError(
+                    f"{slot.part} is quantized, and rounding would lose most of its update; "
+                    "make the model dense first (quantization.whole.dequantize_)"
+                )
             rows = slot.linear.weight[slot.start : slot.end]
             rows.copy_(_merged(rows, slot.pair.lora_A, slot.pair.lora_B, slot.pair.scale))
     detach_(model)

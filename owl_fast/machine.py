@@ -56,6 +56,25 @@ def device_memory(device: torch.device) -> int:
     return min(limits)
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes of device_memory that nobody uses; files the system keeps in memory can go and count as free."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = [device_memory(device)]
+    if match := re.search(r"^MemAvailable:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE):
+        free.append(int(match[1]) << 10)
+    for limit, used, kept in (
+        ("memory.max", "memory.current", r"^(?:in)?active_file (\d+)"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", r"^total_(?:in)?active_file (\d+)"),
+    ):
+        root = Path("/sys/fs/cgroup")
+        with contextlib.suppress(ValueError):
+            stat = _read(str((root / limit).with_name("memory.stat")))
+            files = sum(int(size) for size in re.findall(kept, stat, re.MULTILINE))
+            free.append(int(_read(str(root / limit))) - int(_read(str(root / used))) + files)
+    return max(min(free), 0)
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")

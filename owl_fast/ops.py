@@ -49,20 +49,25 @@ from owl_fast.kernels.sampling_kernel import NONE_ALLOWED, NOT_FINITE
 from owl_fast.kernels.sampling_kernel import sample_triton as sample
 from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
 from owl_fast.kernels.varlen_attention import varlen_attention_gpu, varlen_attention_reference
-from owl_fast.kernels.weights import StackedLora, Weight
+from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight, dequantize
 
 __all__ = [
     "NONE_ALLOWED",
     "NOT_FINITE",
     "DecodeWorkspace",
+    "Int4Weight",
+    "Int8Weight",
     "LoraUpdate",
     "SamplingSettings",
     "SamplingState",
     "StackedLora",
+    "Weight",
     "cross_attention",
     "decode_attention",
     "decodes_in_one_launch",
     "dense_attention",
+    "dequantize",
+    "dequantizes",
     "draw",
     "embedding",
     "kernels",
@@ -102,6 +107,11 @@ def uses_kernels(x: Tensor) -> bool:
     """Whether operations on x run as Triton's kernels, as far as there are some."""
     chosen = _chosen.get()
     return supports(x.device) if chosen is None else chosen
+
+
+def dequantizes(device: torch.device) -> bool:
+    """Whether a linear layer on this device writes a quantized weight out dense before it multiplies."""
+    return not supports(device)
 
 
 def embedding(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:

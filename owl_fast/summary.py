@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from owl_fast.config import AbstractorConfig, LlamaConfig, OwlConfig, VisionConfig
+import torch
+
+from owl_fast.config import AbstractorConfig, LlamaConfig, OwlConfig, Quantization, VisionConfig
 
 
 def config_rows(config: OwlConfig) -> list[tuple[str, str]]:
@@ -14,6 +16,14 @@ def config_rows(config: OwlConfig) -> list[tuple[str, str]]:
         ("abstractor", f"{_layers(config.abstractor)}; {rows} positions a picture"),
         ("language model", f"{_layers(llama)}; {pieces} pieces, {llama.max_position_embeddings} positions"),
     ]
+
+
+def said_precision(dtype: torch.dtype, quantization: Quantization | None) -> str:
+    """The scheme of the language model where it is quantized, else the dtype of all that is not."""
+    name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    if quantization is None:
+        return name
+    return str(quantization) if quantization.scheme else f"{name}, {quantization}"
 
 
 def size_text(count: float) -> str:

@@ -2,7 +2,8 @@
 
 The folder (random bfloat16 weights, .safetensors shards) is made on the spot. A fresh process loads it while
 a thread samples its anonymous and shared memory; the limit is the model, two of its largest tensors and
-0.5 GB (on a GPU, where the model's memory is counted, without the last). The peer is a plain sequential read
+0.5 GB (on a GPU, where the model's memory is counted, without the last). With --quant it is quantized
+meanwhile, and the model is the quantized one. The peer is a plain sequential read
 of the same bytes in the same run; both start with a cold cache. A start is everything from the new process
 to the first token: cold with nothing cached, neither files nor compiled kernels, warm with both.
 """
@@ -26,12 +27,12 @@ from torch import Tensor
 from benchmarks.harness import ROOT, Row, fail, row
 from benchmarks.memory import MemoryPeak, available_bytes, forget_cached
 from benchmarks.models import NANO, config_of
-from owl_fast.checkpoints import copy_side_files, load_model
+from owl_fast.checkpoints import copy_side_files, load_model, open_source
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.names import views
 from owl_fast.checkpoints.tensorfile import TensorInfo
 from owl_fast.checkpoints.writer import write_weights
-from owl_fast.config import OwlConfig
+from owl_fast.config import OwlConfig, Quantization
 from owl_fast.engine.engine import Engine
 from owl_fast.engine.placement import pick_device
 from owl_fast.files import write_json
@@ -56,13 +57,14 @@ def run(args: argparse.Namespace) -> list[Row]:
     folder = Path(tempfile.mkdtemp(prefix="owl-load-", dir=args.work_dir))
     try:
         make_folder(folder, config, infos, device)
-        measured = _measure(folder, device, LOADS[args.model])
+        measured = _measure(folder, device, args.quant, LOADS[args.model])
     finally:
         if args.keep:
             print(f"kept: {folder}", file=sys.stderr)
         else:
             shutil.rmtree(folder)
-    return _rows(args.model, measured, size)
+    name = args.model if args.quant == "none" else f"{args.model}-{args.quant}"
+    return _rows(name, measured, size)
 
 
 def make_folder(folder: Path, config: OwlConfig, infos: dict[str, TensorInfo], device: torch.device) -> None:
@@ -80,14 +82,15 @@ def make_folder(folder: Path, config: OwlConfig, infos: dict[str, TensorInfo], d
     copy_side_files(NANO, folder)
 
 
-def load_and_answer(folder: Path, device: torch.device, started: float) -> dict[str, Any]:
+def load_and_answer(folder: Path, device: torch.device, quant: str, started: float) -> dict[str, Any]:
     """Load the folder and answer with one greedy token after a picture and a short prompt.
 
     started: time.monotonic() of the process that asked for this one, when it did.
     """
+    held = None if quant == "none" else Quantization(quant)
     with MemoryPeak() as load_peak:
         start = time.perf_counter()
-        model = load_model(folder, device=device)
+        model = load_model(folder, device=device, quantization=held)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
@@ -107,8 +110,8 @@ def load_and_answer(folder: Path, device: torch.device, started: float) -> dict[
         "host": load_peak.value,
         "peak": device_peak or load_peak.value,
         "token_peak": _device_peak(device) or token_peak.value,
-        "model": sum(parameter.nbytes for parameter in model.parameters()),
-        "largest": max(view.nbytes for view in views(model).values()),
+        "model": sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
+        "largest": max(entry.info.nbytes for entry in open_source(folder).weights.entries.values()),
         "rows": answer.usage.prompt_tokens,
     }
 
@@ -126,7 +129,7 @@ def _check_room(work_dir: Path, size: int) -> None:
 
 
 def _measure(
-    folder: Path, device: torch.device, loads: int
+    folder: Path, device: torch.device, quant: str, loads: int
 ) -> tuple[list[float], list[dict[str, Any]], list[dict[str, Any]]]:
     """Seconds of plain reads, results of cold and of warm starts; reads and cold starts in turns, each from a
     cold file cache."""
@@ -137,16 +140,19 @@ def _measure(
         for file in files:
             forget_cached(file)
         with tempfile.TemporaryDirectory(prefix="owl-kernels-") as kernels:
-            cold.append(_start(folder, device, kernels))
-            warm.append(_start(folder, device, kernels))
+            cold.append(_start(folder, device, quant, kernels))
+            warm.append(_start(folder, device, quant, kernels))
     reads.append(_read_plainly(files))
     return reads, cold, warm
 
 
-def _start(folder: Path, device: torch.device, kernels: str) -> dict[str, Any]:
+def _start(folder: Path, device: torch.device, quant: str, kernels: str) -> dict[str, Any]:
     """What load_and_answer found in a process of its own. kernels: where compiled ones are cached."""
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.cases.load", str(folder), str(device), str(time.monotonic())],
+        [
+            *(sys.executable, "-m", "benchmarks.cases.load"),
+            *(str(folder), str(device), quant, str(time.monotonic())),
+        ],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -205,5 +211,5 @@ def _rows(
 
 
 if __name__ == "__main__":
-    path, place, since = sys.argv[1:]
-    print(json.dumps(load_and_answer(Path(path), torch.device(place), float(since))))
+    path, place, quant, since = sys.argv[1:]
+    print(json.dumps(load_and_answer(Path(path), torch.device(place), quant, float(since))))

@@ -13,6 +13,7 @@ examples:
   python -m owl_fast.chat -i scene.png -p "What color is the star?"
   python -m owl_fast.chat models/mplug-owl-llama-7b -i a.jpg     a model folder in Hugging Face layout
   python -m owl_fast.chat MAGAer13/mplug-owl-llama-7b            the same from the hub
+  python -m owl_fast.chat models/mplug-owl-llama-7b --quant int4 where memory is short
   python -m owl_fast.chat instruction_tuned.pth --tokenizer tokenizer.model
   python -m owl_fast.chat --load talk.json                       go on with a saved conversation
   python -m owl_fast.chat --url http://127.0.0.1:8000/v1         the same screen against a server
@@ -67,6 +68,13 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     add("--abstractor-heads", type=int, metavar="N", help="of the abstractor, likewise")
     add("--device", default="auto", help="auto (default), cuda, cuda:N or cpu")
     add("--dtype", default="auto", choices=["auto", "bf16", "fp16", "fp32"], help="of the weights")
+    add(
+        "--quant",
+        default="auto",
+        choices=["auto", "none", "int8", "int4"],
+        help="of the language model's weights; auto (default): the largest precision that fits",
+    )
+    add("--quant-vision", choices=["none", "int8"], help="of the vision tower's weights (default: none)")
     add("--url", metavar="URL", help="ask an OpenAI-compatible server; MODEL is then its name there")
     add(
         "--api-key-file",

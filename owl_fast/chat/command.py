@@ -25,7 +25,9 @@ DEMONSTRATION = (
     "A real one: python -m owl_fast.chat MODEL, with MODEL a folder, a .pth file or an id on the hub."
 )
 # Flags that Engine.from_pretrained takes.
-LOADING = ("tokenizer", "vision_heads", "abstractor_heads", "device", "dtype", "config")
+LOADING = (
+    *("tokenizer", "vision_heads", "abstractor_heads", "device", "dtype", "quant", "quant_vision", "config"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,11 +10,11 @@ from owl_fast import machine, native
 from owl_fast.chat.backend import Messages, Reply, Rows
 from owl_fast.chat.screen import Screen
 from owl_fast.engine.engine import Engine
-from owl_fast.engine.placement import DTYPES
+from owl_fast.engine.placement import weight_count
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.errors import ParameterError, UnsupportedError
 from owl_fast.prompts import IMAGE_TEXT, Piece, TextPiece, chat_pieces, encode
-from owl_fast.summary import config_rows, size_text
+from owl_fast.summary import config_rows, said_precision, size_text
 
 
 class LocalBackend:
@@ -40,7 +40,7 @@ class LocalBackend:
         device = self._engine.model.device
         used, total = (n / (1 << 30) for n in (self._engine.memory().total, machine.device_memory(device)))
         parts = [
-            f"ready: {self.name} {self._dtype}",
+            f"ready: {self.name} {self._held}",
             machine.device_name(device),
             f"{used:.1f}/{total:.1f} GiB",
             f"context {self.max_context}",
@@ -80,15 +80,16 @@ class LocalBackend:
         return chat_pieces(messages, videos=self._engine.config.video)[0]
 
     @property
-    def _dtype(self) -> str:
-        return next(name for name, dtype in DTYPES.items() if dtype == self._engine.model.dtype)
+    def _held(self) -> str:
+        model = self._engine.model
+        return said_precision(model.dtype, model.config.quantization)
 
     def _model_rows(self) -> Rows:
         model = self._engine.model
-        weights = sum(parameter.numel() for parameter in model.parameters())
+        count, device = weight_count(model.config), machine.device_name(model.device)
         return [
             ("name", self.name),
-            ("weights", f"{weights / 1e6:.1f} M, {self._dtype}, on {machine.device_name(model.device)}"),
+            ("weights", f"{count / 1e6:.1f} M, {self._held}, on {device}"),
             *config_rows(self._engine.config),
             ("context", f"{self.max_context} positions"),
         ]

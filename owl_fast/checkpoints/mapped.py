@@ -14,7 +14,8 @@ from torch import Tensor
 
 from owl_fast.errors import CheckpointError
 
-# What a weight file may hold, by the names safetensors uses. Integers are for buffers that a name map drops.
+# What a weight file may hold, by the names safetensors uses, which has small integers beside them for
+# quantized weights. I64 is for buffers that a name map drops.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 MAX_DIMENSIONS, MAX_ELEMENTS = 8, 1 << 47
 MAP_NORESERVE = 0x4000  # Linux; the mmap module names it from Python 3.13 on

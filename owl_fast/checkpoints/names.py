@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from owl_fast import ops
 from owl_fast.models.fusion import parameter_sources
-from owl_fast.models.layers import Linear
+from owl_fast.models.layers import Linear, PackedWeight
 
 NameMap = Mapping[re.Pattern[str], str | None]
 
@@ -21,11 +22,15 @@ HF_NAMES: NameMap = {
 }
 
 
+# A quantized weight NAME.weight is held as NAME.weight.q and NAME.weight.scale.
+PACKED = (".weight.q", ".weight.scale")
+
+
 @dataclass(frozen=True)
 class Slot:
-    """Rows [start, start + shape[0]) of a parameter: the place of one checkpoint tensor."""
+    """Rows [start, start + shape[0]) of a tensor of the model: the place of one checkpoint tensor."""
 
-    parameter: str
+    tensor: str
     start: int
     shape: tuple[int, ...]
 
@@ -39,23 +44,44 @@ def map_name(names: NameMap, name: str) -> str | None:
 
 
 def slots(model: nn.Module) -> dict[str, Slot]:
-    """Checkpoint name -> its place, for every parameter; fused weights are split by their rows."""
+    """Checkpoint name -> its place, for every parameter and every part of a quantized weight; fused weights
+    are split by their rows."""
     found = {}
-    for name, parameter in model.named_parameters():
-        module = model.get_submodule(name.rpartition(".")[0])
-        sources = parameter_sources(name)
-        rows = module.rows if isinstance(module, Linear) else (parameter.shape[0],)
+    for name, tensor in _tensors(model).items():
+        # Parts of a quantized weight belong to the linear layer it is the weight of.
+        plain, part = (
+            (name.rpartition(".")[0], name[name.rindex(".") :]) if name.endswith(PACKED) else (name, "")
+        )
+        module = model.get_submodule(plain.rpartition(".")[0])
+        sources = [source + part for source in parameter_sources(plain)]
+        rows = module.rows if isinstance(module, Linear) else (tensor.shape[0],)
         start = 0
         for source, count in zip(sources, rows, strict=True):
-            found[source] = Slot(name, start, (count, *parameter.shape[1:]))
+            found[source] = Slot(name, start, (count, *tensor.shape[1:]))
             start += count
     return found
 
 
 def views(model: nn.Module) -> dict[str, Tensor]:
-    """Checkpoint name -> the rows of the parameter that hold that tensor, without gradient."""
-    parameters = dict(model.named_parameters())
+    """Checkpoint name -> the rows of the model's tensor that hold that one, without gradient."""
+    tensors = _tensors(model)
     return {
-        name: parameters[slot.parameter].detach().narrow(0, slot.start, slot.shape[0])
+        name: tensors[slot.tensor].detach().narrow(0, slot.start, slot.shape[0])
         for name, slot in slots(model).items()
     }
+
+
+def packed_views(model: nn.Module) -> dict[str, ops.Int8Weight | ops.Int4Weight]:
+    """Checkpoint name of each quantized weight -> its rows."""
+    found = {}
+    for name, slot in slots(model).items():
+        if name.endswith(PACKED[0]):
+            module = model.get_submodule(slot.tensor.rpartition(".")[0])
+            assert isinstance(module, PackedWeight)
+            found[name.rpartition(".")[0]] = module.part(slot.start, slot.start + slot.shape[0])
+    return found
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, and the tensors of quantized weights, which are the only buffers."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

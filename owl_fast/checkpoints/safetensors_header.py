@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import torch
+
 from owl_fast.checkpoints.mapped import DTYPES, Place, TensorInfo, check_name, check_shape, is_size
 from owl_fast.errors import CheckpointError
 from owl_fast.files import MAX_JSON_BYTES, unique
+
+# Quantized weights are written in this format alone.
+KNOWN = {**DTYPES, "U8": torch.uint8, "I8": torch.int8}
 
 
 def safetensors_places(path: Path, data: memoryview) -> dict[str, Place]:
@@ -55,12 +60,12 @@ def _place(path: Path, name: str, entry: Any, begin: int) -> Place:
     shape, offsets, dtype = fields.get("shape"), fields.get("data_offsets"), fields.get("dtype")
     check_name(path, name)
     where = f"{path}: tensor {name:.200}"
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{where} has dtype {dtype!s:.40}; wanted {', '.join(DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in KNOWN:
+        raise CheckpointError(f"{where} has dtype {dtype!s:.40}; wanted {', '.join(KNOWN)}")
     if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
         raise CheckpointError(f"{where} has no shape or no place in the header")
     check_shape(where, tuple(shape))
-    info = TensorInfo(tuple(shape), DTYPES[dtype])
+    info = TensorInfo(tuple(shape), KNOWN[dtype])
     if offsets[1] - offsets[0] != info.nbytes:
         raise CheckpointError(
             f"{where} has {offsets[1] - offsets[0]} bytes; shape {info.shape} of {dtype} takes {info.nbytes}"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from torch import Tensor
 
+from owl_fast import ops
 from owl_fast.checkpoints.folder import FORMATS, INDEX_SUFFIX
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.manifest import write_manifest
-from owl_fast.checkpoints.names import views
+from owl_fast.checkpoints.names import PACKED, packed_views, views
 from owl_fast.checkpoints.tensorfile import TensorInfo, write_tensors
 from owl_fast.errors import CheckpointError, UnsupportedError
 from owl_fast.files import sync, write_json
@@ -47,8 +49,8 @@ def save_model(
     format: "safetensors" or "bin". shard_bytes: a new file is begun before this size is passed.
     side_files: a model folder whose tokenizer and preprocessor files come along; tokenizer, preprocessor: the
     content of these two where it is at hand. change(name, tensor): what is written instead of a tensor, in
-    its shape and dtype. The folder appears whole or not at all. A model with an adapter attached is refused:
-    merge it, or save the adapter.
+    its shape and dtype; quantized weights are then written dense, in the model's dtype. The folder appears
+    whole or not at all. A model with an adapter attached is refused: merge it, or save the adapter.
     """
     if format not in FORMATS:
         raise UnsupportedError(f"format {format!r}: wanted one of {', '.join(FORMATS)}")
@@ -58,13 +60,15 @@ def save_model(
             f"{len(extra)} parameters are not those of the plain model ({extra[0]}, ...); "
             "merge the adapter before saving the model"
         )
-    tensors = views(model)
+    config = model.config if change is None else replace(model.config, quantization=None)
+    if config.quantization is not None and format != "safetensors":
+        raise UnsupportedError(f"format {format!r}: quantized weights are written as safetensors alone")
+    infos, tensors = _tensors(model, dense=change is not None)
     with whole_folder(folder) as target:
-        infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in tensors.items()}
-        read = tensors.__getitem__ if change is None else lambda name: change(name, tensors[name])
+        read = tensors if change is None else lambda name: change(name, tensors(name))
         write_weights(target, infos, read, format=format, shard_bytes=shard_bytes)
-        raw = model.config.to_dict()
-        if len(dtypes := {dtype for _, dtype in infos.values()}) == 1:
+        raw = config.to_dict()
+        if len(dtypes := {info.dtype for name, info in infos.items() if not name.endswith(PACKED)}) == 1:
             raw["torch_dtype"] = str(dtypes.pop()).removeprefix("torch.")
         write_json(target / "config.json", raw)
         if side_files is not None:
@@ -73,6 +77,18 @@ def save_model(
             (target / "tokenizer.model").write_bytes(tokenizer)
         if preprocessor is not None:
             write_json(target / "preprocessor_config.json", preprocessor)
+
+
+def _tensors(model: Owl, dense: bool) -> tuple[dict[str, TensorInfo], Callable[[str], Tensor]]:
+    """What there is to write, and each of it by name. dense: quantized weights as what they stand for."""
+    held, packed = views(model), packed_views(model)
+    if not dense or not packed:
+        return {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in held.items()}, held.__getitem__
+    infos = {
+        name: TensorInfo(tuple(t.shape), held[name].dtype if name in held else model.dtype)
+        for name, t in views(empty_model(replace(model.config, quantization=None))).items()
+    }
+    return infos, lambda name: held[name] if name in held else ops.dequantize(packed[name], model.dtype)
 
 
 def copy_side_files(source: str | Path, target: str | Path) -> tuple[str, ...]:
@@ -122,6 +138,12 @@ def _plan(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
     return shards
 
 
+def check_new(folder: Path) -> None:
+    """CheckpointError unless there is nothing of this name, or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists and is not an empty folder; choose a new one")
+
+
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
     """A new folder beside `folder` that takes its place, on disk for good, when the block ends well.
@@ -130,8 +152,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     block become CheckpointErrors.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists and is not an empty folder; choose a new one")
+    check_new(folder)
     partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)

@@ -43,6 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--abstractor-heads", type=int, metavar="N", help="likewise")
     add("--device", default="auto", help="where a .pth is scored: auto (default), cuda, cuda:N or cpu")
     add("--dtype", default="auto", choices=["auto", "bf16", "fp16", "fp32"], help="in which precision")
+    add(
+        "--quant",
+        default="auto",
+        choices=["auto", "none", "int8", "int4"],
+        help="how a chat is to hold the language model's weights; auto (default): what fits",
+    )
+    add("--quant-vision", choices=["none", "int8"], help="the vision tower's (default: none)")
     add_settings_flags(parser)
     return parser
 
@@ -69,13 +76,14 @@ def _report(args: argparse.Namespace) -> int:
         _print("software", packages)
         return 0 if complete else 1
     from owl_fast.checkpoints import open_source
-    from owl_fast.doctor.model import source_rows
+    from owl_fast.doctor.model import source_rows, taken_row
     from owl_fast.hub import local_path
 
     path = local_path(args.model)
     told = {name: getattr(args, name) for name in ("tokenizer", "config", "vision_heads", "abstractor_heads")}
     source = open_source(path, **told)
-    _print(args.model, source_rows(source))
+    taken = taken_row(source.config, args.device, args.dtype, args.quant, args.quant_vision)
+    _print(args.model, [*source_rows(source), taken])
     if path.is_file() or None in source.told_heads:
         _score(source, args, told)
     return 0
@@ -92,7 +100,14 @@ def _score(source: Source, args: argparse.Namespace, told: dict[str, Any]) -> No
         print(f"loading {args.model} ({heads}) ...", file=sys.stderr)
         options = {**told, "vision_heads": heads.vision, "abstractor_heads": heads.abstractor}
         engine = Engine.from_pretrained(
-            args.model, device=args.device, dtype=args.dtype, max_context=512, max_batch=1, **options
+            args.model,
+            device=args.device,
+            dtype=args.dtype,
+            quant=args.quant,
+            quant_vision=args.quant_vision,
+            max_context=512,
+            max_batch=1,
+            **options,
         )
         scores[str(heads)] = score_pairs(engine)
         # Two 7B models at once are more than most machines hold.

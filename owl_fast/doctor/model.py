@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from owl_fast import machine
 from owl_fast.checkpoints import Source
-from owl_fast.config import OwlConfig
-from owl_fast.models.owl import Owl
-from owl_fast.summary import config_rows, size_text
+from owl_fast.config import LANGUAGE_SCHEMES, OwlConfig, Quantization
+from owl_fast.engine.placement import pick_device, pick_dtype, weight_count
+from owl_fast.engine.plan import Setup, choose
+from owl_fast.errors import UnsupportedError
+from owl_fast.summary import config_rows, said_precision, size_text
 
 Rows = list[tuple[str, str]]
 
@@ -52,20 +55,44 @@ def source_rows(source: Source) -> Rows:
 
 
 def memory_rows(config: OwlConfig) -> Rows:
-    """What one conversation takes in each precision, and where that much is."""
-    with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in Owl(config).parameters())
-    llama, context = config.llama, min(CONTEXT, config.llama.max_position_embeddings)
+    """What one conversation takes in each precision, and where that much is free."""
+    context = min(CONTEXT, config.llama.max_position_embeddings)
     places = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
-    rows = [("weights", f"{count / 1e6:.1f} M")]
-    for name, size in (("fp32", 4), ("bf16 or fp16", 2)):
-        cache = 2 * llama.num_hidden_layers * llama.num_key_value_heads * llama.head_dim * context * size
-        fitting = [
-            str(place) for place in places if count * size + cache < 0.9 * machine.device_memory(place)
-        ]
-        needed = f"{size_text(count * size)} + {size_text(cache)} for {context} positions"
+    rows = [("weights", f"{weight_count(config) / 1e6:.1f} M")]
+    for name, dtype, held in _precisions(config):
+        setups = [Setup(place, dtype, context, max_batch=1) for place in places]
+        memory = setups[0].memory(held)
+        fitting = [str(setup.device) for setup in setups if setup.fits(held)]
+        parts = [size_text(n) for n in (memory.weights, memory.cache, memory.activations)]
+        needed = f"{parts[0]} + {parts[1]} for {context} positions + {parts[2]} to work in"
         rows.append((f"in {name}", f"{needed}; fits on {', '.join(fitting) or 'nothing here'}"))
     return rows
+
+
+def taken_row(
+    config: OwlConfig, device: str, dtype: str, quant: str, quant_vision: str | None
+) -> tuple[str, str]:
+    """What a chat with these flags would load."""
+    place = pick_device(device)
+    setup = Setup(place, pick_dtype(dtype, place, config), CONTEXT, max_batch=1)
+    name = f"--quant {quant}"
+    try:
+        chosen = choose(config, setup, quant, quant_vision)
+    except UnsupportedError as error:
+        return name, str(error)
+    held = said_precision(setup.dtype, chosen.quantization)
+    return name, f"{held}, {size_text(setup.memory(chosen).total)} on {machine.device_name(place)}"
+
+
+def _precisions(config: OwlConfig) -> list[tuple[str, torch.dtype, OwlConfig]]:
+    """Name, dtype of what is not quantized, and how the rest is held; of quantized files that alone."""
+    half = torch.bfloat16
+    if config.quantization is not None:
+        return [(str(config.quantization), half, config)]
+    schemes = [
+        (scheme, half, replace(config, quantization=Quantization(scheme))) for scheme in LANGUAGE_SCHEMES
+    ]
+    return [("fp32", torch.float32, config), ("bf16 or fp16", half, config), *schemes]
 
 
 def candidates(source: Source) -> list[Heads]:

@@ -11,7 +11,7 @@ from owl_fast.checkpoints import weights_sha256
 from owl_fast.checkpoints.folder import WeightFolder
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.names import views
-from owl_fast.errors import CheckpointError, ParameterError
+from owl_fast.errors import CheckpointError, ParameterError, UnsupportedError
 from owl_fast.hub import local_path
 from owl_fast.lora import Adapter, attach_adapter_, lora_slots, read_adapter
 from owl_fast.models.owl import Owl
@@ -104,6 +104,19 @@ class Adapters:
             attach_adapter_(self._slots, self._views, adapter)
         return True
 
+    def check_precision(self, adapter: Adapter) -> None:
+        """UnsupportedError if the adapter says that it was trained on weights held otherwise than these."""
+        base = adapter.base
+        if base is not None and base.quantization != self._held:
+            trained, held = (
+                f"as {name}" if name else "unquantized" for name in (base.quantization, self._held)
+            )
+            raise UnsupportedError(
+                f"the adapter was trained on weights held {trained}, these are held {held}: merged they "
+                "answer otherwise than in training. Load the model as it was there, or allow it with "
+                "other_precision=True"
+            )
+
     def release(self) -> None:
         """Take an unloaded adapter off the model, so that its memory is free."""
         if self._carried is not None and self._carried not in self._loaded.values():
@@ -120,13 +133,20 @@ class Adapters:
             )
         if self._source_sha256 is None:
             self._source_sha256 = weights_sha256(self._source)
-        if base.sha256 != self._source_sha256:
+        held = self._model.config.quantization
+        if base.sha256 not in (self._source_sha256, held.base_sha256 if held else None):
             raise CheckpointError(
                 f"{folder}: was trained on {base.name!r:.100} with weights of sha256 {base.sha256:.12}..., "
                 f"those of {self._source.path} have {self._source_sha256:.12}...; {rest}"
             )
-        if base.quantization is not None:
+        if base.quantization is not None and base.quantization != self._held:
             raise CheckpointError(
-                f"{folder}: was trained on {base.name!r:.100} held as {base.quantization:.20}, this model is "
-                f"not quantized; {rest}"
+                f"{folder}: was trained on {base.name!r:.100} held as {base.quantization:.40}, this model is "
+                f"{f'held as {self._held}' if self._held else 'not quantized'}; {rest}"
             )
+
+    @property
+    def _held(self) -> str | None:
+        """How the model's weights are held, as adapters say it."""
+        held = self._model.config.quantization
+        return None if held is None else str(held)

@@ -28,6 +28,7 @@ from owl_fast.engine.loop import Loop
 from owl_fast.engine.making import RequestMaker, chosen
 from owl_fast.engine.opening import open_model
 from owl_fast.engine.outputs import Output
+from owl_fast.engine.plan import STEP_TOKENS
 from owl_fast.engine.reports import Memory, Stats, activation_bytes
 from owl_fast.engine.runner import Runner
 from owl_fast.engine.sampling import SamplingParams
@@ -38,9 +39,6 @@ from owl_fast.fetch import Fetcher
 from owl_fast.images import ImageProcessor
 from owl_fast.models.owl import Owl
 from owl_fast.tokenizer import Tokenizer
-
-# Rows of one step: long prompts are computed in chunks of this size beside the running answers.
-STEP_TOKENS = 2048
 
 
 class Engine:
@@ -73,7 +71,7 @@ class Engine:
         self.max_context = min(max_context, llama.max_position_embeddings)
         self.max_batch = max_batch
         self._source = source
-        self._weights = sum(parameter.nbytes for parameter in model.parameters())
+        self._weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         self._adapters = Adapters(model, source)
         self._reader = InputReader(
             tokenizer, processor, model.config.image_rows, Fetcher(allow_urls), model.config.video
@@ -96,6 +94,8 @@ class Engine:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        quant: str | None = None,
+        quant_vision: str | None = None,
         adapter: str | Path | None = None,
         tokenizer: str | Path | None = None,
         config: str | Path | Mapping[str, Any] | None = None,
@@ -113,6 +113,9 @@ class Engine:
 
         device: "auto" takes CUDA where there is one. dtype: fp32, bf16, fp16 or a torch dtype; "auto" is
         bf16 on CUDA (fp16 on GPUs without it), on a CPU fp32, or bf16 from a billion weights on.
+        quant: "int8" or "int4" quantizes the language model's linear weights while they are read, "none"
+        leaves them, "auto" takes the largest precision that fits the device; by default they are as in the
+        files. quant_vision: "int8" does it to the vision tower (docs/quantization.md).
         adapter: a folder with a LoRA adapter, used by every request that names no other. tokenizer, config,
         vision_heads, abstractor_heads, lora_alpha: what the files do not tell, such as a .pth of the first
         release (see open_source). allow_urls: hosts from which pictures may be fetched (fetch.py), none
@@ -123,6 +126,10 @@ class Engine:
             path,
             device=device,
             dtype=dtype,
+            quant=quant,
+            quant_vision=quant_vision,
+            max_context=max_context,
+            max_batch=max_batch,
             adapter=adapter,
             progress=progress,
             allow_nonfinite=allow_nonfinite,
@@ -271,14 +278,23 @@ class Engine:
                 self._adapters.release()
 
     def save_pretrained(
-        self, folder: str | Path, *, adapter: str | None = None, format: str = "safetensors"
+        self,
+        folder: str | Path,
+        *,
+        adapter: str | None = None,
+        format: str = "safetensors",
+        other_precision: bool = False,
     ) -> None:
         """Write a model folder, new or empty, that from_pretrained reads; answers wait meanwhile.
 
-        The adapter (as for generate) is merged into the weights: summed in float32, then rounded to the
-        model's dtype. format: "safetensors" or "bin".
+        Quantized weights are written as they are held. The adapter (as for generate) is merged into the
+        weights: summed in float32, then rounded to the model's dtype, quantized weights being made dense for
+        it. UnsupportedError if it was trained on weights held otherwise, which other_precision allows.
+        format: "safetensors" or "bin", the latter not for quantized weights.
         """
         chosen = self._adapters.find(adapter)
+        if chosen is not None and not other_precision:
+            self._adapters.check_precision(chosen)
         with self._loop.between_steps():
             self._adapters.use(None)
             save_model(
@@ -297,7 +313,14 @@ class Engine:
             weights=self._weights,
             adapters=self._adapters.nbytes,
             cache=self._runner.cache.nbytes,
-            activations=activation_bytes(self.model, self._loop.scheduler, self.max_context),
+            activations=activation_bytes(
+                self.config,
+                self.model.dtype,
+                self._loop.scheduler.step_tokens,
+                self.max_batch,
+                self.max_context,
+                ops.dequantizes(self.model.device),
+            ),
         )
 
     def stats(self) -> Stats:

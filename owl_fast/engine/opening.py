@@ -12,6 +12,7 @@ import torch
 from owl_fast.checkpoints import load_model, open_source
 from owl_fast.checkpoints.folder import WeightFolder
 from owl_fast.engine.placement import pick_device, pick_dtype
+from owl_fast.engine.plan import Setup, choose
 from owl_fast.errors import CheckpointError, ParameterError
 from owl_fast.hub import local_path
 from owl_fast.images import ImageProcessor
@@ -36,6 +37,10 @@ def open_model(
     *,
     device: str | torch.device,
     dtype: str | torch.dtype,
+    quant: str | None,
+    quant_vision: str | None,
+    max_context: int,
+    max_batch: int,
     adapter: str | Path | None,
     progress: Callable[[int, int], None] | None,
     allow_nonfinite: bool,
@@ -54,9 +59,12 @@ def open_model(
     if adapter is not None and source.adapter is not None:
         raise ParameterError(f"{path} is an adapter itself; name its base as the model to use another")
     tokenizer, processor = source.tokenizer(), source.processor()
+    kind = pick_dtype(dtype, place, source.config)
+    config = choose(source.config, Setup(place, kind, max_context, max_batch), quant, quant_vision)
     model = load_model(
         replace(source, adapter=None),
-        dtype=pick_dtype(dtype, place, source.config),
+        dtype=kind,
+        quantization=config.quantization,
         device=place,
         progress=progress,
         allow_nonfinite=allow_nonfinite,

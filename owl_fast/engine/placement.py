@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from owl_fast.config import OwlConfig
@@ -38,6 +40,10 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device, config: OwlConfig
         raise UnsupportedError(f"dtype {dtype!r:.40}; wanted auto, {', '.join(DTYPES)} or a torch dtype")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.float32 if weight_count(config) < FLOAT32_WEIGHTS_ON_CPU else torch.bfloat16
+
+
+def weight_count(config: OwlConfig) -> int:
+    """Weights of the model, however they are held."""
     with torch.device("meta"):
-        weights = sum(parameter.numel() for parameter in Owl(config).parameters())
-    return torch.float32 if weights < FLOAT32_WEIGHTS_ON_CPU else torch.bfloat16
+        return sum(weight.numel() for weight in Owl(replace(config, quantization=None)).parameters())

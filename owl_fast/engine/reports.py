@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+import torch
+
+from owl_fast.config import OwlConfig
 from owl_fast.engine.outputs import FinishReason, Timings, Usage
-from owl_fast.engine.scheduler import Scheduler
-from owl_fast.models.owl import Owl
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,22 @@ class Tally:
         )
 
 
-def activation_bytes(model: Owl, scheduler: Scheduler, context: int) -> int:
-    """An estimate of what the largest step holds at its widest point, beside the weights and the cache."""
-    llama, vision, width = model.config.llama, model.config.vision, model.dtype.itemsize
-    rows = min(scheduler.step_tokens, scheduler.max_batch * context)
+def activation_bytes(
+    config: OwlConfig,
+    dtype: torch.dtype,
+    step_tokens: int,
+    max_batch: int,
+    context: int,
+    dequantizes: bool,
+) -> int:
+    """An estimate of what the largest step holds at its widest point, beside the weights and the cache.
+
+    dequantizes: each product writes its quantized weight out in dtype before.
+    """
+    llama, vision, width = config.llama, config.vision, dtype.itemsize
+    held_as = config.quantization if dequantizes else None
+    language, tower = (held_as.scheme, held_as.vision) if held_as is not None else (None, None)
+    rows = min(step_tokens, max_batch * context)
     kv = llama.num_key_value_heads * llama.head_dim
     # Held all the while: the embedded rows, the layer's input, one normed copy. Then in turn: the residual,
     # gate | up and the factors of SwiGLU; or q | k | v, q and k rotated, the answer and its parts, and the
@@ -96,5 +109,10 @@ def activation_bytes(model: Owl, scheduler: Scheduler, context: int) -> int:
     patches = vision.num_patches + 1
     picture = patches * (2 * vision.hidden_size + 3 * vision.intermediate_size)
     # As they come, in float32, as log-probs, and whether they are finite.
-    logits = scheduler.max_batch * llama.vocab_size * (width + 4 + 4 + 1)
-    return max(max(mlp, attention, picture) * width, logits)
+    logits = max_batch * llama.vocab_size * (width + 4 + 4 + 1)
+    # A product holds its input and what it gives beside the weight.
+    gate_up = 2 * llama.intermediate_size * llama.hidden_size + rows * (held + 2 * llama.intermediate_size)
+    head = llama.vocab_size * llama.hidden_size + max_batch * llama.vocab_size
+    fc1 = vision.hidden_size * vision.intermediate_size + picture
+    written = max(max(gate_up, head) if language else 0, fc1 if tower else 0)
+    return max(max(mlp, attention, picture, written) * width, logits)

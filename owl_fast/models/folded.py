@@ -81,8 +81,8 @@ class FoldedProjections:
     def _rebuild(self, norms: Sequence[LayerNorm], linears: Sequence[Linear]) -> None:
         assert len({norm.eps for norm in norms}) == 1, "one norm for all layers has one eps"
         pairs = [fold(norm, linear) for norm, linear in zip(norms, linears, strict=True)]
-        like = linears[0].weight
-        weight, bias = (torch.cat(parts).to(like.dtype) for parts in zip(*pairs, strict=True))
+        dtype = norms[0].weight.dtype
+        weight, bias = (torch.cat(parts).to(dtype) for parts in zip(*pairs, strict=True))
         if (weight.shape, weight.dtype, weight.device) != (
             self._weight.shape,
             self._weight.dtype,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -44,8 +44,48 @@ def _versions(updates: tuple[ops.LoraUpdate, ...]) -> tuple[int, ...]:
     return tuple(0 if t.is_inference() else t._version for u in updates for t in (u.a, u.b))
 
 
+class PackedWeight(nn.Module):
+    """A quantized weight (N, K) in a linear slot: the buffers q and scale, as kernels/weights.py has them.
+
+    Moves between devices and keeps its dtypes, whatever the model's becomes. It does not train.
+    """
+
+    q: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: ops.Int8Weight | ops.Int4Weight) -> None:
+        super().__init__()
+        self.register_buffer("q", weight.q)
+        self.register_buffer("scale", weight.scale)
+        self.shape = weight.shape
+        self.group = weight.group if isinstance(weight, ops.Int4Weight) else None
+
+    @property
+    def value(self) -> ops.Int8Weight | ops.Int4Weight:
+        return self.part(0, self.shape[0])
+
+    def part(self, start: int, end: int) -> ops.Int8Weight | ops.Int4Weight:
+        """Output rows [start, end)."""
+        q, scale = self.q, self.scale
+        if (start, end) != (0, self.shape[0]):
+            q, scale = q[start:end], scale[start:end]
+        if self.group is None:
+            return ops.Int8Weight(q, scale)
+        return ops.Int4Weight(q, scale, self.shape[1], self.group)
+
+    @property
+    def device(self) -> torch.device:
+        return self.q.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
+        for name, tensor in (("q", self.q), ("scale", self.scale)):
+            moved = fn(tensor)
+            setattr(self, name, moved if moved.dtype == tensor.dtype else tensor.to(moved.device))
+        return self
+
+
 class Linear(nn.Module):
-    """The linear slot: a weight of one or several stacked parts, with LoRA on any of them.
+    """The linear slot: a weight of one or several stacked parts, dense or quantized, with LoRA on any part.
 
     rows: output rows, or one number per stacked part (see models/fusion.py).
     lora: low-rank updates by the checkpoint's name of the part; empty without an adapter.
@@ -54,11 +94,25 @@ class Linear(nn.Module):
     def __init__(self, in_features: int, rows: int | tuple[int, ...], bias: bool = True) -> None:
         super().__init__()
         self.rows = (rows,) if isinstance(rows, int) else rows
-        self.weight = nn.Parameter(torch.empty(sum(self.rows), in_features))
+        self.weight: nn.Parameter | PackedWeight = nn.Parameter(torch.empty(sum(self.rows), in_features))
         self.bias = nn.Parameter(torch.empty(sum(self.rows))) if bias else None
         self.lora = nn.ModuleDict()
         self.lora_rows: dict[str, tuple[int, int]] = {}
         self._stacked: _Stacked | None = None
+
+    @property
+    def operand(self) -> ops.Weight:
+        """The weight as operations take it."""
+        return self.weight.value if isinstance(self.weight, PackedWeight) else self.weight
+
+    def put(self, weight: ops.Weight) -> None:
+        """Another weight of the same shape, dense or quantized, in the place of the one that is there."""
+        assert weight.shape == self.weight.shape
+        del self.weight  # a module refuses to put one kind where the other is
+        if isinstance(weight, Tensor):
+            self.weight = nn.Parameter(weight)
+        else:
+            self.weight = PackedWeight(weight)
 
     def forward(
         self,
@@ -72,7 +126,7 @@ class Linear(nn.Module):
         before = None if norm is None else (norm.weight, norm.eps)
         lora = self._lora(x) if self.lora else ()
         return ops.lora_linear(
-            x, self.weight, self.bias, lora, norm=before, activation=activation, residual=residual
+            x, self.operand, self.bias, lora, norm=before, activation=activation, residual=residual
         )
 
     def _lora(self, x: Tensor) -> tuple[ops.LoraUpdate, ...] | ops.StackedLora:
@@ -92,7 +146,10 @@ class Linear(nn.Module):
 
     def merged_weight(self) -> Tensor:
         """A copy of the weight in float32 with every update added."""
-        weight = self.weight.detach().to(torch.float32, copy=True)
+        if isinstance(self.weight, PackedWeight):
+            weight = ops.dequantize(self.weight.value, torch.float32)
+        else:
+            weight = self.weight.detach().to(torch.float32, copy=True)
         for name, pair in self.updates():
             start, end = self.lora_rows[name]
             weight[start:end] += pair.scale * (pair.lora_B.detach().float() @ pair.lora_A.detach().float())

@@ -6,14 +6,18 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from owl_fast.config import OwlConfig
+from owl_fast.config import OwlConfig, Quantization
 from owl_fast.models.abstractor import Abstractor
 from owl_fast.models.batch import PackedBatch
+from owl_fast.models.layers import Linear
 from owl_fast.models.llama import Llama
 from owl_fast.models.vision import VisionTower
+from owl_fast.quantization import int4, int8
 
 
 class Owl(nn.Module):
@@ -34,6 +38,21 @@ class Owl(nn.Module):
         self.vision_model = VisionTower(config.vision, config.video)
         self.abstractor = Abstractor(config.abstractor, config.llama.hidden_size, config.video)
         self.language_model = Llama(config.llama)
+        if config.quantization is not None:
+            for linear, scheme in self.quantized_slots(config.quantization):
+                rows, width = linear.weight.shape
+                group = config.quantization.group
+                linear.put(int4.empty(rows, width, group) if scheme == "int4" else int8.empty(rows, width))
+
+    def quantized_slots(self, quantization: Quantization) -> Iterator[tuple[Linear, str]]:
+        """Linear layers whose weights it changes, and to which scheme. The embeddings are none; the
+        abstractor stays as it is, because it trains in stage 2 and adapters replace it."""
+        for part, scheme in (
+            (self.language_model, quantization.scheme),
+            (self.vision_model, quantization.vision),
+        ):
+            if scheme is not None:
+                yield from ((m, scheme) for m in part.modules() if isinstance(m, Linear))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -19,7 +19,7 @@ def token_loss(model: Owl, batch: TrainingBatch) -> Tensor:
     if packed.visual_index is not None:
         packed = replace(packed, visual_embeds=_visual_rows(model, batch))
     hidden = model(packed)  # (N, C)
-    head = model.language_model.lm_head.weight
+    head = model.language_model.lm_head.operand
     return ops.linear_cross_entropy(hidden[batch.rows], head, batch.targets)
 
 

@@ -42,10 +42,17 @@ class Stage:
         """Attach LoRA if the stage has it and the model does not, freeze the rest; what trains, by name.
 
         Trained parameters become float32 whatever the model's dtype: smaller ones lose most updates.
-        UnsupportedError if nothing trains, the model carries another adapter, or LoRA is on the head.
+        UnsupportedError if nothing trains, what trains is quantized, the model carries another adapter, or
+        LoRA is on the head.
         """
         if self.lora is not None:
             self._attach(model, self.lora, seed)
+        for name, _ in model.named_buffers():
+            if self.trains(name):
+                raise UnsupportedError(
+                    f"stage {self.name} trains {name.rpartition('.')[0]}, which is held as "
+                    f"{model.config.quantization}; quantized weights stay frozen: load the model without"
+                )
         trained = {}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self.trains(name))

@@ -39,11 +39,12 @@ def initialise(model: Owl, seed: int) -> None:
         embedding[:, CONSTANT] = EMBEDDING_STD * 4
         for index, layer in enumerate(layers):
             for linear in (layer.self_attn.qkv_proj, layer.mlp.gate_up_proj):
-                linear.weight.normal_(0.0, width**-0.5, generator=generator)
+                linear.get_parameter("weight").normal_(0.0, width**-0.5, generator=generator)
             for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                std = linear.weight.shape[1] ** -0.5 * (2 * len(layers)) ** -0.5
-                linear.weight.normal_(0.0, std, generator=generator)
-            weight = layer.self_attn.qkv_proj.weight
+                weight = linear.get_parameter("weight")
+                std = weight.shape[1] ** -0.5 * (2 * len(layers)) ** -0.5
+                weight.normal_(0.0, std, generator=generator)
+            weight = layer.self_attn.qkv_proj.get_parameter("weight")
             if index == 0:
                 _look_back(weight, llama.config.head_dim, llama.config.rope_theta)
             else:

@@ -31,7 +31,7 @@ def prepare_abstractor(model: Owl, encoder: Encoder, seed: int) -> None:
         for parameter in abstractor.encoder.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
-        abstractor.visual_fc.weight.normal_(0.0, 0.015, generator=generator)
+        abstractor.visual_fc.get_parameter("weight").normal_(0.0, 0.015, generator=generator)
         closing = encoder.text(".")[-1]
         abstractor.vit_eos.copy_(model.language_model.model.embed_tokens.weight[closing])
 

@@ -132,3 +132,13 @@ def test_compiled_peers_have_rows(tmp_path: Path) -> None:
 def split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Those of the machine, and the others."""
     return [r for r in rows if r["case"] == "machine"], [r for r in rows if r["case"] != "machine"]
+
+
+@pytest.mark.slow
+def test_quantization_is_compared_with_the_model_as_it_is(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "quantization")
+    assert {row["shape"].split(",")[0] for row in rows} == {"owl-nano", "student-t-4"}
+    contenders = {row["contender"] for row in rows}
+    assert {"as it is", "int8", "int4 groups of 32 plain", "vision int8"} <= contenders
+    errors = {row["contender"]: row["median"] for row in rows if row["metric"] == "logit error"}
+    assert errors["int8"] < errors["int4 groups of 32"] < errors["int4 groups of 128"]

@@ -20,7 +20,7 @@ from owl_fast.checkpoints.names import HF_NAMES, map_name, views
 from owl_fast.checkpoints.peft import PREFIX
 from owl_fast.checkpoints.tensorfile import read_tensors, write_tensors
 from owl_fast.checkpoints.writer import whole_folder
-from owl_fast.config import OwlConfig
+from owl_fast.config import OwlConfig, Quantization
 from owl_fast.errors import CheckpointError, UnsupportedError
 from tests.golden_data import assert_same_weights, first_release_name
 
@@ -277,18 +277,30 @@ def test_arguments_that_are_refused(tmp_path: Path) -> None:
 MEASURE = """
 import sys, torch
 from owl_fast.checkpoints import load_model
+from owl_fast.config import Quantization
 from benchmarks.memory import MemoryPeak, resident_bytes
 load_model({warm!r})
 before = resident_bytes()
 with MemoryPeak(interval=0.0005) as peak:
-    model = load_model({folder!r}, dtype=torch.bfloat16)
+    model = load_model({folder!r}, dtype=torch.bfloat16, quantization={quantization!r})
 assert "transformers" not in sys.modules
-print(peak.value - before, sum(p.nbytes for p in model.parameters()))
+print(peak.value - before, sum(t.nbytes for t in (*model.parameters(), *model.buffers())))
 """
 
 
-@pytest.mark.parametrize("layout", ["later", "first, wrapped"])
-def test_loading_costs_the_model_in_its_dtype_and_little_more(tmp_path: Path, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "quantization", "least"),
+    [
+        ("later", None, 80_000_000),
+        ("first, wrapped", None, 80_000_000),
+        ("later", Quantization("int4"), 40_000_000),
+        ("first, wrapped", Quantization("int8", "int8"), 45_000_000),
+    ],
+    ids=str,
+)
+def test_loading_costs_the_model_as_it_is_held_and_little_more(
+    tmp_path: Path, layout: str, quantization: Quantization | None, least: int
+) -> None:
     """A float32 file of 170 MB loaded as bfloat16; a float32 copy of it, or of one shard, would be seen."""
     raw = json.loads((FOLDERS[1] / "config.json").read_text())
     raw["text_config"] |= {"hidden_size": 384, "intermediate_size": 4096, "num_hidden_layers": 6}
@@ -306,12 +318,12 @@ def test_loading_costs_the_model_in_its_dtype_and_little_more(tmp_path: Path, la
         raw["model_type"] = FIRST.model_type
     (tmp_path / "config.json").write_text(json.dumps(raw))
     write_tensors(tmp_path / "pytorch_model.bin", tensors)
-    script = MEASURE.format(warm=str(MICRO), folder=str(tmp_path))
+    script = MEASURE.format(warm=str(MICRO), folder=str(tmp_path), quantization=quantization)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=GOLDEN.parents[1]
     )
     grown, size = map(int, done.stdout.split())
-    assert size > 80_000_000
+    assert size > least
     largest = max(tensor.nbytes // 2 for tensor in tensors.values())
     assert grown <= size + 2 * largest + (8 << 20)
 

@@ -15,7 +15,7 @@ import torch
 from owl_fast import Engine, doctor, machine, native
 from owl_fast.checkpoints import open_source, read_tensors, write_tensors
 from owl_fast.config import OwlConfig
-from owl_fast.doctor.model import Heads, candidates, memory_rows
+from owl_fast.doctor.model import Heads, candidates, memory_rows, taken_row
 from owl_fast.doctor.software import package_rows
 from tests.doctor.test_pairs import Seer
 from tests.golden_data import GOLDEN, FirstRelease, Golden
@@ -75,14 +75,27 @@ def test_a_folder_is_described_without_loading_it(
 
 
 def test_the_memory_of_the_7b_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "device_memory", lambda device: 20 << 30)
+    monkeypatch.setattr(machine, "free_memory", lambda device: 20 << 30)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    rows = dict(memory_rows(OwlConfig.mplug_owl_7b()))
+    rows, context = dict(memory_rows(OwlConfig.mplug_owl_7b())), "for 2048 positions"
     assert rows == {
         "weights": "7123.1 M",
-        "in fp32": "26.54 GiB + 2.00 GiB for 2048 positions; fits on nothing here",
-        "in bf16 or fp16": "13.27 GiB + 1.00 GiB for 2048 positions; fits on cpu",
+        "in fp32": f"26.54 GiB + 2.00 GiB {context} + 472.0 MiB to work in; fits on nothing here",
+        "in bf16 or fp16": f"13.27 GiB + 1.00 GiB {context} + 236.0 MiB to work in; fits on cpu",
+        "in int8": f"7.12 GiB + 1.00 GiB {context} + 306.0 MiB to work in; fits on cpu",
+        "in int4": f"4.42 GiB + 1.00 GiB {context} + 306.0 MiB to work in; fits on cpu",
     }
+
+
+@pytest.mark.parametrize(("free", "said"), [(20, "bf16"), (10, "int8"), (7, "int4"), (3, "max_context=")])
+def test_what_would_be_taken(free: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "free_memory", lambda device: free << 30)
+    config = OwlConfig.mplug_owl_7b()
+    if free > 3:
+        assert taken_row(config, "cpu", "auto", "auto", None)[1].startswith(f"{said}, ")
+    else:
+        assert "nothing fits" in taken_row(config, "cpu", "auto", "auto", None)[1]
+    assert taken_row(config, "cpu", "auto", "int4", "int8")[1].startswith("int4, vision int8, 5.")
 
 
 @pytest.fixture(scope="module")

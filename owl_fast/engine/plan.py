@@ -1,0 +1,116 @@
+"""The memory a model will take, before any of it is loaded, and the precision that fits a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from owl_fast import machine, ops
+from owl_fast.checkpoints.load import empty_model
+from owl_fast.checkpoints.names import PACKED, views
+from owl_fast.config import LANGUAGE_SCHEMES, VISION_SCHEMES, OwlConfig, Quantization
+from owl_fast.engine.kv_cache import BLOCK_SIZE, blocks_for
+from owl_fast.engine.reports import Memory, activation_bytes
+from owl_fast.errors import ParameterError, UnsupportedError
+
+STEP_TOKENS = 2048  # rows of one step: longer prompts are computed in chunks beside the running answers
+NONE, AUTO = "none", "auto"
+QUANT, QUANT_VISION = (AUTO, NONE, *LANGUAGE_SCHEMES), (NONE, *VISION_SCHEMES)  # what a user may ask for
+SPARE = 1.1  # free memory over the plan: what the plan cannot know, and what others begin to use
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a model is to be run with. dtype: of all that is not quantized."""
+
+    device: torch.device
+    dtype: torch.dtype
+    max_context: int
+    max_batch: int
+    step_tokens: int = STEP_TOKENS
+
+    def memory(self, config: OwlConfig) -> Memory:
+        """The plan for a model held as config.quantization says, without adapters."""
+        llama, context = config.llama, min(self.max_context, config.llama.max_position_embeddings)
+        positions = self.max_batch * blocks_for(context) * BLOCK_SIZE
+        row = llama.num_key_value_heads * llama.head_dim * self.dtype.itemsize
+        return Memory(
+            weights=weight_bytes(config, self.dtype),
+            adapters=0,
+            cache=2 * llama.num_hidden_layers * positions * row,
+            activations=activation_bytes(
+                config, self.dtype, self.step_tokens, self.max_batch, context, ops.dequantizes(self.device)
+            ),
+        )
+
+    def fits(self, config: OwlConfig) -> bool:
+        return self.memory(config).total * SPARE <= machine.free_memory(self.device)
+
+
+def weight_bytes(config: OwlConfig, dtype: torch.dtype) -> int:
+    return sum(
+        view.nbytes if name.endswith(PACKED) else view.numel() * dtype.itemsize
+        for name, view in views(empty_model(config)).items()
+    )
+
+
+def choose(config: OwlConfig, setup: Setup, quant: str | None, quant_vision: str | None) -> OwlConfig:
+    """config with the quantization asked for: a scheme, "none", or "auto", the largest precision that fits.
+
+    config: as the files hold the weights. None leaves that to them, and files that are quantized have decided
+    already. ParameterError for other words, UnsupportedError if the files hold something else, or nothing
+    fits.
+    """
+    for name, word, known in (("quant", quant, QUANT), ("quant_vision", quant_vision, QUANT_VISION)):
+        if word is not None and word not in known:
+            raise ParameterError(f"{name} {word!r:.40}; wanted one of {', '.join(known)}")
+    held = config.quantization
+    if held is not None:
+        _check_held(held, quant, quant_vision)
+        candidates = [config]
+    else:
+        vision = None if quant_vision == NONE else quant_vision
+        schemes = (None, *LANGUAGE_SCHEMES) if quant == AUTO else (None if quant == NONE else quant,)
+        candidates = [_with(config, scheme, vision) for scheme in schemes]
+    if quant != AUTO:
+        return candidates[0]
+    for candidate in candidates:
+        if setup.fits(candidate):
+            return candidate
+    raise UnsupportedError(_nothing_fits(candidates[-1], setup))
+
+
+def _with(config: OwlConfig, scheme: str | None, vision: str | None) -> OwlConfig:
+    return replace(config, quantization=Quantization(scheme, vision) if scheme or vision else None)
+
+
+def _check_held(held: Quantization, quant: str | None, quant_vision: str | None) -> None:
+    for asked, is_held in ((quant, held.scheme), (quant_vision, held.vision)):
+        if asked not in (None, AUTO, is_held or NONE):
+            raise UnsupportedError(
+                f"the model's files hold its weights as {held}, and {asked} is asked for; "
+                "quantize the original model"
+            )
+
+
+def _nothing_fits(config: OwlConfig, setup: Setup) -> str:
+    """What was tried last, and what would fit."""
+    memory, free = setup.memory(config), machine.free_memory(setup.device)
+    context = min(setup.max_context, config.llama.max_position_embeddings)
+    held = f"as {config.quantization}" if config.quantization else "as it is"
+    said = (
+        f"{memory.total / 2**30:.2f} GiB for the model {held} with max_context {context} and max_batch "
+        f"{setup.max_batch}, {free / 2**30:.2f} GiB free on {machine.device_name(setup.device)}"
+    )
+    ways: list[str] = []
+    while context > 256 and not ways:
+        context //= 2
+        if replace(setup, max_context=context).fits(config):
+            ways.append(f"max_context={context}")
+    if setup.max_batch > 1 and replace(setup, max_batch=1).fits(config):
+        ways.append("max_batch=1")
+    if setup.device.type != "cpu" and replace(setup, device=torch.device("cpu")).fits(config):
+        ways.append('device="cpu"')
+    rest = f"what would fit: {', '.join(ways)}" if ways else "it needs a larger machine"
+    return f"nothing fits: {said}; {rest}"

@@ -1,0 +1,1 @@
+"""Weights in fewer bits: one file per scheme, whole.py for models. The format: kernels/weights.py."""

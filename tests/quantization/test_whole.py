@@ -1,0 +1,146 @@
+"""Quantized models: what is held how, what they compute, training on top of them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from owl_fast import ops
+from owl_fast.checkpoints.load import empty_model
+from owl_fast.checkpoints.names import packed_views, views
+from owl_fast.config import Quantization
+from owl_fast.errors import UnsupportedError
+from owl_fast.lora import LoraConfig, attach, lora_slots, merge_
+from owl_fast.models.batch import PackedBatch
+from owl_fast.models.layers import Linear, PackedWeight
+from owl_fast.models.owl import Owl
+from owl_fast.quantization.whole import dequantize_, quantize_
+from owl_fast.training.stages import FULL_LLAMA, STAGE1, stage2
+from tests.golden_data import Golden
+
+ALL = [
+    Quantization("int8"),
+    Quantization("int4"),
+    Quantization("int4", "int8", 16),
+    Quantization(None, "int8"),
+]
+IDS = [[5, 9, 2, 7, 30, 11, 4], [3, 8, 1]]
+
+
+def quantized(quantization: Quantization, name: str = "micro") -> Owl:
+    model = Golden(name).fresh_model()
+    quantize_(model, quantization)
+    return model
+
+
+def logits(model: Owl) -> torch.Tensor:
+    return model.logits(model(PackedBatch.from_sequences(IDS)))
+
+
+@pytest.mark.parametrize("quantization", ALL, ids=str)
+def test_linear_weights_are_held_so_and_no_others(quantization: Quantization) -> None:
+    model = quantized(quantization)
+    for part, scheme in (
+        (model.language_model, quantization.scheme),
+        (model.vision_model, quantization.vision),
+        (model.abstractor, None),
+    ):
+        for module in part.modules():
+            if isinstance(module, Linear):
+                kinds = {"int8": ops.Int8Weight, "int4": ops.Int4Weight, None: torch.nn.Parameter}
+                assert type(module.operand) is kinds[scheme]
+    assert isinstance(model.language_model.model.embed_tokens.weight, torch.nn.Parameter)
+    assert model.config.quantization == quantization
+    shapes = {name: (v.shape, v.dtype) for name, v in views(model).items()}
+    assert shapes == {name: (v.shape, v.dtype) for name, v in views(empty_model(model.config)).items()}
+
+
+@pytest.mark.parametrize("quantization", ALL, ids=str)
+@torch.inference_mode()
+def test_it_computes_what_its_dequantized_weights_do(quantization: Quantization) -> None:
+    model = quantized(quantization)
+    dense = copy.deepcopy(model)
+    dequantize_(dense)
+    assert dense.config == Golden("micro").fresh_model().config
+    assert dense.state_dict().keys() == Golden("micro").fresh_model().state_dict().keys()
+    assert torch.equal(logits(model), logits(dense))
+    pixels = Golden("micro").pixels([0])
+    assert torch.equal(model.encode_images(pixels), dense.encode_images(pixels))
+
+
+@torch.inference_mode()
+def test_fewer_bits_are_further_from_the_model() -> None:
+    exact = logits(Golden("micro").fresh_model())
+    int8, int4 = (
+        (logits(quantized(Quantization(s))) - exact).norm() / exact.norm() for s in ("int8", "int4")
+    )
+    assert 0 < int8 < 0.02
+    assert int8 < int4 < 0.3
+
+
+def test_casting_a_model_leaves_codes_and_scales_alone() -> None:
+    model = quantized(Quantization("int4", "int8"))
+    before = {name: w.scale.clone() for name, w in packed_views(model).items()}
+    model.to(torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    for name, weight in packed_views(model).items():
+        assert torch.equal(weight.scale, before[name])
+        assert weight.scale.dtype == before[name].dtype
+
+
+def test_moving_to_another_device_moves_all_of_it() -> None:
+    model = quantized(Quantization("int4")).to("meta")
+    weight = model.language_model.lm_head.weight
+    assert isinstance(weight, PackedWeight)
+    assert weight.device.type == weight.scale.device.type == "meta"
+
+
+def test_updates_on_quantized_weights_train_as_on_the_dense_ones() -> None:
+    gradients = []
+    model = quantized(Quantization("int4"))
+    dense = copy.deepcopy(model)
+    dequantize_(dense)
+    config = LoraConfig(dropout=0.0, target_modules=("q_proj", "v_proj", "down_proj"))
+    for each in (model, dense):
+        trained = stage2(config, train_abstractor=False).apply(each, seed=1)
+        with torch.no_grad():
+            for slot in lora_slots(each).values():
+                if slot.pair is not None:
+                    slot.pair.lora_B.fill_(0.01)
+        hidden = each(PackedBatch.from_sequences(IDS))
+        head = each.language_model.lm_head.operand
+        ops.linear_cross_entropy(hidden, head, torch.arange(len(hidden))).backward()
+        gradients.append({name: p.grad for name, p in trained.items()})
+    assert len(gradients[0]) > 4
+    for name, gradient in gradients[0].items():
+        assert gradient is not None
+        assert gradient.abs().sum() > 0, name
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("stage", "quantization"),
+    [(FULL_LLAMA, Quantization("int8")), (STAGE1, Quantization(None, "int8"))],
+    ids=["llama", "vision"],
+)
+def test_quantized_weights_do_not_train(stage: object, quantization: Quantization) -> None:
+    with pytest.raises(UnsupportedError, match=r"which is held as .*quantized weights stay frozen"):
+        stage.apply(quantized(quantization))  # type: ignore[attr-defined]
+
+
+def test_what_is_not_quantized_trains_beside_it() -> None:
+    STAGE1.apply(quantized(Quantization("int4")))
+    stage2().apply(quantized(Quantization("int4", "int8")))
+
+
+def test_updates_are_not_merged_into_quantized_weights() -> None:
+    model = quantized(Quantization("int4"))
+    attach(model, LoraConfig())
+    with pytest.raises(UnsupportedError, match="q_proj is quantized, and rounding would lose"):
+        merge_(model)
+
+
+def test_names() -> None:
+    assert [str(q) for q in ALL] == ["int8", "int4", "int4-g16, vision int8", "vision int8"]
