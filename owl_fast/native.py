@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ABI_VERSION = 1  # OWL_ABI_VERSION in kernels/cpu/owl_cpu.h
+ABI_VERSION = 2  # OWL_ABI_VERSION in kernels/cpu/owl_cpu.h
 LIBRARY_NAME = "libowl_cpu.so"
 
 _log = logging.getLogger("owl_fast")
