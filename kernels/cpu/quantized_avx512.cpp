@@ -29,8 +29,12 @@ struct Lanes {
   static Bytes high(const uint8_t *at) {
     return _mm512_and_si512(_mm512_srli_epi16(whole(at), 4), _mm512_set1_epi8(15));
   }
-  static Int dot_int4(Int sum, Bytes w, Four x) { return _mm512_dpbusd_epi32(sum, w, x); }
-  static Int dot_int8(Int sum, Bytes w, Four x) { return _mm512_dpbusd_epi32(sum, w, x); }
+  // Not the intrinsic: GCC 12 copies its accumulator before every use, and runs out of registers.
+  static Int dot_int4(Int sum, Bytes w, Four x) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+    return sum;
+  }
+  static Int dot_int8(Int sum, Bytes w, Four x) { return dot_int4(sum, w, x); }
   static Float to_float(Int value) { return _mm512_cvtepi32_ps(value); }
   static Float times(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float plus(Float a, Float b) { return _mm512_add_ps(a, b); }

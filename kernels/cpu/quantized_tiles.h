@@ -22,13 +22,9 @@ inline void prefetch(const uint8_t *at) {
 template <bool kInt4, int kRows, int kStreams>
 void tile_kernel(const TileTask &task) {
   const uint8_t *w[kStreams];
-  typename Lanes::Float sums[kStreams][kRows];
-#pragma GCC unroll 16
-  for (int s = 0; s < kStreams; ++s) {
-    w[s] = task.weights[s];
-#pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m) sums[s][m] = Lanes::zero();
-  }
+  for (int s = 0; s < kStreams; ++s) w[s] = task.weights[s];
+  float *const sums = task.sums;  // in memory: the registers are for the sums within a group
+  for (int i = 0; i < kStreams * kRows; ++i) Lanes::store(sums + i * kTileRows, Lanes::zero());
   const int8_t *x = task.x;
   for (int64_t g = 0; g < task.groups; ++g) {
     typename Lanes::Int dots[kStreams][kRows];
@@ -72,17 +68,18 @@ void tile_kernel(const TileTask &task) {
       for (int m = 0; m < kRows; ++m) {
         typename Lanes::Float factor = Lanes::spread(task.x_scale[g * kRows + m]);
         if (kInt4) factor = Lanes::times(factor, scale);
-        sums[s][m] = Lanes::plus(sums[s][m], Lanes::times(Lanes::to_float(dots[s][m]), factor));
+        float *const sum = sums + (s * kRows + m) * kTileRows;
+        const typename Lanes::Float part = Lanes::times(Lanes::to_float(dots[s][m]), factor);
+        Lanes::store(sum, Lanes::plus(Lanes::floats(sum), part));
       }
     }
   }
-#pragma GCC unroll 16
+  if (kInt4) return;
   for (int s = 0; s < kStreams; ++s) {
-#pragma GCC unroll 16
+    const typename Lanes::Float scale = Lanes::floats(static_cast<const float *>(task.scales[s]));
     for (int m = 0; m < kRows; ++m) {
-      typename Lanes::Float sum = sums[s][m];
-      if (!kInt4) sum = Lanes::times(sum, Lanes::floats(static_cast<const float *>(task.scales[s])));
-      Lanes::store(task.sums + (s * kRows + m) * kTileRows, sum);
+      float *const sum = sums + (s * kRows + m) * kTileRows;
+      Lanes::store(sum, Lanes::times(Lanes::floats(sum), scale));
     }
   }
 }
