@@ -11,7 +11,9 @@
 
 namespace {
 
-constexpr int64_t kAhead = 1024;  // bytes: of prefetching, in each stream of weights
+// Bytes of prefetching in each stream of weights. One row, N11008 K4096, 4 streams on a Zen 4 core: 256 takes
+// 0.86 of the time of 1024, 512 takes 0.92, none 0.87 (with 2 streams).
+constexpr int64_t kAhead = 256;
 constexpr int64_t kPart = 256;    // inputs quantized before they are put in their places
 
 inline void prefetch(const uint8_t *at) {
