@@ -3,9 +3,9 @@
     y[m, n] = sum over groups g of x_scale[m, g] * sum over k in g of x8[m, k] W[n, k]
     x_scale[m, g] = max |x[m, k in g]| / 127      x8 = round(x * (127 / max), ties to even)
 
-Groups are those of an int4 weight; 128 inputs for int8. A group whose largest magnitude is below 2^-100 counts
-as zeros; one value that is not finite makes the whole row NaN. Sums within a group are whole numbers, those
-over groups are taken in order in fp32: the bits of a row depend on nothing but the row and W.
+Groups are those of an int4 weight; 128 inputs for int8. A group whose largest magnitude is below 2^-100
+counts as zeros; one value that is not finite makes the whole row NaN. Sums within a group are whole numbers,
+those over groups are taken in order in fp32: the bits of a row depend on nothing but the row and W.
 
 Shapes: x (..., K) fp32 or bf16, W (N, K) -> (..., N) in the dtype of x.
 """
@@ -16,13 +16,14 @@ import ctypes
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from owl_fast.kernels.launch import check
-from owl_fast.kernels.weights import Int4Weight, Int8Weight, PackedWeight, dequantize
+from owl_fast.kernels.weights import Int4Weight, Int8Weight, TiledWeight, dequantize
 
 INT8_GROUP = 128
 TINY = 2.0**-100
@@ -37,8 +38,9 @@ def quantize_rows_reference(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     wide = F.pad(x.float(), (0, groups * group - width)).view(rows, groups, group)
     largest = wide.abs().amax(-1, keepdim=True)
     finite, used = wide.isfinite().all(-1, keepdim=True), largest >= TINY
-    q = torch.where(finite & used, wide * (127 / largest), 0.0).round()
-    scale = torch.where(finite, torch.where(used, largest / 127, 0.0), math.nan)
+    most = torch.full_like(largest, 127.0)  # a number above a tensor would be multiplied by 1 / tensor
+    q = torch.where(finite & used, wide * (most / largest), 0.0).round()
+    scale = torch.where(finite, torch.where(used, largest / most, 0.0), math.nan)
     return q.flatten(1)[:, :width], scale.squeeze(-1)
 
 
@@ -52,7 +54,7 @@ def quantized_linear_reference(x: Tensor, weight: Int8Weight | Int4Weight) -> Te
     return y.masked_fill(broken, math.nan).to(x.dtype).view(*x.shape[:-1], weight.shape[0])
 
 
-def pack(library: ctypes.CDLL, weight: Int8Weight | Int4Weight, pool: int | None = None) -> PackedWeight:
+def pack(library: ctypes.CDLL, weight: Int8Weight | Int4Weight, pool: int | None = None) -> TiledWeight:
     """A copy in the order in which libowl_cpu reads it. pool: native.Pool.handle."""
     group = weight.group if isinstance(weight, Int4Weight) else 0
     rows, width = weight.shape
@@ -65,10 +67,10 @@ def pack(library: ctypes.CDLL, weight: Int8Weight | Int4Weight, pool: int | None
     data = torch.empty(size, dtype=torch.uint8)
     run = _function(library, "owl_quantized_pack", (_POINTER, _POINTER, _POINTER, *(_COUNT,) * 3, _POINTER))
     run(pool, weight.q.data_ptr(), weight.scale.data_ptr(), rows, width, group, data.data_ptr())
-    return PackedWeight(data, rows, width, group)
+    return TiledWeight(data, rows, width, group)
 
 
-def unpack(weight: PackedWeight) -> Int8Weight | Int4Weight:
+def unpack(weight: TiledWeight) -> Int8Weight | Int4Weight:
     """What was packed, bit by bit."""
     rows, width, group = weight.out_features, weight.in_features, weight.group
     tiles, step = -(-rows // LANES), 8 if group else 4
@@ -101,7 +103,7 @@ def quantized_linear_takes(x: Tensor) -> bool:
 
 
 def quantized_linear_cpu(
-    library: ctypes.CDLL, x: Tensor, weight: PackedWeight, pool: int | None = None, path: int = 0
+    library: ctypes.CDLL, x: Tensor, weight: TiledWeight, pool: int | None = None, path: int = 0
 ) -> Tensor:
     """x (..., K) -> (..., N), without gradients. pool: native.Pool.handle. path: a place in paths()."""
     rows, width, group = weight.out_features, weight.in_features, weight.group
@@ -125,8 +127,8 @@ _LINEAR = (*(_POINTER,) * 4, *(_COUNT,) * 4, _POINTER, ctypes.c_int32)
 
 @functools.cache
 def _function(
-    library: ctypes.CDLL, name: str, takes: tuple[type, ...], gives: type | None = None
-) -> Callable[..., object]:
+    library: ctypes.CDLL, name: str, takes: tuple[Any, ...], gives: Any = None
+) -> Callable[..., Any]:
     function = getattr(library, name)
     function.argtypes = takes
     function.restype = gives

@@ -37,7 +37,7 @@ class Int4Weight(NamedTuple):
         return self.q.shape[0], self.in_features
 
 
-class PackedWeight(NamedTuple):
+class TiledWeight(NamedTuple):
     """An Int8Weight (group 0) or Int4Weight in the layout of libowl_cpu, scales included: see
     quantized_linear.py, which packs and unpacks. data (bytes,) uint8."""
 

@@ -48,7 +48,7 @@ struct Lanes {
   static constexpr int32_t kInt8Offset = 128;
   static Bytes whole(const uint8_t *at) { return raw(at); }
   static __m256i dot(__m256i sum, __m256i w, __m256i x) {  // not the intrinsic: as in quantized_avx512.cpp
-    __asm__("{vex} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(w), "x"(x));
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(w), "x"(x));
     return sum;
   }
   static Int dot_int4(Int sum, Bytes w, Four x) { return {dot(sum.a, w.a, x), dot(sum.b, w.b, x)}; }

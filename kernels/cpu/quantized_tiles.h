@@ -64,24 +64,17 @@ void tile_kernel(const TileTask &task) {
     }
 #pragma GCC unroll 16
     for (int s = 0; s < kStreams; ++s) {
-      typename Lanes::Float scale = Lanes::zero();
-      if (kInt4) scale = Lanes::halves(static_cast<const uint16_t *>(task.scales[s]) + g * kTileRows);
+      const typename Lanes::Float scale =
+          kInt4 ? Lanes::halves(static_cast<const uint16_t *>(task.scales[s]) + g * kTileRows)
+                : Lanes::floats(static_cast<const float *>(task.scales[s]));
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m) {
-        typename Lanes::Float factor = Lanes::spread(task.x_scale[g * kRows + m]);
-        if (kInt4) factor = Lanes::times(factor, scale);
+        const typename Lanes::Float factor =
+            Lanes::times(Lanes::spread(task.x_scale[g * kRows + m]), scale);
         float *const sum = sums + (s * kRows + m) * kTileRows;
         const typename Lanes::Float part = Lanes::times(Lanes::to_float(dots[s][m]), factor);
         Lanes::store(sum, Lanes::plus(Lanes::floats(sum), part));
       }
-    }
-  }
-  if (kInt4) return;
-  for (int s = 0; s < kStreams; ++s) {
-    const typename Lanes::Float scale = Lanes::floats(static_cast<const float *>(task.scales[s]));
-    for (int m = 0; m < kRows; ++m) {
-      float *const sum = sums + (s * kRows + m) * kTileRows;
-      Lanes::store(sum, Lanes::times(Lanes::floats(sum), scale));
     }
   }
 }
