@@ -54,7 +54,8 @@ def _sums(
     for start in tl.range(0, inputs, BLOCK_K, num_stages=STAGES):
         k = start + tl.arange(0, BLOCK_K)
         values = load_inputs(x, gain, norm_scale, x_stride, m, k[None, :], rows, INPUTS)
-        gain = load_gain(norm_weight, BLOCK_K + k[None, :], INPUTS)
+        if norm_weight is not None:
+            gain = load_gain(norm_weight, BLOCK_K + k[None, :], INPUTS)
         if BITS == 4:
             byte = tl.multiple_of(start // 2, BLOCK_K // 2) + tl.arange(0, BLOCK_K // 2)[:, None]
             pairs = tl.load(

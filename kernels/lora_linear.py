@@ -74,7 +74,7 @@ def fused_linear_reference(
     if lora is not None:
         y = add_stacked_reference(y, x, lora)
     if activation is not None:
-        y = {"swiglu": swiglu_reference, "quick_gelu": quick_gelu_reference}[activation](y)
+        y = swiglu_reference(y) if activation == "swiglu" else quick_gelu_reference(y)
     return y if residual is None else y + residual
 
 

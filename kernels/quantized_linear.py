@@ -16,7 +16,7 @@ import ctypes
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from owl_fast.kernels.weights import Int4Weight, Int8Weight, TiledWeight, dequan
 INT8_GROUP = 128
 TINY = 2.0**-100
 LANES, STEP_BYTES = 16, 64  # rows of a tile, and what is read of it at once: kernels/cpu/quantized_layout.h
-_NAMES = {torch.float32: "owl_quantized_linear_f32", torch.bfloat16: "owl_quantized_linear_bf16"}
+_NAMES = {torch.float32: "linear_f32", torch.bfloat16: "linear_bf16"}
 
 
 def quantize_rows_reference(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -63,10 +63,9 @@ def pack(library: ctypes.CDLL, weight: Int8Weight | Int4Weight, pool: int | None
     for tensor, kind, shape in zip((weight.q, weight.scale), kinds, shapes, strict=True):
         fits = tensor.dtype == kind and tensor.shape == shape and tensor.device.type == "cpu"
         check(fits and tensor.is_contiguous(), tensor, f"a contiguous {kind} {shape} on the CPU")
-    size = _function(library, "owl_quantized_bytes", (_COUNT,) * 3, _COUNT)(rows, width, group)
-    data = torch.empty(size, dtype=torch.uint8)
-    run = _function(library, "owl_quantized_pack", (_POINTER, _POINTER, _POINTER, *(_COUNT,) * 3, _POINTER))
-    run(pool, weight.q.data_ptr(), weight.scale.data_ptr(), rows, width, group, data.data_ptr())
+    calls = _calls(library)
+    data = torch.empty(calls.bytes(rows, width, group), dtype=torch.uint8)
+    calls.pack(pool, weight.q.data_ptr(), weight.scale.data_ptr(), rows, width, group, data.data_ptr())
     return TiledWeight(data, rows, width, group)
 
 
@@ -90,11 +89,9 @@ def unpack(weight: TiledWeight) -> Int8Weight | Int4Weight:
     return Int4Weight(pairs[..., 0] | pairs[..., 1] << 4, scale[:rows].contiguous(), width, group)
 
 
-@functools.cache
 def paths(library: ctypes.CDLL) -> tuple[str, ...]:
     """The instruction sets that library and machine have in common, best first."""
-    names = _function(library, "owl_quantized_paths", (), ctypes.c_char_p)()
-    return tuple(names.decode().split(","))
+    return _calls(library).paths
 
 
 def quantized_linear_takes(x: Tensor) -> bool:
@@ -109,27 +106,42 @@ def quantized_linear_cpu(
     rows, width, group = weight.out_features, weight.in_features, weight.group
     fits = quantized_linear_takes(x) and x.shape[-1] == width
     check(fits, x, f"fp32 or bf16 (..., {width}) on the CPU")
-    check(0 <= path < len(paths(library)), f"path {path}", f"one of {paths(library)}")
+    calls = _calls(library)
+    check(0 <= path < len(calls.paths), f"path {path}", f"one of {calls.paths}")
     x = x.contiguous()
     count = math.prod(x.shape[:-1])
     y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype)
-    size = _function(library, "owl_quantized_workspace", (_COUNT,) * 3, _COUNT)(count, width, group)
-    workspace = torch.empty(size, dtype=torch.uint8)
-    run = _function(library, _NAMES[x.dtype], _LINEAR)
-    data = (tensor.data_ptr() for tensor in (weight.data, x, y))
-    run(pool, *data, count, rows, width, group, workspace.data_ptr(), path)
+    workspace = torch.empty(calls.workspace(count, width, group), dtype=torch.uint8)
+    sizes = count, rows, width, group
+    data = weight.data.data_ptr(), x.data_ptr(), y.data_ptr()
+    calls.linear[x.dtype](pool, *data, *sizes, workspace.data_ptr(), path)
     return y
 
 
-_POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
-_LINEAR = (*(_POINTER,) * 4, *(_COUNT,) * 4, _POINTER, ctypes.c_int32)
+class _Calls(NamedTuple):
+    """Functions of the library with their types, which cost some microseconds to find."""
+
+    bytes: Callable[..., int]
+    pack: Callable[..., None]
+    workspace: Callable[..., int]
+    linear: dict[torch.dtype, Callable[..., None]]
+    paths: tuple[str, ...]
 
 
 @functools.cache
-def _function(
-    library: ctypes.CDLL, name: str, takes: tuple[Any, ...], gives: Any = None
-) -> Callable[..., Any]:
-    function = getattr(library, name)
-    function.argtypes = takes
-    function.restype = gives
-    return function
+def _calls(library: ctypes.CDLL) -> _Calls:
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+
+    def typed(name: str, *takes: type, gives: type | None = None) -> Callable[..., Any]:
+        function = getattr(library, f"owl_quantized_{name}")
+        function.argtypes, function.restype = takes, gives
+        return function
+
+    linear = (*(pointer,) * 4, *(count,) * 4, pointer, ctypes.c_int32)
+    return _Calls(
+        bytes=typed("bytes", count, count, count, gives=count),
+        pack=typed("pack", *(pointer,) * 3, *(count,) * 3, pointer),
+        workspace=typed("workspace", count, count, count, gives=count),
+        linear={dtype: typed(name, *linear) for dtype, name in _NAMES.items()},
+        paths=tuple(typed("paths", gives=ctypes.c_char_p)().decode().split(",")),
+    )

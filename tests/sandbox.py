@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness import MemoryPeak, resident_bytes
+from benchmarks.memory import MemoryPeak, resident_bytes
 from owl_fast.errors import OwlError
 
 ROOT = Path(__file__).resolve().parents[1]

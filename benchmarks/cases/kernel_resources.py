@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.aot import SHARED_LIMIT, TARGETS, Program, Resources, compile_program, program
 from benchmarks.cases.ops.case import Case
-from benchmarks.harness import ROOT, Row
+from benchmarks.harness import ROOT, Row, fail
 from owl_fast.kernels.launch import Launch, recording
 
 DOCUMENT = ROOT / "docs/kernel-resources.md"
@@ -53,7 +53,10 @@ def run(args: argparse.Namespace) -> list[Row]:
     """Prints the table; writes it, unless --only asked for a part of it. No rows: nothing is timed."""
     from benchmarks.cases.ops import CASES
 
-    lines = survey([case for case in CASES if args.only in case.op], TARGETS)
+    cases = [case for case in CASES if args.only in case.op]
+    if not cases:
+        fail(f"--only {args.only}: no such operation; there are {', '.join(sorted({c.op for c in CASES}))}")
+    lines = survey(cases, TARGETS)
     text = table(lines, TARGETS)
     print(text)
     if complaints := faults(lines):

@@ -39,15 +39,19 @@ def measure(case: Case, device: torch.device) -> list[Row]:
     """One row per contender; ours must run, a peer may be absent."""
     where = "ops", f"{case.op} {case.shape}"
     planned = case.make(torch.device("meta"))
+    if device.type == "cpu" and case.kernel_only:
+        return [absent(*where, "owl_fast", "time", "us", "runs on GPUs only")]
     if device.type == "cpu" and (planned.flops > CPU_FLOPS or planned.nbytes > CPU_BYTES):
         reason = f"{planned.flops / 1e9:.1f} GFLOP and {planned.nbytes / 1e9:.2f} GB are left to GPUs"
         return [absent(*where, "owl_fast", "time", "us", reason)]
     torch.manual_seed(0)
     work = case.make(device)
-    return compared(where, device, work, {plain.NAME: plain.plain(work.run), **work.peers})
+    plainly = {} if case.kernel_only else {plain.NAME: plain.plain(work.run)}
+    return compared(where, device, work, {**plainly, **work.peers})
 
 
 def measure_on_cpu(case: Case, device: torch.device) -> list[Row]:
+    """At full size; plain torch would run the same."""
     torch.manual_seed(0)
     work = case.make(device)
     return compared(("ops", f"{case.op} {case.shape}"), device, work, work.peers)

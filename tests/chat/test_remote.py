@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,14 @@ def server() -> Iterator[FakeServer]:
         yield running
 
 
-def ask(server: FakeServer, *scripts: Any, params: SamplingParams | None = None) -> tuple[Output, FakeScreen]:
+def ask(
+    server: FakeServer,
+    *scripts: Any,
+    params: SamplingParams | None = None,
+    screen: FakeScreen | None = None,
+) -> tuple[Output, FakeScreen]:
     server.scripts.extend(scripts)
-    screen = FakeScreen()
+    screen = screen or FakeScreen()
     session = Session(RemoteBackend(Server(server.url), "owl"), params or SamplingParams(), screen)
     return session.ask("hello"), screen
 
@@ -228,16 +234,18 @@ def test_flags_about_loading_mean_nothing_to_a_server(flags: list[str]) -> None:
 
 
 def test_ctrl_c_stops_a_server_that_has_fallen_silent(server: FakeServer) -> None:
-    release = threading.Event()
+    release, screen = threading.Event(), FakeScreen()
 
     def script() -> Iterator[Any]:
         yield chunk("Once ")
+        while screen.answers[-1] != "Once ":
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
         release.wait(60)
         while True:  # until the client is seen to have left
             yield chunk("upon ")
 
-    output, screen = ask(server, script())
+    output, _ = ask(server, script(), screen=screen)
     assert (output.text, output.finish_reason) == ("Once ", "cancelled")
     assert screen.notes[-1].endswith("cancelled")
     release.set()

@@ -277,7 +277,7 @@ def test_arguments_that_are_refused(tmp_path: Path) -> None:
 MEASURE = """
 import sys, torch
 from owl_fast.checkpoints import load_model
-from benchmarks.harness import MemoryPeak, resident_bytes
+from benchmarks.memory import MemoryPeak, resident_bytes
 load_model({warm!r})
 before = resident_bytes()
 with MemoryPeak(interval=0.0005) as peak:

@@ -179,7 +179,7 @@ def test_no_adapter_is_no_adapter(device: torch.device, rows: int) -> None:
     x, weight = (random(*shape, dtype=torch.bfloat16, device=device) for shape in ((rows, 40), (9, 40)))
     a, b = (torch.full(shape, math.nan, dtype=x.dtype, device=device) for shape in ((1, 2, 40), (1, 9, 2)))
     lora = StackedLora(a, b, torch.ones(1, 2, device=device), torch.full((rows,), -1, dtype=torch.int32))
-    lora = lora._replace(index=lora.owner.to(device)) if lora.owner is not None else lora
+    lora = lora._replace(owner=lora.owner.to(device)) if lora.owner is not None else lora
     assert torch.equal(linear_few_rows(x, weight, None, lora), linear_few_rows(x, weight))
 
 
@@ -232,7 +232,7 @@ def test_refuses_what_does_not_fit(device: torch.device) -> None:
         ((x, int4._replace(scale=int4.scale.float())), {}, "float32 (6, 2)"),
         ((x, weight, weight[0]), {}, "float32 (32,)"),
         ((x, weight, None, lora), {}, "float32 (2,)"),
-        ((x, weight, None, lora._replace(a=lora.a.half(), index=None)), {}, "float16 (1, 2, 32)"),
+        ((x, weight, None, lora._replace(a=lora.a.half(), owner=None)), {}, "float16 (1, 2, 32)"),
         ((x, weight), {"activation": "gelu"}, "activation 'gelu'"),
         ((x, weight[:5]), {"activation": "swiglu"}, "5 outputs"),
         ((x, weight), {"norm": (x, EPS)}, "float32 (2, 32)"),

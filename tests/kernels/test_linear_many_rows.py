@@ -150,7 +150,7 @@ def test_refuses_what_does_not_fit(device: torch.device) -> None:
         "swiglu of 3 outputs": {"weight": weight[:3], "activation": "swiglu"},
         "float32 (2, 3)": {"residual": x[:, :3]},
         "float32 (1, 4, 3)": {"lora": lora._replace(b=random(1, 4, 3, device=device))},
-        "int64 (2,)": {"lora": lora._replace(index=torch.zeros(2, dtype=torch.int64, device=device))},
+        "int64 (2,)": {"lora": lora._replace(owner=torch.zeros(2, dtype=torch.int64, device=device))},
     }.items():
         with pytest.raises(ValueError, match=re.escape(message) + ".* came; wanted"):
             linear_many_rows(**{"x": x, "weight": weight, **given})

@@ -10,15 +10,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from owl_fast import ops
+from owl_fast import lora, ops
 from owl_fast.checkpoints import load_model
 from owl_fast.models.batch import PackedBatch
 from owl_fast.models.owl import Owl
-from owl_fast.training import STAGE1, pack
+from owl_fast.training import pack
 from owl_fast.training.objective import token_loss
 from tests.golden_data import NAMES, FirstRelease, Golden, VideoRelease
 from tests.tolerances import ACTIVATION, LOSS
-from tests.training.test_golden import check_gradients, checkpoint_tensors, encoded, folder_without_dropout
+from tests.training.test_golden import (
+    CASES,
+    case_ids,
+    check_gradients,
+    checkpoint_tensors,
+    encoded,
+    folder_without_dropout,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -92,15 +99,27 @@ def test_language_model(golden: Golden, device: torch.device) -> None:
         assert difference(logits[start:end][-8:], stored["logits_tail"][index]) < ACTIVATION, index
 
 
-def test_stage_1_gradients(device: torch.device, tmp_path: Path) -> None:
-    """The smaller model: vision tower and abstractor learn through the frozen language model."""
-    golden = Golden("micro")
-    model: Owl = load_model(folder_without_dropout(golden, tmp_path), dtype=torch.float32).to(device).train()
-    rows, meta = model.config.image_rows, golden.meta("train_stage1")
-    STAGE1.apply(model)
-    batch = pack([encoded(golden, name, rows) for name in golden.meta("train_loss")["order"]], rows)
+# The larger model, and training everything, take the interpreter minutes.
+TRAINED = [
+    pytest.param(name, case, marks=[] if name == "micro" and "full" not in case else pytest.mark.slow)
+    for name, case in case_ids()
+]
+
+
+@pytest.mark.parametrize(("name", "case"), TRAINED)
+def test_gradients(name: str, case: str, device: torch.device, tmp_path: Path) -> None:
+    """Stage 1 learns through the frozen language model; LoRA with and without the abstractor; everything."""
+    golden, (stage, from_adapter) = Golden(name), CASES[case]
+    folder = folder_without_dropout(golden, tmp_path)
+    model: Owl = load_model(folder, dtype=torch.float32)
+    rows, stored, meta = model.config.image_rows, golden.tensors(case), golden.meta(case)
+    if from_adapter:
+        lora.load_adapter(model, folder / "adapter")
+    stage.apply(model)
+    model = model.to(device).train()
+    batch = pack([encoded(golden, record, rows) for record in golden.meta("train_loss")["order"]], rows)
     loss = token_loss(model, batch) / batch.labelled
     loss.backward()
     assert loss.item() == pytest.approx(meta["losses_at_steps_0_1_2_and_after"][0], abs=LOSS)
     gradients = {n: t.cpu() for n, t in checkpoint_tensors(model, gradients=True).items()}
-    check_gradients(gradients, golden.tensors("train_stage1"), meta)
+    check_gradients(gradients, stored, meta)

@@ -25,8 +25,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """An operation at one shape. make: inputs on a device ("meta" for what is only compiled) -> Work."""
+    """An operation at one shape. make: inputs on a device ("meta" for what is only compiled) -> Work.
+
+    kernel_only: it has no path in plain torch.
+    """
 
     op: str
     shape: str
     make: Callable[[torch.device], Work]
+    kernel_only: bool = False
