@@ -20,8 +20,11 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::microseconds kSpin{50};    // then others may have the core
-constexpr std::chrono::microseconds kYield{250};  // then sleep: waking takes about 50 us
+using Microseconds = std::chrono::microseconds;
+constexpr Microseconds kIdleSpin{20};    // a worker without work; then others may have the core
+constexpr Microseconds kIdleSleep{150};  // then it sleeps: waking takes about 50 us
+constexpr Microseconds kWaitSpin{50};    // the caller, for the last items, about as long as one takes
+constexpr Microseconds kWaitSleep{50};   // asleep it leaves its core to a worker that another process keeps out
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -33,7 +36,7 @@ inline void pause() {
 
 // Whether ready() came true while spinning and yielding.
 template <typename Ready>
-bool watch(const Ready &ready) {
+bool watch(const Ready &ready, Microseconds spin, Microseconds sleep) {
   for (int turn = 0; turn < 64; ++turn) {
     if (ready()) return true;
     pause();
@@ -45,8 +48,8 @@ bool watch(const Ready &ready) {
       pause();
     }
     const Clock::duration waited = Clock::now() - start;
-    if (waited > kYield) return false;
-    if (waited > kSpin) sched_yield();
+    if (waited > sleep) return false;
+    if (waited > spin) sched_yield();
   }
 }
 
@@ -90,7 +93,7 @@ struct owl_pool {
 
   void work() {
     for (uint32_t seen = 0;;) {
-      if (!watch([&] { return has_news(seen); })) {
+      if (!watch([&] { return has_news(seen); }, kIdleSpin, kIdleSleep)) {
         std::unique_lock<std::mutex> lock(mutex);
         sleepers.fetch_add(1);
         work_came.wait(lock, [&] { return has_news(seen); });
@@ -115,7 +118,7 @@ struct owl_pool {
     }
     take_items(epoch);
     const auto done = [&] { return finished.load() == count; };
-    if (!watch(done)) {
+    if (!watch(done, kWaitSpin, kWaitSleep)) {
       std::unique_lock<std::mutex> lock(mutex);
       caller_sleeps.store(true);
       work_done.wait(lock, done);
