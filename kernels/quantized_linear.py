@@ -108,6 +108,8 @@ def quantized_linear_cpu(
     check(fits, x, f"fp32 or bf16 (..., {width}) on the CPU")
     calls = _calls(library)
     check(0 <= path < len(calls.paths), f"path {path}", f"one of {calls.paths}")
+    whole = weight.data.numel() == calls.bytes(rows, width, group) and weight.data.is_contiguous()
+    check(whole, weight.data, f"the bytes of a tiled ({rows}, {width})")
     x = x.contiguous()
     count = math.prod(x.shape[:-1])
     y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype)

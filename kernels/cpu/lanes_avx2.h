@@ -31,7 +31,7 @@ struct Lanes {
   }
   static Bytes raw(const uint8_t *at) {
     const __m256i *place = reinterpret_cast<const __m256i *>(at);
-    return {_mm256_load_si256(place), _mm256_load_si256(place + 1)};
+    return {_mm256_loadu_si256(place), _mm256_loadu_si256(place + 1)};
   }
   static Bytes low(const uint8_t *at) {
     const Bytes both = raw(at);

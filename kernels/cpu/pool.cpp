@@ -1,6 +1,7 @@
 // One run is an epoch. Its number and the next item share one word, `ticket`: whoever raises the item by
-// compare-and-swap has proved that the run whose task it read is still on. A thread that comes late finds no
-// items, or another epoch, and has touched nothing; nobody ever waits for a thread that holds no item.
+// compare-and-swap has proved that the run whose task it read is still on. Between two runs, while the task is
+// changed, the word belongs to an epoch without items. A thread that comes late has touched nothing, and nobody
+// ever waits for a thread that holds no item.
 #include "pool.h"
 
 #include <pthread.h>
@@ -53,6 +54,9 @@ bool watch(const Ready &ready, Microseconds spin, Microseconds sleep) {
   }
 }
 
+constexpr uint32_t kNoItem = 0xffffffffu;  // beyond all items
+
+inline uint64_t ticket_of(uint32_t epoch, uint32_t item) { return static_cast<uint64_t>(epoch) << 32 | item; }
 inline uint32_t epoch_of(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
 
 }  // namespace
@@ -77,9 +81,9 @@ struct owl_pool {
   void take_items(uint32_t epoch) {
     for (;;) {
       uint64_t current = ticket.load();
-      const PoolTask run = task.load(std::memory_order_relaxed);
-      const void *with = context.load(std::memory_order_relaxed);
-      const int64_t count = items.load(std::memory_order_relaxed);
+      const PoolTask run = task.load();
+      const void *with = context.load();
+      const int64_t count = items.load();
       const int64_t item = static_cast<uint32_t>(current);
       if (epoch_of(current) != epoch || item >= count) return;
       if (!ticket.compare_exchange_strong(current, current + 1)) continue;
@@ -106,12 +110,13 @@ struct owl_pool {
   }
 
   void run(int64_t count, PoolTask new_task, const void *new_context) {
-    const uint32_t epoch = epoch_of(ticket.load()) + 1;
+    const uint32_t between = epoch_of(ticket.load()) + 1, epoch = between + 1;
+    ticket.store(ticket_of(between, kNoItem));
     finished.store(0);
-    task.store(new_task, std::memory_order_relaxed);
-    context.store(new_context, std::memory_order_relaxed);
-    items.store(count, std::memory_order_relaxed);
-    ticket.store(static_cast<uint64_t>(epoch) << 32);
+    task.store(new_task);
+    context.store(new_context);
+    items.store(count);
+    ticket.store(ticket_of(epoch, 0));
     if (sleepers.load() > 0) {
       const std::lock_guard<std::mutex> lock(mutex);
       work_came.notify_all();

@@ -24,7 +24,7 @@ struct Lanes {
     std::memcpy(&value, at, sizeof value);
     return _mm512_set1_epi32(value);
   }
-  static Bytes whole(const uint8_t *at) { return _mm512_load_si512(at); }
+  static Bytes whole(const uint8_t *at) { return _mm512_loadu_si512(at); }
   static Bytes low(const uint8_t *at) { return _mm512_and_si512(whole(at), _mm512_set1_epi8(15)); }
   static Bytes high(const uint8_t *at) {
     return _mm512_and_si512(_mm512_srli_epi16(whole(at), 4), _mm512_set1_epi8(15));

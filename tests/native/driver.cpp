@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "../../kernels/cpu/owl_cpu.h"
+#include "../../kernels/cpu/pool.h"
 
 namespace {
 
@@ -105,6 +107,20 @@ void all_paths(uint64_t *hash) {
   owl_pool_destroy(pool);
 }
 
+// Short runs of changing length, close behind each other: every item once, none of another run.
+void items_once() {
+  constexpr int kMost = 64;
+  std::atomic<int> taken[kMost];
+  owl_pool *pool = owl_pool_create(4);
+  for (int turn = 0; turn < 20000; ++turn) {
+    const int count = 2 + turn * 7 % (kMost - 2);
+    for (std::atomic<int> &one : taken) one.store(0);
+    parallel(pool, count, [&](int64_t item) { taken[item].fetch_add(1); });
+    for (int item = 0; item < kMost; ++item) expect(taken[item].load() == (item < count), "items");
+  }
+  owl_pool_destroy(pool);
+}
+
 void shared_pool() {
   const Case one(13, 300, 257, 64);
   const std::vector<float> expected = one.run(nullptr, 0);
@@ -143,6 +159,7 @@ void forked() {
 int main() {
   uint64_t hash = 14695981039346656037u;
   all_paths(&hash);
+  items_once();
   shared_pool();
   forked();
   for (int i = 0; i < 20; ++i) owl_pool_destroy(owl_pool_create(i));
