@@ -46,6 +46,11 @@ def lora_linear_reference(
 ) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) or None -> (..., out)."""
     y = F.linear(x, weight if isinstance(weight, Tensor) else dequantize(weight, x.dtype), bias)
+    return add_updates_reference(y, x, updates)
+
+
+def add_updates_reference(y: Tensor, x: Tensor, updates: Sequence[LoraUpdate]) -> Tensor:
+    """y (..., out) of the same x, changed in place."""
     for start, end, a, b, scale, dropout in updates:
         source = F.dropout(x, dropout) if dropout else x
         y[..., start:end] += scale * F.linear(F.linear(source, a.to(x.dtype)), b.to(x.dtype))
@@ -67,14 +72,19 @@ def fused_linear_reference(
         x = rms_norm_reference(x, *norm)
     y = F.linear(x, dequantize(weight, x.dtype), bias)
     if lora is not None:
-        index = lora.owner if lora.owner is not None else x.new_zeros(len(x), dtype=torch.int32)
-        own = index.clamp(min=0).long()
-        low = torch.einsum("mk,mrk->mr", x, lora.a.to(x.dtype)[own]) * lora.scale.to(x.dtype)[own]
-        update = torch.einsum("mr,mnr->mn", low, lora.b.to(x.dtype)[own])
-        y = torch.where(index[:, None] < 0, y, y + update)
+        y = add_stacked_reference(y, x, lora)
     if activation is not None:
         y = swiglu_reference(y) if activation == "swiglu" else quick_gelu_reference(y)
     return y if residual is None else y + residual
+
+
+def add_stacked_reference(y: Tensor, x: Tensor, lora: StackedLora) -> Tensor:
+    """y (M, N) of x (M, K), with each row's own adapter added."""
+    index = lora.owner if lora.owner is not None else x.new_zeros(len(x), dtype=torch.int32)
+    own = index.clamp(min=0).long()
+    low = torch.einsum("mk,mrk->mr", x, lora.a.to(x.dtype)[own]) * lora.scale.to(x.dtype)[own]
+    update = torch.einsum("mr,mnr->mn", low, lora.b.to(x.dtype)[own])
+    return torch.where(index[:, None] < 0, y, y + update)
 
 
 def lora_linear_triton(

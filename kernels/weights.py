@@ -39,6 +39,20 @@ class Int4Weight(NamedTuple):
         return self.q.shape[0], self.in_features
 
 
+class TiledWeight(NamedTuple):
+    """An Int8Weight (group 0) or Int4Weight in the layout of libowl_cpu, scales included: see
+    quantized_linear.py, which packs and unpacks. data (bytes,) uint8."""
+
+    data: Tensor
+    out_features: int
+    in_features: int
+    group: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
+
 class StackedLora(NamedTuple):
     """Adapters of one layer side by side: y[m] += ((x[m] A[i]^T) * scale[i]) B[i]^T with i = owner[m].
 

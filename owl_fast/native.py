@@ -2,6 +2,7 @@
 
 An install puts the library beside the package; `make native` puts it into build/ of a plain checkout.
 Nothing is loaded at import, and a missing library is never an error: every operation has a torch path.
+The operations of a process share one pool of threads.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import os
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-ABI_VERSION = 1  # OWL_ABI_VERSION in kernels/cpu/owl_cpu.h
+from owl_fast.machine import cpu_count
+
+ABI_VERSION = 2  # OWL_ABI_VERSION in kernels/cpu/owl_cpu.h
 LIBRARY_NAME = "libowl_cpu.so"
 
 _log = logging.getLogger("owl_fast")
@@ -76,3 +81,62 @@ def library() -> ctypes.CDLL | None:
             found.reason,
         )
     return found.library
+
+
+class Pool:
+    """Threads of the library that wait for work, asleep when there is none for a while.
+
+    threads: counts the one that calls. A call that finds the pool in use runs in its own thread alone.
+    """
+
+    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+        create, self._destroy = library.owl_pool_create, library.owl_pool_destroy
+        create.argtypes, create.restype = (ctypes.c_int32,), ctypes.c_void_p
+        self._destroy.argtypes, self._destroy.restype = (ctypes.c_void_p,), None
+        self.threads = threads
+        self.handle: int | None = create(threads)
+        if self.handle is None:
+            raise OSError(f"{threads} threads cannot be started: this process or machine has too many")
+
+    def close(self) -> None:
+        """Ends the threads; no operation may be running on them. Again: nothing happens."""
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            self._destroy(handle)
+
+
+_pool: Pool | None = None
+_pool_lock = threading.Lock()
+
+
+def pool() -> int | None:
+    """The handle of the shared pool, with a thread for every core this process may use; None without library.
+
+    It is started by the first to ask, and again after close_pool or, in the child, a fork.
+    """
+    global _pool
+    with _pool_lock:
+        if _pool is None and (found := library()) is not None:
+            _pool = Pool(found, cpu_count())
+            _watch_forks()
+        return None if _pool is None else _pool.handle
+
+
+def close_pool() -> None:
+    """End the shared threads once nothing uses them any more."""
+    global _pool
+    with _pool_lock:
+        if _pool is not None:
+            _pool.close()
+        _pool = None
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _forget_pool() -> None:
+    """The child of a fork has the memory of the pool, but none of its threads."""
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()

@@ -5,6 +5,7 @@ Triton kernels on GPUs, libowl_cpu where it has the operation, plain torch for e
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,12 +35,15 @@ from owl_fast.kernels.linear_few_rows import MOST_ROWS, linear_few_rows
 from owl_fast.kernels.linear_many_rows import linear_many_rows
 from owl_fast.kernels.lora_linear import (
     LoraUpdate,
+    add_stacked_reference,
+    add_updates_reference,
     fused_linear_reference,
     lora_linear_reference,
     lora_linear_triton,
     stack_updates,
 )
 from owl_fast.kernels.paged_attention import paged_attention_reference, paged_attention_triton
+from owl_fast.kernels.quantized_linear import pack, quantized_linear_cpu, quantized_linear_takes, unpack
 from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
 from owl_fast.kernels.rotary import rotary_reference, rotary_tables, rotary_triton
@@ -49,7 +53,7 @@ from owl_fast.kernels.sampling_kernel import NONE_ALLOWED, NOT_FINITE
 from owl_fast.kernels.sampling_kernel import sample_triton as sample
 from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
 from owl_fast.kernels.varlen_attention import varlen_attention_gpu, varlen_attention_reference
-from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight, dequantize
+from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, TiledWeight, Weight, dequantize
 
 __all__ = [
     "NONE_ALLOWED",
@@ -61,6 +65,7 @@ __all__ = [
     "SamplingSettings",
     "SamplingState",
     "StackedLora",
+    "TiledWeight",
     "Weight",
     "cross_attention",
     "decode_attention",
@@ -85,6 +90,7 @@ __all__ = [
     "sampling_state",
     "stack_updates",
     "swiglu",
+    "tiled",
     "uses_kernels",
     "varlen_attention",
 ]
@@ -232,9 +238,15 @@ def swiglu(gate_up: Tensor) -> Tensor:
 Activation = Literal["swiglu", "quick_gelu"]
 
 
+def tiled(weight: Int8Weight | Int4Weight) -> TiledWeight | None:
+    """A copy of a weight on the CPU as libowl_cpu reads it, which lora_linear runs faster; None without."""
+    library = native.library()
+    return None if library is None else pack(library, weight, native.pool())
+
+
 def lora_linear(
     x: Tensor,
-    weight: Weight,
+    weight: Weight | TiledWeight,
     bias: Tensor | None = None,
     lora: Sequence[LoraUpdate] | StackedLora = (),
     *,
@@ -245,23 +257,56 @@ def lora_linear(
     """residual + activation(linear(rms_norm(x))): x (..., in), weight (out, in) -> (..., out).
 
     lora: low-rank updates, or several adapters stacked (M, in only), which takes no gradients. norm: weight
-    (in,) and eps of an RMSNorm in front. "swiglu" takes [gate; up] and gives half as many rows.
+    (in,) and eps of an RMSNorm in front. "swiglu" takes [gate; up] and gives half as many rows. A tiled
+    weight's inputs are rounded to int8 where no gradient is wanted: see kernels/quantized_linear.py.
     """
+    if isinstance(weight, TiledWeight):
+        pairs = () if isinstance(lora, StackedLora) else (t for update in lora for t in (update.a, update.b))
+        library = native.library()
+        wanted = not uses_kernels(x) and not _records(x, bias, residual, *(norm or ()), *pairs)
+        if wanted and library is not None and quantized_linear_takes(x):
+            return _tiled_linear(library, x, weight, bias, lora, norm, activation, residual)
+        weight = unpack(weight)
     if not uses_kernels(x):
         if isinstance(lora, StackedLora):
             return fused_linear_reference(
                 x, weight, bias, lora, norm=norm, activation=activation, residual=residual
             )
         y = lora_linear_reference(x if norm is None else rms_norm(x, *norm), weight, bias, lora)
-        if activation is not None:
-            y = swiglu(y) if activation == "swiglu" else quick_gelu(y)
-        return y if residual is None else residual + y
+        return _finish(y, activation, residual)
     if isinstance(lora, StackedLora):
         return _linear_forward(x, weight, bias, lora, norm, activation, residual)
     if not lora and not _records(x, weight, bias, residual, *(norm or ())):
         return _linear_forward(x, weight, bias, None, norm, activation, residual)
     x = x if norm is None else rms_norm(x, *norm)
     return lora_linear_triton(x, weight, bias, lora, activation=activation, residual=residual)
+
+
+def _tiled_linear(
+    library: ctypes.CDLL,
+    x: Tensor,
+    weight: TiledWeight,
+    bias: Tensor | None,
+    lora: Sequence[LoraUpdate] | StackedLora,
+    norm: tuple[Tensor, float] | None,
+    activation: Activation | None,
+    residual: Tensor | None,
+) -> Tensor:
+    x = x if norm is None else rms_norm(x, *norm)
+    y = quantized_linear_cpu(library, x, weight, native.pool())
+    if bias is not None:
+        y += bias
+    if isinstance(lora, StackedLora):
+        y = add_stacked_reference(y, x, lora)
+    else:
+        y = add_updates_reference(y, x, lora)
+    return _finish(y, activation, residual)
+
+
+def _finish(y: Tensor, activation: Activation | None, residual: Tensor | None) -> Tensor:
+    if activation is not None:
+        y = swiglu(y) if activation == "swiglu" else quick_gelu(y)
+    return y if residual is None else residual + y
 
 
 def _records(*inputs: object) -> bool:

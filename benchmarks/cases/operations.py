@@ -1,22 +1,24 @@
 """ops: every operation of benchmarks/cases/ops, beside plain torch and its own peers, in turns.
 
 Of each: microseconds, GB/s or TFLOP/s, and the fraction of what the copy bandwidth and the matmul rate of the
-same run allow. A CPU runs the references and leaves out what would take it long; those rows say so.
+same run allow. A CPU runs the references and leaves out what would take it long; those rows say so. What only
+libowl_cpu has, it runs at full size.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Mapping
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.cases.ops import CASES
-from benchmarks.cases.ops.case import Case
+from benchmarks.cases.ops import CASES, CPU_CASES
+from benchmarks.cases.ops.case import Case, Work
 from benchmarks.harness import Row, absent
 from benchmarks.peers import plain
-from benchmarks.timing import kernel_timer, race
+from benchmarks.timing import Run, kernel_timer, race
 from owl_fast.engine.placement import pick_device
 
 SECONDS = 0.2  # of measuring, per contender
@@ -25,8 +27,11 @@ CPU_FLOPS, CPU_BYTES = 5e8, 5e7  # a case beyond that takes a small CPU longer t
 
 def run(args: argparse.Namespace) -> list[Row]:
     device = pick_device(args.device)
-    chosen = [case for case in CASES if args.only in case.op]
-    rows = [measure(case, device) for case in tqdm(chosen, desc="ops", leave=False, disable=None)]
+    measured = [(case, measure) for case in CASES]
+    if device.type == "cpu":
+        measured += [(case, measure_on_cpu) for case in CPU_CASES]
+    chosen = [(case, measure) for case, measure in measured if args.only in case.op]
+    rows = [measure(case, device) for case, measure in tqdm(chosen, desc="ops", leave=False, disable=None)]
     return [row for found in rows for row in found]
 
 
@@ -41,7 +46,18 @@ def measure(case: Case, device: torch.device) -> list[Row]:
         return [absent(*where, "owl_fast", "time", "us", reason)]
     torch.manual_seed(0)
     work = case.make(device)
-    ours = {"owl_fast": work.run}
-    runs = {**ours, **({} if case.kernel_only else {plain.NAME: plain.plain(work.run)}), **work.peers}
+    plainly = {} if case.kernel_only else {plain.NAME: plain.plain(work.run)}
+    return compared(where, device, work, {**plainly, **work.peers})
+
+
+def measure_on_cpu(case: Case, device: torch.device) -> list[Row]:
+    """At full size; plain torch would run the same."""
+    torch.manual_seed(0)
+    work = case.make(device)
+    return compared(("ops", f"{case.op} {case.shape}"), device, work, work.peers)
+
+
+def compared(where: tuple[str, str], device: torch.device, work: Work, peers: Mapping[str, Run]) -> list[Row]:
+    runs = {"owl_fast": work.run, **peers}
     contenders = {name: functools.partial(kernel_timer, run, device) for name, run in runs.items()}
     return race((*where, "time"), device, work, contenders, SECONDS)

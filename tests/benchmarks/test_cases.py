@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 
 from benchmarks import models, run
 from benchmarks.cases import decode, operations, prefill, vision
+from benchmarks.cases.ops import quantized_linear
+from benchmarks.cases.ops.case import Case
 from benchmarks.peers import compiled, plain, transformers_llama
 from owl_fast.config import OwlConfig
+from owl_fast.kernels.weights import dequantize
 from owl_fast.models.owl import Owl
 
 CPU = torch.device("cpu")
@@ -68,6 +72,28 @@ def test_operations_are_measured_or_left_to_gpus(tmp_path: Path) -> None:
     assert all(row["median"] is not None for row in small)
     (large,) = [row for row in rows if row["shape"] == "rms_norm N2048-H4096-bf16"]
     assert large["note"].endswith("GB are left to GPUs")
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_what_only_a_cpu_runs_is_compared_with_torch(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized_linear, "COPIES_BYTES", 0)
+    case = Case("quantized_linear", "small", partial(quantized_linear.make, 32, 128, kind, 2))
+    monkeypatch.setattr(operations, "CPU_CASES", (case,))
+    _, rows = split(rows_of(tmp_path, "ops", "--only", "quantized_linear"))
+    check(rows)
+    assert [row["contender"] for row in rows] == ["owl_fast", f"torch {kind}pack", "torch bf16 linear"]
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_torchs_quantized_weights_are_ours(kind: str) -> None:
+    weight = quantized_linear.make_weight(32, 128, kind)
+    x = torch.randn(3, 128, dtype=torch.bfloat16)
+    _, make = quantized_linear.torchs_own(weight)
+    expected = (x.double() @ dequantize(weight, torch.float64).T).float()
+    y = make(quantized_linear.torchs_packed(weight))(x).float()
+    assert (y - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_a_device_that_is_not_there_is_one_line(

@@ -11,6 +11,7 @@ from benchmarks.cases.ops import (
     linear_few_rows,
     lora_linear,
     paged_attention,
+    quantized_linear,
     rms_norm,
     rotary,
     sampling,
@@ -32,3 +33,6 @@ CASES: tuple[Case, ...] = (
     *sampling.CASES,
     *varlen_attention.CASES,
 )
+
+# What only a CPU runs, at full size: operations of libowl_cpu that have no counterpart on GPUs.
+CPU_CASES: tuple[Case, ...] = quantized_linear.CASES

@@ -1,0 +1,81 @@
+// How packed weights and quantized activations lie in memory, the same for every instruction set.
+//
+// Weights: tiles of 16 output rows, missing rows filled with zeros. Within a tile, groups of inputs one after
+// the other, each filled up with zeros to whole steps. A step is 64 bytes, 4 for each row:
+//   int4: 8 inputs; byte j of a row holds inputs j (low half) and j + 4 (high half), each as q in 0..15
+//   int8: 4 inputs, as q + 128
+// Behind all tiles the scales: int4 [tile][group][16] fp16, int8 [tile][16] fp32.
+//
+// Activations: blocks of up to 12 rows. Within a block [input / 4][row][4] int8, so that one step reads its
+// inputs of all rows in a line; [group][row] fp32 scales; [group][row] int32 where sums start, which takes back
+// what makes the weights' bytes unsigned.
+#pragma once
+
+#include <cstdint>
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kStepBytes = 64;
+constexpr int64_t kInt8Group = 128;  // of activations, where the weights have no groups
+constexpr int kMostStreams = 4;
+
+struct Layout {
+  int64_t n, k;
+  bool int4;
+  int64_t group, step;  // inputs of each
+  int64_t groups, steps, last_steps;  // of a row; of a group; of the last group
+  int64_t tiles, tile_bytes;
+
+  Layout(int64_t n_, int64_t k_, int64_t group_)
+      : n(n_), k(k_), int4(group_ > 0), group(int4 ? group_ : kInt8Group), step(int4 ? 8 : 4) {
+    groups = (k + group - 1) / group;
+    steps = (group + step - 1) / step;
+    last_steps = groups > 0 ? (k - (groups - 1) * group + step - 1) / step : 0;
+    tiles = (n + kTileRows - 1) / kTileRows;
+    tile_bytes = row_steps() * kStepBytes;
+  }
+
+  int64_t row_steps() const { return groups > 0 ? (groups - 1) * steps + last_steps : 0; }
+  int64_t padded_k() const { return row_steps() * step; }
+  int64_t scale_bytes() const { return tiles * kTileRows * (int4 ? 2 * groups : 4); }
+};
+
+// What a tile kernel computes: `streams` tiles times the rows of one block.
+struct TileTask {
+  const uint8_t *weights[kMostStreams];
+  const void *scales[kMostStreams];
+  const int8_t *x;
+  const float *x_scale;
+  const int32_t *start;
+  int64_t groups, steps, last_steps;
+  float *sums;  // [stream][row][16]
+};
+using TileKernel = void (*)(const TileTask &task);
+
+// Rows [first, first + rows) of x, in one block at the given places.
+struct RowTask {
+  int8_t *x;
+  float *x_scale;
+  int32_t *start;
+  int64_t rows, row;  // of the block; the one to quantize
+  const Layout *layout;
+};
+
+constexpr int kMostRows = 12;
+
+// One instruction set. few: for a single block of rows, several tiles at once, as many as `streams` says;
+// many: for blocks of more rows in all, `wide` tiles at once. [0] int8, [1] int4; then by rows of a block.
+struct Path {
+  const char *name;
+  int most_rows, wide;
+  int streams[kMostRows + 1];
+  TileKernel few[2][kMostRows + 1], many[2][kMostRows + 1];
+  void (*quantize_f32)(const float *row, const RowTask &task);
+  void (*quantize_bf16)(const uint16_t *row, const RowTask &task);
+};
+
+// Null where the compiler cannot make it; whether this machine can run it is asked elsewhere.
+const Path *path_avx512();
+const Path *path_avxvnni();
+const Path *path_avx2();
+const Path *path_neon();
+const Path *path_portable();
