@@ -67,11 +67,11 @@ def fused_linear_reference(
         x = rms_norm_reference(x, *norm)
     y = F.linear(x, dequantize(weight, x.dtype), bias)
     if lora is not None:
-        index = lora.owner if lora.owner is not None else x.new_zeros(len(x), dtype=torch.int32)
-        own = index.clamp(min=0).long()
+        owner = lora.owner if lora.owner is not None else x.new_zeros(len(x), dtype=torch.int32)
+        own = owner.clamp(min=0).long()
         low = torch.einsum("mk,mrk->mr", x, lora.a.to(x.dtype)[own]) * lora.scale.to(x.dtype)[own]
         update = torch.einsum("mr,mnr->mn", low, lora.b.to(x.dtype)[own])
-        y = torch.where(index[:, None] < 0, y, y + update)
+        y = torch.where(owner[:, None] < 0, y, y + update)
     if activation is not None:
         y = swiglu_reference(y) if activation == "swiglu" else quick_gelu_reference(y)
     return y if residual is None else y + residual
