@@ -104,7 +104,7 @@ def linear_few_rows(
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty(rows, outputs // 2 if activation == "swiglu" else outputs, dtype=x.dtype, device=x.device)
     norm_weight, eps = norm if norm is not None else (None, 0.0)
-    a, b, lora_scale, index = lora if lora is not None else (None, None, None, None)
+    a, b, lora_scale, owners = lora if lora is not None else (None, None, None, None)
     adapters, rank = lora.scale.shape if lora is not None else (0, 0)
     matrix, scales, bits, group = _parts(weight)
     a = a.flatten(0, 1) if a is not None else None
@@ -124,7 +124,7 @@ def linear_few_rows(
     launch(
         kernel,
         (programs,),
-        *(x, norm_weight, matrix, scales, bias, a, b, lora_scale, index, residual, y, *strides, *sizes, eps),
+        *(x, norm_weight, matrix, scales, bias, a, b, lora_scale, owners, residual, y, *strides, *sizes, eps),
         INPUTS=inputs,
         BITS=bits,
         GROUP=group,

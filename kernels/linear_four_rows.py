@@ -267,7 +267,7 @@ def linear_four_rows_kernel(
     a,
     b,
     lora_scale,
-    index,
+    owners,
     residual,
     y,
     x_stride,
@@ -309,8 +309,8 @@ def linear_four_rows_kernel(
         norm_scale = _rms_scale(x, m, x_stride, rows, inputs, eps, INPUTS, BLOCK_K)
     if a is not None:
         mine = tl.zeros((BLOCK_M,), tl.int32)
-        if index is not None:
-            mine = tl.load(index + lane, mask=lane < rows, other=-1)
+        if owners is not None:
+            mine = tl.load(owners + lane, mask=lane < rows, other=-1)
         low = _shrink(
             x,
             norm_weight,

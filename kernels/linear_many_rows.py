@@ -42,7 +42,7 @@ _COMBINED = 1024  # outputs per program that adds parts
 
 @jit
 def _linear_kernel(
-    x, weight, scale, bias, residual, y, t, a, b, rank_scale, index, M, N, K, x_stride, weight_stride,
+    x, weight, scale, bias, residual, y, t, a, b, rank_scale, owners, M, N, K, x_stride, weight_stride,
     scale_stride, residual_stride, t_stride, b_adapter_stride, b_out_stride, b_rank_stride, adapters, part,
     seed, threshold, dropout_scale, RANK: tl.constexpr, BLOCK_RANK: tl.constexpr, FORMAT: tl.constexpr,
     GROUP: tl.constexpr, TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -69,7 +69,7 @@ def _linear_kernel(
     total_t = tl.zeros((BLOCK_M, BLOCK_RANK), tl.float32)
     if t is not None and TRANSPOSED:  # first, while there are registers for what is dropped
         total = expanded(
-            total, t, b, index, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride,
+            total, t, b, owners, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride,
             adapters, RANK, BLOCK_RANK
         )  # fmt: skip
         if threshold is not None:
@@ -105,7 +105,7 @@ def _linear_kernel(
         total = tl.dot(total_t.to(dtype), right, total, input_precision="ieee")
     if t is not None and not TRANSPOSED:
         total = expanded(
-            total, t, b, index, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride,
+            total, t, b, owners, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride,
             adapters, RANK, BLOCK_RANK
         )  # fmt: skip
     if PARTS > 1:
@@ -213,11 +213,11 @@ def multiply(
     parts, wide = spec["PARTS"], y
     if parts > 1:
         wide = torch.empty(parts, rows, outputs, dtype=torch.float32, device=x.device)
-    t, a, b, rank_scale, index = (None,) * 5
+    t, a, b, rank_scale, owners = (None,) * 5
     strides: tuple[int, ...] = (0, 0, 0, 0)
     rank, adapters = 0, 1
     if branch is not None:
-        b, t, a, rank_scale, index = branch
+        b, t, a, rank_scale, owners = branch
         strides = (0 if t is None else t.stride(0), *b.stride())
         rank, adapters = b.shape[2], b.shape[0]
     part = -(-inner // (parts * spec["BLOCK_K"])) * spec["BLOCK_K"]
@@ -225,7 +225,7 @@ def multiply(
     residual_stride = 0 if residual is None else residual.stride(0)
     grid = -(-rows // spec["BLOCK_M"]) * -(-outputs // spec["BLOCK_N"]), parts
     launch(
-        _linear_kernel, grid, x, values, scale, bias, residual, wide, t, a, b, rank_scale, index, rows,
+        _linear_kernel, grid, x, values, scale, bias, residual, wide, t, a, b, rank_scale, owners, rows,
         outputs, inner, x.stride(0), values.stride(0), scale_stride, residual_stride, *strides, adapters,
         part, *drop, RANK=rank, BLOCK_RANK=padded_rank(max(rank, 1), EXPANDED), TRANSPOSED=transposed,
         ACTIVATION=activation, **settings, **spec

@@ -102,7 +102,7 @@ def linear_sixteen_rows_kernel(
     a,
     b,
     lora_scale,
-    index,
+    owners,
     residual,
     y,
     x_stride,
@@ -134,8 +134,8 @@ def linear_sixteen_rows_kernel(
     r = tl.arange(0, BLOCK_R)
     if a is not None:
         mine = tl.zeros((16,), tl.int32)
-        if index is not None:
-            mine = tl.load(index + m, mask=m < rows, other=-1)
+        if owners is not None:
+            mine = tl.load(owners + m, mask=m < rows, other=-1)
         low = tl.zeros((16, BLOCK_R), tl.float32)
         for i in range(0, adapters):
             if tl.max((mine == i).to(tl.int32)) > 0:

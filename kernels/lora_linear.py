@@ -80,11 +80,11 @@ def fused_linear_reference(
 
 def add_stacked_reference(y: Tensor, x: Tensor, lora: StackedLora) -> Tensor:
     """y (M, N) of x (M, K), with each row's own adapter added."""
-    index = lora.owner if lora.owner is not None else x.new_zeros(len(x), dtype=torch.int32)
-    own = index.clamp(min=0).long()
+    owner = lora.owner if lora.owner is not None else x.new_zeros(len(x), dtype=torch.int32)
+    own = owner.clamp(min=0).long()
     low = torch.einsum("mk,mrk->mr", x, lora.a.to(x.dtype)[own]) * lora.scale.to(x.dtype)[own]
     update = torch.einsum("mr,mnr->mn", low, lora.b.to(x.dtype)[own])
-    return torch.where(index[:, None] < 0, y, y + update)
+    return torch.where(owner[:, None] < 0, y, y + update)
 
 
 def lora_linear_triton(

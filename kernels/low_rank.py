@@ -44,16 +44,16 @@ def narrow_tile(
 
 @jit
 def expanded(
-    y, t, b, index, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride, adapters,
+    y, t, b, owners, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride, adapters,
     RANK: tl.constexpr, BLOCK_RANK: tl.constexpr
 ):  # fmt: skip
     """y (BLOCK_M, BLOCK_N) + T B^T with T from memory; adapters of no row of the tile cost nothing."""
-    if index is None:
+    if owners is None:
         y = _plus_product(
             y, t, b, rows, rows < M, outs, N, t_stride, b_out_stride, b_rank_stride, RANK, BLOCK_RANK
         )
     else:
-        owner = tl.load(index + rows, mask=rows < M, other=-1)
+        owner = tl.load(owners + rows, mask=rows < M, other=-1)
         for adapter in range(adapters):
             own = owner == adapter
             if tl.max(own.to(tl.int32), 0) > 0:
@@ -80,7 +80,7 @@ def _plus_product(
 
 @jit
 def _shrink_kernel(
-    x, a, scale, index, t, M, K, x_stride, a_adapter_stride, a_rank_stride, a_inner_stride, seed, threshold,
+    x, a, scale, owners, t, M, K, x_stride, a_adapter_stride, a_rank_stride, a_inner_stride, seed, threshold,
     dropout_scale, RANK: tl.constexpr, BLOCK_RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
     """Rows of T for one adapter and BLOCK_RANK of its ranks; only its own rows are written."""
@@ -89,8 +89,8 @@ def _shrink_kernel(
     adapter = tl.program_id(1).to(tl.int64)
     ranks = tl.program_id(2) * BLOCK_RANK + tl.arange(0, BLOCK_RANK)
     own = rows < M
-    if index is not None:
-        own &= tl.load(index + rows, mask=own, other=-1) == adapter
+    if owners is not None:
+        own &= tl.load(owners + rows, mask=own, other=-1) == adapter
     if tl.max(own.to(tl.int32), 0) > 0:
         row_places = rows.to(tl.int64)[:, None]
         rank_places = a + adapter * a_adapter_stride + ranks.to(tl.int64)[None, :] * a_rank_stride
@@ -126,15 +126,15 @@ def shrink_spec(rank: int, dtype: torch.dtype) -> dict[str, int]:
 
 
 def shrink(
-    x: Tensor, a: Tensor, scale: Tensor, index: Tensor | None, dropout: Dropout | None = None
+    x: Tensor, a: Tensor, scale: Tensor, owners: Tensor | None, dropout: Dropout | None = None
 ) -> Tensor:
-    """x (M, K), a (n, R, K) of any strides, scale (n, R) fp32 -> T (M, R), unwritten where index is -1."""
+    """x (M, K), a (n, R, K) of any strides, scale (n, R) fp32 -> T (M, R), unwritten where owners is -1."""
     adapters, rank, inner = a.shape
     t = torch.empty(len(x), rank, dtype=x.dtype, device=x.device)
     spec = shrink_spec(rank, x.dtype)
     grid = -(-len(x) // spec["BLOCK_M"]), adapters, -(-rank // spec["BLOCK_RANK"])
     drop = (None, None, None) if dropout is None else (dropout.seed, dropout.threshold, dropout.scale)
-    args = (x, a, scale, index, t, len(x), inner, x.stride(0), *a.stride(), *drop)
+    args = (x, a, scale, owners, t, len(x), inner, x.stride(0), *a.stride(), *drop)
     launch(_shrink_kernel, grid, *args, RANK=rank, **spec)
     return t
 

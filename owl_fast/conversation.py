@@ -125,7 +125,7 @@ def save_messages(messages: Sequence[Message], path: str | Path, *, embed: bool 
         raise PromptError(f"the conversation cannot be written as JSON ({error})") from None
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
     try:
-        # A lone surrogate has no UTF-8 form: it becomes \udXXX, which JSON reads back.
+        # A lone surrogate has no UTF-8 form: it becomes an escape such as \ud83e, which JSON reads back.
         partial.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
         partial.replace(path)
     except (OSError, ValueError) as error:

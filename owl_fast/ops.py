@@ -69,7 +69,6 @@ __all__ = [
     "Weight",
     "cross_attention",
     "decode_attention",
-    "decodes_in_one_launch",
     "dense_attention",
     "dequantize",
     "dequantizes",
@@ -175,11 +174,6 @@ def paged_attention(
             query, key_cache, value_cache, block_tables, cu_seqlens, context_lens, longest, *scales
         )
     return paged_attention_reference(query, key_cache, value_cache, block_tables, bounds, lengths, *scales)
-
-
-def decodes_in_one_launch(x: Tensor) -> bool:
-    """Whether decode_attention is one kernel for rows like x."""
-    return uses_kernels(x)
 
 
 def decode_attention(

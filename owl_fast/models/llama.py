@@ -56,7 +56,7 @@ def _attend_cached(
     scales: tuple[Tensor | None, Tensor | None] = (int8[0], int8[1]) if int8 else (None, None)
     caches, slots, tables = (key_cache, value_cache), cache.slot_mapping, cache.block_tables
     lengths = cache.context_lens
-    if batch.decodes and ops.decodes_in_one_launch(query):
+    if batch.decodes and ops.uses_kernels(query):
         if cache.workspace is None:
             longest = tables.shape[1] * key_cache.shape[1]
             cache.workspace = ops.DecodeWorkspace.make(len(query), query.shape[1], longest, key_cache)
@@ -126,7 +126,7 @@ class LlamaModel(nn.Module):
         """cos and sin (., D/2) of the rows; for a decode step by kernels of every position, made once."""
         config = self.config
         tables = partial(ops.rotary_tables, head_dim=config.head_dim, theta=config.rope_theta, dtype=x.dtype)
-        if not (batch.decodes and ops.decodes_in_one_launch(x)):
+        if not (batch.decodes and ops.uses_kernels(x)):
             return tables(batch.positions)
         kept = self._every_angle
         if kept is None or kept[0].dtype != x.dtype or kept[0].device != x.device:
