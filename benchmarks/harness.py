@@ -18,7 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = "p20", "median", "p80"
-LIBRARIES = ("torch", "safetensors", "triton", "transformers")
+LIBRARIES = ("torch", "safetensors", "triton", "transformers", "onnxruntime")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def cross_attention_reference(
     """
     parts = [query_key_value, image_key_value]
     if extra_key_value is not None:
-        parts.append(extra_key_value.expand(len(query), 1, -1, -1, -1))
+        parts.append(extra_key_value.expand(query.shape[0], 1, -1, -1, -1))
     key, value = torch.cat(parts, dim=1).unbind(2)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.harness import Row
 from benchmarks.models import engine, picture_effort, pixels_of, random_model, title
-from benchmarks.peers import compiled, plain
+from benchmarks.peers import compiled, onnx_runtime, plain
 from benchmarks.timing import Contender, race, wall_timer
 from owl_fast.engine.placement import pick_device
 
@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> list[Row]:
         "owl_fast": partial(wall_timer, encode, device),
         plain.NAME: partial(wall_timer, plain.plain(encode), device),
         compiled.NAME: compiled.contender(lambda: model.encode_images(pixels[None]), device, args.no_compile),
+        onnx_runtime.NAME: onnx_runtime.contender(model, pixels[None]),
     }
     where = "vision", f"{title(args.model, model)} 1 picture", "latency"
     return race(where, device, picture_effort(model), contenders, SECONDS)

@@ -32,13 +32,15 @@ def load_model(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
     allow_nonfinite: bool = False,
+    language: bool = True,
 ) -> Owl:
     """The model of a source, or of whatever open_source finds at a path, in eval mode, without gradients.
 
     dtype: float32, bfloat16 or float16; None keeps the file's. quantization: of weights that the files hold
     as they are; None keeps them so. Quantized files stay what they are, and another quantization of them is
     refused. progress(bytes done, bytes in all) is called after each tensor. Weights are mapped and copied, or
-    quantized, tensor by tensor: anonymous memory stays near the size of the model as it is held.
+    quantized, tensor by tensor: anonymous memory stays near the size of the model as it is held. language:
+    False leaves the language model on the meta device, without memory.
 
     Raises CheckpointError unless every tensor is there once, in the shape the config asks for, and every
     tensor of the files is used or knowingly dropped (Layout.names); when the bytes do not match the checksums
@@ -52,8 +54,11 @@ def load_model(
     config = _quantized(source, quantization)
     _check(source, source.layout.places(views(empty_model(source.config)), source.config))
     model = empty_model(config)
+    model = model.to(dtype or _common_dtype(source)).requires_grad_(False).eval()
     # Memory that is reserved is not resident: pages appear as the copies below fill them.
-    model = model.to(dtype or _common_dtype(source)).to_empty(device=device).requires_grad_(False).eval()
+    for part in model.children() if language else (model.vision_model, model.abstractor):
+        part.to_empty(device=device)
+    model.to_empty(device=device, recurse=False)
     _fill(source, model, progress, allow_nonfinite)
     if source.adapter is not None:
         from owl_fast.lora import load_adapter  # which reads its files through this package
@@ -145,9 +150,9 @@ def _fill(
         halves = _Halves(source.weights, source.alpha, stack)
         for name, tensor in source.weights.tensors():
             entry = source.weights.entries[name]
-            if target := source.targets.get(name):
+            if (target := source.targets.get(name)) and not (place := places[target])[0].is_meta:
                 where = f"{source.weights.path / entry.file}: tensor {name}"
-                place, update = places[target], source.updates.get(target)
+                update = source.updates.get(target)
                 factors = None if update is None else halves.read(update)
                 if isinstance(place, PackedPlace):
                     place.fill(tensor, factors, where)

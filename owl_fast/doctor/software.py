@@ -21,6 +21,7 @@ NEEDED = (
 OPTIONAL = {
     "huggingface_hub": ("models by their name on the Hugging Face hub", "hub"),
     "av": ("videos other than GIF, PNG and WebP animations", "video"),
+    "onnxruntime": ("ONNX files of the vision tower (owl-fast export.onnx)", "onnx"),
     "matplotlib": ("plots of a training run", "train"),
 }
 

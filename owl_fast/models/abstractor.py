@@ -150,7 +150,7 @@ class Abstractor(nn.Module):
         return self._with_end(self.visual_fc(of_pictures) + self.temporal_visual_fc(of_time))
 
     def _gather(self, queries: Tensor, features: Tensor) -> Tensor:
-        return self.encoder(queries.expand(len(features), -1, -1), features)
+        return self.encoder(queries.expand(features.shape[0], -1, -1), features)
 
     def _with_end(self, rows: Tensor) -> Tensor:
-        return torch.cat((rows, self.vit_eos.expand(len(rows), -1, -1)), dim=1)
+        return torch.cat((rows, self.vit_eos.expand(rows.shape[0], -1, -1)), dim=1)

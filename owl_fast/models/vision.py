@@ -33,7 +33,7 @@ class VisionEmbeddings(nn.Module):
         weight = self.patch_embed.get_parameter("weight")
         patches = F.conv2d(pixels, weight, stride=self.patch_size)  # (N, E, S/p, S/p)
         rows = patches.flatten(2).transpose(1, 2)  # (N, P, E)
-        cls = self.cls_token.expand(len(rows), -1, -1)
+        cls = self.cls_token.expand(rows.shape[0], -1, -1)
         return self.pre_layernorm(torch.cat((cls, rows), dim=1) + self.position_embedding)
 
 

@@ -14,7 +14,7 @@ from benchmarks import models, run
 from benchmarks.cases import decode, operations, prefill, vision
 from benchmarks.cases.ops import quantized_linear
 from benchmarks.cases.ops.case import Case
-from benchmarks.peers import compiled, plain, transformers_llama
+from benchmarks.peers import compiled, onnx_runtime, plain, transformers_llama
 from owl_fast.config import OwlConfig
 from owl_fast.kernels.weights import dequantize
 from owl_fast.models.owl import Owl
@@ -22,7 +22,7 @@ from owl_fast.models.owl import Owl
 CPU = torch.device("cpu")
 PEERS = {
     "decode": {plain.NAME, transformers_llama.EAGER, transformers_llama.STATIC, compiled.NAME},
-    "vision": {plain.NAME, compiled.NAME},
+    "vision": {plain.NAME, compiled.NAME, onnx_runtime.NAME},
     "prefill": {plain.NAME, transformers_llama.EAGER, compiled.NAME},
 }
 

@@ -1,0 +1,39 @@
+"""ONNX Runtime over the file that export/ makes of our vision tower and abstractor."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import Contender, Timer, wall_timer
+from owl_fast.export.onnx_file import Session, check_packages, write_onnx
+from owl_fast.export.pictures import PicturePart
+from owl_fast.models.owl import Owl
+
+NAME = "ONNX Runtime fp32"
+
+
+def encoder(model: Owl) -> Session:
+    """In float32, on as many threads as torch has; what was exported is in memory alone."""
+    check_packages()
+    part = copy.deepcopy(PicturePart(model, "vision+abstractor")).float()
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_onnx(part, Path(folder), {})
+        del part  # a 7B model leaves little room beside it
+        return Session(path, torch.get_num_threads())
+
+
+def contender(model: Owl, pixels: Tensor) -> Contender:
+    """What a race takes; pixels (1, 3, S, S)."""
+    if pixels.is_cuda:
+        return "compared on CPUs"
+
+    def prepare() -> tuple[Timer, str]:
+        run = encoder(model)
+        return wall_timer(lambda: run(pixels), pixels.device)
+
+    return prepare

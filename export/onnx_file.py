@@ -1,0 +1,123 @@
+"""A torch module as an ONNX file, and that file in ONNX Runtime."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import owl_fast
+from owl_fast import ops
+from owl_fast.errors import UnsupportedError
+from owl_fast.export.pictures import PicturePart
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPSET = 18  # the one torch's exporter writes in; attention of opset 23 is no faster in ONNX Runtime on a CPU
+INPUT, OUTPUT, BATCH = "pixels", "features", "batch"
+FILE = "model.onnx"
+# Above it weights go to FILE.data: a protobuf message ends at 2 GiB, and is in memory several times over.
+EXTERNAL_BYTES = 1 << 30
+
+
+def check_packages() -> None:
+    """UnsupportedError unless what exporting takes is installed."""
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise UnsupportedError(f"{', '.join(missing)}: not installed; pip install 'owl-fast[onnx]'")
+
+
+def write_onnx(part: PicturePart, folder: Path, metadata: Mapping[str, str]) -> Path:
+    """FILE in an empty folder, complete and checked: pixels (N, 3, S, S) -> features, for any N.
+
+    part: on the CPU. metadata: of the model, beside what the graph itself says.
+    """
+    import onnx
+
+    path = folder / FILE
+    side = part.image_size
+    with _quiet(), torch.no_grad(), ops.kernels(False):
+        program = torch.onnx.export(
+            part,
+            (torch.zeros(2, 3, side, side),),  # torch would take a batch of one for a constant
+            dynamo=True,
+            dynamic_shapes={INPUT: {0: BATCH}},
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+            verbose=False,
+        )
+        assert program is not None
+        _describe(program.model, metadata)
+        nbytes = sum(weight.nbytes for weight in part.parameters())
+        program.save(path, external_data=nbytes > EXTERNAL_BYTES)
+    onnx.checker.check_model(str(path), full_check=True)
+    return path
+
+
+def _describe(model: Any, metadata: Mapping[str, str]) -> None:
+    """Whose model it is. Notes of the exporter go: paths of this machine are among them."""
+    model.producer_name, model.producer_version = "owl_fast", owl_fast.__version__
+    graph, nodes = model.graph, list(model.graph.all_nodes())
+    results = [value for node in nodes for value in node.outputs]
+    for described in (graph, *nodes, *graph.inputs, *graph.initializers.values(), *results):
+        described.metadata_props.clear()
+    model.metadata_props.update(metadata)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What torch's exporter says to those who develop it, users need not read."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+class Session:
+    """An ONNX file in ONNX Runtime on the CPU: pixels (N, 3, S, S) -> features, float32.
+
+    threads: of one operation; 0 lets ONNX Runtime choose.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session: onnxruntime.InferenceSession = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        (features,) = self._session.run([OUTPUT], {INPUT: pixels.numpy()})
+        return torch.from_numpy(features)
+
+
+class Gap(NamedTuple):
+    """How far features are from others. error: the largest absolute difference, of values up to `largest`.
+    cosine: of the row that points elsewhere the most."""
+
+    error: float
+    largest: float
+    cosine: float
+
+    @classmethod
+    def between(cls, ours: Sequence[Tensor], wanted: Sequence[Tensor]) -> Gap:
+        """Batches of features, pair by pair. NaN in any of them is NaN in the gap."""
+        a, b = (torch.cat([batch.flatten(0, -2) for batch in side]).double() for side in (ours, wanted))
+        cosines = torch.cosine_similarity(a, b, dim=-1)
+        return cls(float((a - b).abs().max()), float(b.abs().max()), float(cosines.min()))
