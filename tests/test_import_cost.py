@@ -8,9 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {
-    *("av", "fastapi", "huggingface_hub", "matplotlib", "onnx", "onnxruntime", "peft", "prompt_toolkit"),
+    *(
+        "av",
+        "fastapi",
+        "huggingface_hub",
+        "matplotlib",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "peft",
+        "prompt_toolkit",
+    ),
     *("ray", "rich", "starlette", "transformers", "triton", "uvicorn"),
 }
 LIMIT_SECONDS = 0.2
@@ -63,8 +75,9 @@ def test_unknown_name_lists_what_there_is() -> None:
     assert re.search(r"no attribute 'Owl'.*\bEngine\b.*\bOwlConfig\b", run("-c", code).stdout)
 
 
-def test_the_chat_command_starts_light() -> None:
-    assert loaded_by("import owl_fast.chat") & (HEAVY | {"torch"}) == set()
+@pytest.mark.parametrize("command", ["chat", "export.onnx"])
+def test_commands_start_light(command: str) -> None:
+    assert loaded_by(f"import owl_fast.{command}") & (HEAVY | {"torch"}) == set()
 
 
 def test_one_answer_needs_no_screen() -> None:

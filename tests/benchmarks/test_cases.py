@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,23 @@ def test_transformers_computes_the_same() -> None:
         ours = model.logits(model(packed())[-1:])
         theirs = transformers_llama.llama(model)(inputs_embeds=model.embed(packed())[None]).logits[0, -1:]
     torch.testing.assert_close(ours, theirs)
+
+
+def test_onnx_runtime_computes_the_same() -> None:
+    model = models.random_model("tiny", CPU)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pixels = models.pixels_of(model)[None]
+    with torch.inference_mode():
+        wanted = model.encode_images(pixels)
+    torch.testing.assert_close(onnx_runtime.encoder(model)(pixels), wanted, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_peer_that_is_not_installed_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    _, rows = split(rows_of(tmp_path, "vision", "--no-compile"))
+    (note,) = (row["note"] for row in rows if row["contender"] == onnx_runtime.NAME)
+    assert "onnxruntime: not installed" in note
 
 
 @pytest.mark.slow

@@ -85,6 +85,22 @@ def test_weights_are_rounded_once_to_the_dtype_asked_for(dtype: torch.dtype) -> 
         assert torch.equal(parameter, exact.to(dtype))
 
 
+@pytest.mark.parametrize("quantization", [None, Quantization("int4", "int8")], ids=str)
+def test_a_model_without_its_language_model(micro: Path, quantization: Quantization | None) -> None:
+    """The same but for memory: files are checked as ever."""
+    whole = load_model(micro, quantization=quantization)
+    model = load_model(micro, quantization=quantization, language=False)
+    for name, wanted in whole.state_dict().items():
+        found = model.state_dict()[name]
+        assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype), name
+        assert found.is_meta if name.startswith("language_model.") else torch.equal(found, wanted), name
+    tensors = file_tensors(micro)
+    del tensors["language_model.lm_head.weight"]
+    write_tensors(micro / "model.safetensors", tensors)
+    with pytest.raises(CheckpointError, match="1 tensors are missing"):
+        load_model(micro, language=False)
+
+
 def test_progress_counts_the_bytes_of_the_files() -> None:
     calls: list[tuple[int, int]] = []
     load_model(MICRO, progress=lambda done, total: calls.append((done, total)))
