@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 
 from owl_fast import Engine, quantize
 from owl_fast.checkpoints import load_model
-from owl_fast.config import Quantization
-from owl_fast.export.onnx_file import Gap, Session
+from owl_fast.checkpoints.load import empty_model
+from owl_fast.config import OwlConfig, Quantization, VisionConfig
+from owl_fast.export.onnx_file import FILE, Gap, Session, write_onnx
+from owl_fast.export.pictures import PicturePart
+from owl_fast.models.layers import init_weights
 from recipes.owl_nano.evaluate import answer_all, cases, judged
 from recipes.owl_nano.scoring import accuracies
 from tests.export.exports import EXAMPLES, MODELS, Model
@@ -113,6 +117,23 @@ def test_a_gap_sees_what_is_no_number() -> None:
     assert gap.error != gap.error
     assert gap.cosine != gap.cosine
     assert Gap.between([features], [features]).error == 0
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_more_than_a_protobuf_message_holds(tmp_path: Path) -> None:
+    """2.5 GB of weights in one wide layer."""
+    config = OwlConfig.mplug_owl_7b()
+    vision = VisionConfig(7168, 28672, num_hidden_layers=1, num_attention_heads=56, image_size=28)
+    model = empty_model(replace(config, vision=vision))
+    tower = model.vision_model.to_empty(device="cpu").requires_grad_(False).eval()
+    init_weights(tower, seed=0)
+    path = write_onnx(PicturePart(model, "vision"), tmp_path, {})
+    assert (tmp_path / f"{FILE}.data").stat().st_size > 2 << 30
+    pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    gap = Gap.between([Session(path)(pixels)], [tower(pixels)])
+    (tmp_path / f"{FILE}.data").unlink()
+    assert gap.error <= MOST_ERROR
 
 
 @pytest.mark.slow
