@@ -28,7 +28,7 @@ examples:
 
 DIR/model.onnx takes pixels (batch, 3, S, S), normalised, and gives features (batch, 1 + patches, width) of
 the tower, or with the abstractor the rows (batch, queries + 1, width) that stand for a picture in a prompt;
-both float32. Its metadata tell how to make pixels of a picture, and which weights these are.
+both float32. Its metadata tells how to make pixels of a picture, and which weights these are.
 """
 CHECKED = (1, 2, 3)  # pictures in a batch
 # What may lie between ONNX Runtime and torch in float32: per unit of the largest feature, as that is where
