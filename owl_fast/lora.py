@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from owl_fast.checkpoints.folder import check_link
 from owl_fast.checkpoints.manifest import Manifest
-from owl_fast.checkpoints.names import views
+from owl_fast.checkpoints.names import PACKED, views
 from owl_fast.checkpoints.peft import CONFIG_FILE, PREFIX
 from owl_fast.checkpoints.peft import LoraConfig as LoraConfig
 from owl_fast.checkpoints.tensorfile import check_values, read_tensors, write_tensors
@@ -271,7 +271,7 @@ def _read_extra(model: nn.Module, path: Path) -> dict[str, Tensor]:
     model_views, extra = views(model), read_tensors(path)
     for name, tensor in extra.items():
         view = model_views.get(name)
-        if view is None:
+        if view is None or name.endswith(PACKED):
             raise CheckpointError(f"{path}: tensor {name} has no place in the model")
         if view.shape != tensor.shape:
             raise CheckpointError(

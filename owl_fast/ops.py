@@ -67,6 +67,7 @@ __all__ = [
     "StackedLora",
     "TiledWeight",
     "Weight",
+    "canonical",
     "cross_attention",
     "decode_attention",
     "dense_attention",
@@ -116,7 +117,7 @@ def uses_kernels(x: Tensor) -> bool:
 
 def dequantizes(device: torch.device) -> bool:
     """Whether a linear layer on this device writes a quantized weight out dense before it multiplies."""
-    return not supports(device)
+    return not supports(device) and native.library() is None
 
 
 def embedding(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
@@ -233,9 +234,14 @@ Activation = Literal["swiglu", "quick_gelu"]
 
 
 def tiled(weight: Int8Weight | Int4Weight) -> TiledWeight | None:
-    """A copy of a weight on the CPU as libowl_cpu reads it, which lora_linear runs faster; None without."""
-    library = native.library()
+    """A copy of a weight on the CPU as libowl_cpu reads it, which lora_linear runs faster; None elsewhere."""
+    library = native.library() if weight.q.device.type == "cpu" else None
     return None if library is None else pack(library, weight, native.pool())
+
+
+def canonical(weight: Int8Weight | Int4Weight | TiledWeight) -> Int8Weight | Int4Weight:
+    """A weight as files hold it, bit by bit; a copy of a tiled one."""
+    return unpack(weight) if isinstance(weight, TiledWeight) else weight
 
 
 def lora_linear(
@@ -260,7 +266,7 @@ def lora_linear(
         wanted = not uses_kernels(x) and not _records(x, bias, residual, *(norm or ()), *pairs)
         if wanted and library is not None and quantized_linear_takes(x):
             return _tiled_linear(library, x, weight, bias, lora, norm, activation, residual)
-        weight = unpack(weight)
+        weight = canonical(weight)
     if not uses_kernels(x):
         if isinstance(lora, StackedLora):
             return fused_linear_reference(
@@ -324,8 +330,9 @@ def _linear_forward(
     return linear_many_rows(x, weight, bias, lora, activation=activation, residual=residual)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Weight, targets: Tensor) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Weight | TiledWeight, targets: Tensor) -> Tensor:
     """hidden (M, D) of labelled rows, head (V, D) dense or quantized, targets (M,) -> the sum of losses."""
+    weight = canonical(weight) if isinstance(weight, TiledWeight) else weight
     run = linear_cross_entropy_triton if uses_kernels(hidden) else linear_cross_entropy_reference
     return run(hidden, weight, targets)
 

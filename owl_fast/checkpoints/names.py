@@ -63,7 +63,10 @@ def slots(model: nn.Module) -> dict[str, Slot]:
 
 
 def views(model: nn.Module) -> dict[str, Tensor]:
-    """Checkpoint name -> the rows of the model's tensor that hold that one, without gradient."""
+    """Checkpoint name -> the rows of the model's tensor that hold that one, without gradient.
+
+    Quantized weights that are laid out for a machine are not among them.
+    """
     tensors = _tensors(model)
     return {
         name: tensors[slot.tensor].detach().narrow(0, slot.start, slot.shape[0])
@@ -78,10 +81,13 @@ def packed_views(model: nn.Module) -> dict[str, ops.Int8Weight | ops.Int4Weight]
         if name.endswith(PACKED[0]):
             module = model.get_submodule(slot.tensor.rpartition(".")[0])
             assert isinstance(module, PackedWeight)
-            found[name.rpartition(".")[0]] = module.part(slot.start, slot.start + slot.shape[0])
+            rows = slice(slot.start, slot.start + slot.shape[0])
+            weight = module.canonical
+            found[name.rpartition(".")[0]] = weight._replace(q=weight.q[rows], scale=weight.scale[rows])
     return found
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, and the tensors of quantized weights, which are the only buffers."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """Parameters, and q and scale of quantized weights."""
+    packed = {name: buffer for name, buffer in model.named_buffers() if name.endswith(PACKED)}
+    return {**dict(model.named_parameters()), **packed}

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch
 from torch import Tensor
 
 from owl_fast import ops
 from owl_fast.checkpoints.folder import FORMATS, INDEX_SUFFIX
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.manifest import write_manifest
-from owl_fast.checkpoints.names import PACKED, packed_views, views
+from owl_fast.checkpoints.names import PACKED, slots, views
 from owl_fast.checkpoints.tensorfile import TensorInfo, write_tensors
 from owl_fast.errors import CheckpointError, UnsupportedError
 from owl_fast.files import sync, write_json
+from owl_fast.models.layers import PackedWeight
 from owl_fast.models.owl import Owl
 
 SIDE_FILES = (
@@ -81,14 +83,50 @@ def save_model(
 
 def _tensors(model: Owl, dense: bool) -> tuple[dict[str, TensorInfo], Callable[[str], Tensor]]:
     """What there is to write, and each of it by name. dense: quantized weights as what they stand for."""
-    held, packed = views(model), packed_views(model)
-    if not dense or not packed:
-        return {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in held.items()}, held.__getitem__
+    held, plain = _Held(model), model.config if not dense else replace(model.config, quantization=None)
     infos = {
-        name: TensorInfo(tuple(t.shape), held[name].dtype if name in held else model.dtype)
-        for name, t in views(empty_model(replace(model.config, quantization=None))).items()
+        name: TensorInfo(tuple(view.shape), held.dtype(name, view))
+        for name, view in views(empty_model(plain)).items()
     }
-    return infos, lambda name: held[name] if name in held else ops.dequantize(packed[name], model.dtype)
+    return infos, held.read_dense if dense else held.read
+
+
+class _Held:
+    """A model's tensors by the checkpoint's names; weights that are laid out are copied back one by one."""
+
+    def __init__(self, model: Owl) -> None:
+        self._model, self._views = model, views(model)
+        self._slots = slots(empty_model(model.config))
+        self._last: tuple[str, ops.Int8Weight | ops.Int4Weight] | None = None
+
+    def dtype(self, name: str, plain: Tensor) -> torch.dtype:
+        """plain: the empty model's tensor, whose dtype counts for quantized weights alone."""
+        if name in self._views:
+            return self._views[name].dtype
+        return plain.dtype if name.endswith(PACKED) else self._model.dtype
+
+    def read(self, name: str) -> Tensor:
+        if name in self._views:
+            return self._views[name]
+        weight = self._packed(name.rpartition(".")[0])
+        return weight.q if name.endswith(PACKED[0]) else weight.scale
+
+    def read_dense(self, name: str) -> Tensor:
+        """A quantized weight as what it stands for."""
+        if name in self._slots:
+            return self.read(name)
+        return ops.dequantize(self._packed(name), self._model.dtype)
+
+    def _packed(self, name: str) -> ops.Int8Weight | ops.Int4Weight:
+        """The rows of the quantized weight of this name. Parts of a fused weight are asked for in a row."""
+        slot = self._slots[name + ".q"]
+        owner = slot.tensor.rpartition(".")[0]
+        if self._last is None or self._last[0] != owner:
+            module = self._model.get_submodule(owner)
+            assert isinstance(module, PackedWeight)
+            self._last = owner, module.canonical
+        weight, rows = self._last[1], slice(slot.start, slot.start + slot.shape[0])
+        return weight._replace(q=weight.q[rows], scale=weight.scale[rows])
 
 
 def copy_side_files(source: str | Path, target: str | Path) -> tuple[str, ...]:

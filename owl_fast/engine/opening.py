@@ -17,6 +17,7 @@ from owl_fast.errors import CheckpointError, ParameterError
 from owl_fast.hub import local_path
 from owl_fast.images import ImageProcessor
 from owl_fast.models.owl import Owl
+from owl_fast.quantization.whole import lay_out_
 from owl_fast.tokenizer import Tokenizer
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "owl-nano"
@@ -69,4 +70,5 @@ def open_model(
         progress=progress,
         allow_nonfinite=allow_nonfinite,
     )
+    lay_out_(model)
     return Opened(model, tokenizer, processor, source.weights, adapter or source.adapter)

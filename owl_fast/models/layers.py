@@ -45,13 +45,15 @@ def _versions(updates: tuple[ops.LoraUpdate, ...]) -> tuple[int, ...]:
 
 
 class PackedWeight(nn.Module):
-    """A quantized weight (N, K) in a linear slot: the buffers q and scale, as kernels/weights.py has them.
+    """A quantized weight (N, K) in a linear slot: the buffers q and scale, as kernels/weights.py has them, or,
+    once laid out, the buffer `tiles` in their place.
 
     Moves between devices and keeps its dtypes, whatever the model's becomes. It does not train.
     """
 
     q: Tensor
     scale: Tensor
+    tiles: Tensor
 
     def __init__(self, weight: ops.Int8Weight | ops.Int4Weight) -> None:
         super().__init__()
@@ -61,24 +63,34 @@ class PackedWeight(nn.Module):
         self.group = weight.group if isinstance(weight, ops.Int4Weight) else None
 
     @property
-    def value(self) -> ops.Int8Weight | ops.Int4Weight:
-        return self.part(0, self.shape[0])
-
-    def part(self, start: int, end: int) -> ops.Int8Weight | ops.Int4Weight:
-        """Output rows [start, end)."""
-        q, scale = self.q, self.scale
-        if (start, end) != (0, self.shape[0]):
-            q, scale = q[start:end], scale[start:end]
+    def value(self) -> ops.Int8Weight | ops.Int4Weight | ops.TiledWeight:
+        if self.laid_out:
+            return ops.TiledWeight(self.tiles, *self.shape, self.group or 0)
         if self.group is None:
-            return ops.Int8Weight(q, scale)
-        return ops.Int4Weight(q, scale, self.shape[1], self.group)
+            return ops.Int8Weight(self.q, self.scale)
+        return ops.Int4Weight(self.q, self.scale, self.shape[1], self.group)
+
+    @property
+    def canonical(self) -> ops.Int8Weight | ops.Int4Weight:
+        """q and scale; a copy where the weight is laid out."""
+        return ops.canonical(self.value)
+
+    @property
+    def laid_out(self) -> bool:
+        return "tiles" in self._buffers
+
+    def lay_out(self) -> None:
+        """Keep the weight as the kernels of this machine read it, where they have a layout of their own."""
+        if not self.laid_out and (tiled := ops.tiled(self.canonical)) is not None:
+            del self.q, self.scale
+            self.register_buffer("tiles", tiled.data)
 
     @property
     def device(self) -> torch.device:
-        return self.q.device
+        return next(self.buffers()).device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
-        for name, tensor in (("q", self.q), ("scale", self.scale)):
+        for name, tensor in list(self.named_buffers()):
             moved = fn(tensor)
             setattr(self, name, moved if moved.dtype == tensor.dtype else tensor.to(moved.device))
         return self
@@ -101,7 +113,7 @@ class Linear(nn.Module):
         self._stacked: _Stacked | None = None
 
     @property
-    def operand(self) -> ops.Weight:
+    def operand(self) -> ops.Weight | ops.TiledWeight:
         """The weight as operations take it."""
         return self.weight.value if isinstance(self.weight, PackedWeight) else self.weight
 
@@ -147,7 +159,7 @@ class Linear(nn.Module):
     def merged_weight(self) -> Tensor:
         """A copy of the weight in float32 with every update added."""
         if isinstance(self.weight, PackedWeight):
-            weight = ops.dequantize(self.weight.value, torch.float32)
+            weight = ops.dequantize(self.weight.canonical, torch.float32)
         else:
             weight = self.weight.detach().to(torch.float32, copy=True)
         for name, pair in self.updates():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from owl_fast import ops
 from owl_fast.config import Quantization
+from owl_fast.models.layers import PackedWeight
 from owl_fast.models.owl import Owl
 from owl_fast.quantization import int4, int8
 
@@ -33,10 +34,19 @@ def quantize_(model: Owl, quantization: Quantization, plain: bool = False) -> No
     model.config = replace(model.config, quantization=quantization)
 
 
+def lay_out_(model: Owl) -> None:
+    """Quantized weights as the kernels of this machine read them, one after the other; for inference alone:
+    a gradient through such a layer makes a copy of its weight as files hold it."""
+    for module in model.modules():
+        if isinstance(module, PackedWeight):
+            module.lay_out()
+
+
 @torch.no_grad()
 def dequantize_(model: Owl) -> None:
     """Quantized weights, each replaced by the dense one it stands for, in the model's dtype."""
     if model.config.quantization is not None:
         for linear, _ in model.quantized_slots(model.config.quantization):
-            linear.put(ops.dequantize(linear.operand, model.dtype))
+            assert isinstance(linear.weight, PackedWeight)
+            linear.put(ops.dequantize(linear.weight.canonical, model.dtype))
         model.config = replace(model.config, quantization=None)

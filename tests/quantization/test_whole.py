@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
 from owl_fast import ops
+from owl_fast.checkpoints import load_model, save_model
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.names import packed_views, views
 from owl_fast.config import Quantization
@@ -16,7 +18,7 @@ from owl_fast.lora import LoraConfig, attach, lora_slots, merge_
 from owl_fast.models.batch import PackedBatch
 from owl_fast.models.layers import Linear, PackedWeight
 from owl_fast.models.owl import Owl
-from owl_fast.quantization.whole import dequantize_, quantize_
+from owl_fast.quantization.whole import dequantize_, lay_out_, quantize_
 from owl_fast.training.stages import FULL_LLAMA, STAGE1, stage2
 from tests.golden_data import Golden
 
@@ -140,6 +142,49 @@ def test_updates_are_not_merged_into_quantized_weights() -> None:
     attach(model, LoraConfig())
     with pytest.raises(UnsupportedError, match="q_proj is quantized, and rounding would lose"):
         merge_(model)
+
+
+@pytest.mark.parametrize("quantization", ALL, ids=str)
+@torch.inference_mode()
+def test_laid_out_for_a_machine_it_computes_the_same_but_for_rounded_inputs(
+    quantization: Quantization, cpu_library: object
+) -> None:
+    model = quantized(quantization)
+    plain = copy.deepcopy(model)
+    lay_out_(model)
+    packed = [module for module in model.modules() if isinstance(module, PackedWeight)]
+    assert packed
+    assert all(weight.laid_out for weight in packed)
+    for given in (logits, lambda each: each.vision_model(Golden("micro").pixels([0]))):
+        wanted = given(plain)
+        assert (given(model) - wanted).norm() < 0.03 * wanted.norm()
+
+
+@pytest.mark.parametrize("quantization", ALL, ids=str)
+def test_a_model_that_is_laid_out_is_written_as_it_was(
+    quantization: Quantization, cpu_library: object, tmp_path: Path
+) -> None:
+    model = quantized(quantization)
+    save_model(model, tmp_path / "plain")
+    lay_out_(model)
+    lay_out_(model)  # again: nothing happens
+    save_model(model, tmp_path / "laid_out")
+    save_model(model, tmp_path / "dense", change=lambda name, tensor: tensor)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "laid_out")]
+    assert files[0] == files[1]
+    dequantize_(model)
+    written = views(load_model(tmp_path / "dense"))
+    assert all(torch.equal(view, written[name]) for name, view in views(model).items())
+
+
+def test_a_layout_moves_and_copies_with_its_model(cpu_library: object) -> None:
+    model = quantized(Quantization("int4"))
+    lay_out_(model)
+    wanted = logits(model)
+    assert torch.equal(logits(copy.deepcopy(model)), wanted)
+    weight = model.to("meta").language_model.lm_head.weight
+    assert isinstance(weight, PackedWeight)
+    assert weight.device.type == "meta"
 
 
 def test_names() -> None:
