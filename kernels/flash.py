@@ -48,6 +48,17 @@ def store_rows(base, row_stride, rows, count, values, D: tl.constexpr, BLOCK_D: 
 
 
 @jit
+def sequence(number, starts, queries, keys):
+    """Place, queries and keys of the number-th sequence: as starts has it, or as given without starts."""
+    if starts is not None:
+        place = tl.load(starts + number).to(tl.int64)
+        length = (tl.load(starts + number + 1) - place).to(tl.int32)
+        return place, length, length
+    else:
+        return number, queries, keys
+
+
+@jit
 def attend(
     largest,
     total,
@@ -239,12 +250,9 @@ def key_gradient_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """dk and dv of a tile of keys: grid (tiles, K, N). For starts and strides see whole_attention.py."""
-    head, place = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    heads, number = tl.num_programs(1) * GROUP, place
-    if starts is not None:
-        place = tl.load(starts + number).to(tl.int64)
-        queries = (tl.load(starts + number + 1) - place).to(tl.int32)
-        keys = queries
+    head, number = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    place, queries, keys = sequence(number, starts, queries, keys)
+    heads = tl.num_programs(1) * GROUP
     block = tl.program_id(0) * BLOCK_N
     if block >= keys:
         return

@@ -1,9 +1,9 @@
-"""Linear layer on 1..16 rows (decoding), and what surrounds it, in one launch bound by reading the weights.
+"""Linear layer on 1..64 rows (decoding), and what surrounds it, in one launch bound by reading the weights.
 
     y = act(rms_norm(x) W^T + b + ((x A^T) scale) B^T) + residual
 
 1..4 rows, and any number in fp32 or with int4 groups that 32 does not divide, are multiplied in registers,
-four at a time (linear_four_rows.py); 5..16 rows of bf16 or fp16 on tensor cores (linear_sixteen_rows.py). A
+four at a time (linear_four_rows.py); 5..64 rows of bf16 or fp16 on tensor cores (linear_tensor_rows.py). A
 row's bits depend neither on the other rows nor, on either path, on their number or on whether there are
 adapters; between 4 and 5 rows the order of summation changes. One path for all would cost 16 rows of int4
 some five times the time that reading W takes (arithmetic), or one row the tensor cores' padding.
@@ -20,12 +20,13 @@ from torch import Tensor
 
 from owl_fast.kernels.launch import check, launch
 from owl_fast.kernels.linear_four_rows import linear_four_rows_kernel
-from owl_fast.kernels.linear_sixteen_rows import linear_sixteen_rows_kernel
+from owl_fast.kernels.linear_tensor_rows import linear_tensor_rows_kernel
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight
 
-MOST_ROWS = 16
+MOST_ROWS = 64
 ROWS = 4  # of one program: more would need more registers than leave room for loads in flight
 PROGRAMS = 264  # at most, with adapters: two on each of an H200's 132 multiprocessors; not measured yet
+BUSY = 128  # programs that occupy most multiprocessors of an A100, H200 or 4090; not measured yet
 _ACTIVATIONS = (None, "swiglu", "quick_gelu")
 _GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -46,33 +47,45 @@ def launch_spec(rows: int, inputs: int, outputs: int, bits: int, adapters: bool)
         "BLOCK_N": block_n,
         "BLOCK_K": 256 * warps,
         "num_warps": warps,
-        "programs": _programs(outputs, block_n, adapters) * -(-rows // block_m),
+        "programs": _programs(rows, outputs, block_m, block_n, adapters),
     }
 
 
-def sixteen_rows_spec(outputs: int, bits: int, group: int, rank: int) -> dict[str, int]:
+def tensor_rows_spec(rows: int, outputs: int, bits: int, group: int, rank: int) -> dict[str, int]:
     """As launch_spec, on tensor cores; rank 0: no adapters. Not measured yet on any GPU.
 
-    32 rows of W give 4 warps an 8-wide tile each, and N = 4096 one program for each of 128 multiprocessors;
-    stages keep 32 KB of W under way (int8: 28 KB; int4, whose tiles end with a group: 14 KB) within sm_86's
-    and sm_89's 99. A tile of A takes 16 KB at most.
+    A tile of 16 rows of x takes 32 of W: an 8-wide tile for each of 4 warps, and N = 4096 is one program for
+    each of 128 multiprocessors. Tiles of 32 rows read more of x than of W, once for each block of W, from the
+    L2 cache: blocks are as wide as leaves BUSY programs. 128 take 8 warps, or int4 spills. Whether 17..64
+    rows, say of a prompt, are faster in linear_many_rows, whose tiles are larger, is not measured either.
+
+    Stages keep 32 KB of W under way (int8: 28 KB; int4, whose tiles end with a group: 14 KB), or what 80 KB
+    of tiles of x and W allow: with 8 KB to bring normed rows into place, within the 99 of sm_86, sm_89 and
+    sm_120. A tile of A takes 16 KB at most. BLOCK_K and BLOCK_A, so the order of summation, are the same for
+    any number of rows.
     """
     block_r = _power_of_two(max(rank, 16))
+    block_k = min(group & -group, 128) if bits == 4 else 128
+    block_m, block_n = (16 if rows <= 16 else 32), 32
+    while block_m == 32 and block_n < 128 and -(-outputs // (2 * block_n)) * -(-rows // block_m) >= BUSY:
+        block_n *= 2
+    tiles = block_k * (2 * block_m + block_n * bits // 8)
     return {
-        "BLOCK_N": 32,
-        "BLOCK_K": min(group & -group, 128) if bits == 4 else 128,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_K": block_k,
         "BLOCK_A": min(8192 // block_r, 128),
         "BLOCK_R": block_r,
-        "STAGES": 5 if bits == 16 else 8,
-        "num_warps": 4,
-        "programs": _programs(outputs, 32, rank > 0),
+        "STAGES": 1 + min(4 if bits == 16 else 7, 80 * 1024 // tiles),
+        "num_warps": 8 if block_n == 128 else 4,
+        "programs": _programs(rows, outputs, block_m, block_n, rank > 0),
     }
 
 
-def _programs(outputs: int, block_n: int, adapters: bool) -> int:
-    """One for each block of W; with adapters fewer, since each reads all of A."""
-    blocks = -(-outputs // block_n)
-    return min(blocks, PROGRAMS) if adapters else blocks
+def _programs(rows: int, outputs: int, block_m: int, block_n: int, adapters: bool) -> int:
+    """One for each block of x and of W; with adapters fewer, since each reads all of A."""
+    parts, blocks = -(-rows // block_m), -(-outputs // block_n)
+    return parts * (min(blocks, max(PROGRAMS // max(parts, 1), 1)) if adapters else blocks)
 
 
 def _power_of_two(n: int) -> int:
@@ -90,7 +103,7 @@ def linear_few_rows(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """As fused_linear_reference, on a GPU, without gradients: x (M, K) fp32, bf16 or fp16, M <= 16 -> (M, N).
+    """As fused_linear_reference, on a GPU, without gradients: x (M, K) fp32, bf16 or fp16, M <= 64 -> (M, N).
 
     W (N, K): of x's dtype, int8 or int4 (group a multiple of 16). norm: weight (K,) and eps of an RMSNorm
     before. activation: None, "quick_gelu" or "swiglu", for which W is [gate; up] and y (M, N / 2). residual:
@@ -108,10 +121,10 @@ def linear_few_rows(
     adapters, rank = lora.scale.shape if lora is not None else (0, 0)
     matrix, scales, bits, group = _parts(weight)
     a = a.flatten(0, 1) if a is not None else None
-    kernel: Any = linear_sixteen_rows_kernel
+    kernel: Any = linear_tensor_rows_kernel
     settings: dict[str, Any]
     if rows > ROWS and x.dtype != torch.float32 and (bits != 4 or group % 32 == 0):
-        settings = sixteen_rows_spec(outputs, bits, group, rank)
+        settings = tensor_rows_spec(rows, outputs, bits, group, rank)
     else:
         kernel = linear_four_rows_kernel
         settings = launch_spec(rows, inputs, outputs, bits, lora is not None)

@@ -10,21 +10,21 @@ from owl_fast.kernels.launch import jit, tl
 
 @jit
 def load_gain(norm_weight, k, INPUTS: tl.constexpr):
-    """The norm's weight at columns k; None without a norm."""
+    """The norm's weight at columns k; without a norm 0, for Triton 3.6 has no function that gives None."""
     if norm_weight is not None:
         return tl.load(norm_weight + k, mask=k < INPUTS, other=0.0)
     else:
-        return None
+        return 0.0
 
 
 @jit
 def load_inputs(x, gain, scale, x_stride, m, k, rows, INPUTS: tl.constexpr):
-    """x in its dtype at rows m and columns k (shapes that broadcast), RMS-normed where there is a gain.
+    """x in its dtype at rows m and columns k (shapes that broadcast), RMS-normed where there is a scale.
 
-    scale: 1 / rms of each row. Rounded twice on the way, as rms_norm does.
+    scale: 1 / rms of each row; gain: of each column. Rounded twice on the way, as rms_norm does.
     """
     values = tl.load(x + m.to(tl.int64) * x_stride + k, mask=(m < rows) & (k < INPUTS), other=0.0)
-    if gain is not None:
+    if scale is not None:
         normed = (values.to(tl.float32) * scale).to(values.dtype).to(tl.float32)
         return (normed * gain.to(tl.float32)).to(values.dtype)
     else:

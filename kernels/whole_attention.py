@@ -20,6 +20,7 @@ from owl_fast.kernels.flash import (
     load_rows,
     padded,
     query_gradient,
+    sequence,
     softmax_scale,
     store_rows,
     tile_settings,
@@ -58,12 +59,8 @@ def _whole_attention_fwd_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """A tile of queries of one head: grid (tiles, H, N). out has its heads side by side."""
-    head, place = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    if starts is not None:
-        number = place
-        place = tl.load(starts + number).to(tl.int64)
-        queries = (tl.load(starts + number + 1) - place).to(tl.int32)
-        keys = queries
+    head = tl.program_id(1).to(tl.int64)
+    place, queries, keys = sequence(tl.program_id(2).to(tl.int64), starts, queries, keys)
     block = tl.program_id(0) * BLOCK_M
     if CAUSAL:  # later tiles see more keys: they start first, so that none is left alone at the end
         block = (tl.num_programs(0) - 1) * BLOCK_M - block
@@ -134,12 +131,8 @@ def _whole_attention_query_gradient_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """dq, laid out as out, and delta for the gradient of keys; grid (tiles, H, N)."""
-    head, place = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    if starts is not None:
-        number = place
-        place = tl.load(starts + number).to(tl.int64)
-        queries = (tl.load(starts + number + 1) - place).to(tl.int32)
-        keys = queries
+    head = tl.program_id(1).to(tl.int64)
+    place, queries, keys = sequence(tl.program_id(2).to(tl.int64), starts, queries, keys)
     block = tl.program_id(0) * BLOCK_M
     if CAUSAL:
         block = (tl.num_programs(0) - 1) * BLOCK_M - block

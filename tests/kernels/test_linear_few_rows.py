@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from owl_fast.kernels.launch import recording
-from owl_fast.kernels.linear_few_rows import ROWS, linear_few_rows
+from owl_fast.kernels.linear_few_rows import MOST_ROWS, ROWS, linear_few_rows, tensor_rows_spec
 from owl_fast.kernels.lora_linear import fused_linear_reference
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, dequantize
 from tests.kernels.tensors import DTYPES, compare, random, strided
@@ -107,7 +107,17 @@ def check(
 @formats
 @pytest.mark.parametrize(
     ("rows", "outputs", "inputs"),
-    [(0, 3, 8), (1, 9, 64), (3, 5, 61), (4, 4, 527), (5, 33, 96), (16, 3, 79)],
+    [
+        (0, 3, 8),
+        (1, 9, 64),
+        (3, 5, 61),
+        (4, 4, 527),
+        (5, 33, 96),
+        (16, 3, 79),
+        (17, 5, 61),
+        (33, 3, 79),
+        (64, 7, 96),
+    ],
     ids=lambda n: str(n),
 )
 @pytest.mark.usefixtures("poisoned")
@@ -153,7 +163,7 @@ def test_the_largest_rank(device: torch.device, rows: int) -> None:
     check("dense", rows, 5, 24, torch.bfloat16, device, index=[1] * rows, rank=128)
 
 
-@pytest.mark.parametrize("rows", [ROWS, 16], ids=lambda rows: f"M{rows}")
+@pytest.mark.parametrize("rows", [ROWS, 16, 33], ids=lambda rows: f"M{rows}")
 @pytest.mark.parametrize("kind", ["dense", "int8", "int4-32"])
 def test_a_row_keeps_its_bits_whatever_stands_beside_it(device: torch.device, rows: int, kind: str) -> None:
     """Its neighbours full of NaN, with adapters full of NaN, fewer of them, or none."""
@@ -174,6 +184,40 @@ def test_a_row_keeps_its_bits_whatever_stands_beside_it(device: torch.device, ro
     assert beside_nan[1:].isnan().all()
 
 
+@pytest.mark.parametrize("kind", ["dense", "int8", "int4-32"])
+def test_a_row_keeps_its_bits_in_tiles_of_any_size(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """5..64 rows, whatever else changes with their number: how many rows of x and of W a program takes."""
+    inputs, outputs, dtype = 300, 150, torch.float16
+    weight = weight_of(kind, inputs, weight_parts(kind, outputs, inputs, dtype, device))
+    x, norm = random(64, inputs, dtype=dtype, device=device), random(inputs, dtype=dtype, device=device)
+    a, b = random(2, 3, inputs, dtype=dtype, device=device), random(2, outputs, 3, dtype=dtype, device=device)
+    index = (torch.arange(64, device=device) % 3 - 1).int()
+    scale = torch.ones(2, 3, device=device)
+
+    def run(rows: int) -> Tensor:
+        return linear_few_rows(
+            x[:rows], weight, None, StackedLora(a, b, scale, index[:rows]), norm=(norm, EPS)
+        )
+
+    whole = run(64)
+    for rows in (5, 16, 17, 32, 33):
+        assert torch.equal(run(rows), whole[:rows])
+    for programs in (6, 1):  # blocks of 64 rows of W, of 128
+        monkeypatch.setattr("owl_fast.kernels.linear_few_rows.BUSY", programs)
+        assert torch.equal(run(64), whole)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4], ids=lambda bits: f"W{bits}")
+@pytest.mark.parametrize("outputs", [4096, 22016])
+def test_the_order_of_summation_is_the_same_for_any_number_of_rows(outputs: int, bits: int) -> None:
+    """With the same instructions, too: for tiles of 64 rows some GPUs have others."""
+    specs = [tensor_rows_spec(rows, outputs, bits, 128, 8) for rows in range(5, MOST_ROWS + 1)]
+    assert len({(spec["BLOCK_K"], spec["BLOCK_A"]) for spec in specs}) == 1
+    assert {spec["BLOCK_M"] for spec in specs} == {16, 32}
+
+
 @pytest.mark.parametrize("rows", [1, 5], ids=lambda rows: f"M{rows}")
 def test_no_adapter_is_no_adapter(device: torch.device, rows: int) -> None:
     x, weight = (random(*shape, dtype=torch.bfloat16, device=device) for shape in ((rows, 40), (9, 40)))
@@ -188,7 +232,7 @@ def test_rows_split_among_programs_with_adapters(
 ) -> None:
     """More blocks than programs: each takes several."""
     monkeypatch.setattr("owl_fast.kernels.linear_few_rows.PROGRAMS", 2)
-    for rows in (3, 7):
+    for rows in (3, 7, 35):
         check("dense", rows, 70, 24, torch.float16, device, rank=4)
 
 
@@ -223,7 +267,7 @@ def test_refuses_what_does_not_fit(device: torch.device) -> None:
     index = torch.zeros(2, device=device)
     lora = StackedLora(*(random(*s, device=device) for s in ((1, 2, 32), (1, 6, 2), (1, 2))), index)
     cases: tuple[tuple[tuple[Any, ...], dict[str, Any], str], ...] = (
-        ((random(17, 32, device=device), weight), {}, "float32 (17, 32)"),
+        ((random(65, 32, device=device), weight), {}, "float32 (65, 32)"),
         ((x.double(), weight.double()), {}, "float64 (2, 32)"),
         ((x, weight.half()), {}, "float16 (6, 32)"),
         ((x, weight[:, :31]), {}, "a weight of 31 inputs"),

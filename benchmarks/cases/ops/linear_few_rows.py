@@ -1,4 +1,4 @@
-"""The linear layers of a LLaMA-7B decoding 1 or 8 sequences, with what is fused into each."""
+"""The linear layers of a LLaMA-7B decoding 1, 8, 32 or 64 sequences, with what is fused into each."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.cases.ops.case import Case, Work
 from benchmarks.timing import Run
 from owl_fast import ops
+from owl_fast.kernels.linear_many_rows import linear_many_rows
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight
 
 EPS = 1e-6
@@ -59,7 +60,13 @@ def make(layer: str, kind: str, rows: int, lora: bool, device: torch.device) -> 
         with ops.kernels(False):
             return run()
 
+    def in_large_tiles() -> Tensor:
+        normed = x if norm is None else ops.rms_norm(x, *norm)
+        return linear_many_rows(normed, weight, None, adapter, activation=activation, residual=residual)
+
     peers: dict[str, Run] = {"unfused torch": unfused}
+    if rows > 16:
+        peers["rms_norm, linear_many_rows" if norm else "linear_many_rows"] = in_large_tiles
     if isinstance(weight, Tensor):
         peers["torch linear alone"] = partial(F.linear, x, weight)
     stored = [weight] if isinstance(weight, Tensor) else [weight.q, weight.scale]
@@ -83,7 +90,7 @@ def cases() -> tuple[Case, ...]:
         )
         for layer in LAYERS
         for kind in ("bf16", "int8", "int4")
-        for rows in (1, 8)
+        for rows in (1, 8, 32, 64)
         for lora in ((False, True) if layer == "qkv" else (False,))
     )
 
