@@ -68,8 +68,8 @@ class Manifest(NamedTuple):
             yield
         if digest.hexdigest() != wanted:
             raise CheckpointError(
-                f"{self.folder / name}: its SHA-256 is not the one {MANIFEST} gives: {self._damaged(name)} is "
-                f"damaged or was changed. Copy it anew, or remove {MANIFEST} if the change is yours"
+                f"{self.folder / name}: its SHA-256 is not the one {MANIFEST} gives: {self._damaged(name)} "
+                f"is damaged or was changed. Copy it anew, or remove {MANIFEST} if the change is yours"
             )
 
     def _damaged(self, name: str) -> str:

@@ -45,8 +45,8 @@ def _versions(updates: tuple[ops.LoraUpdate, ...]) -> tuple[int, ...]:
 
 
 class PackedWeight(nn.Module):
-    """A quantized weight (N, K) in a linear slot: the buffers q and scale, as kernels/weights.py has them, or,
-    once laid out, the buffer `tiles` in their place.
+    """A quantized weight (N, K) in a linear slot: the buffers q and scale, as kernels/weights.py has them,
+    or, once laid out, the buffer `tiles` in their place.
 
     Moves between devices and keeps its dtypes, whatever the model's becomes. It does not train.
     """
