@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = "p20", "median", "p80"
-LIBRARIES = ("torch", "safetensors", "triton", "transformers", "onnxruntime")
+LIBRARIES = ("torch", "safetensors", "triton", "transformers", "llama-cpp-python", "gguf", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Row:
 
     case and shape say what ran, contender who ran it ("owl_fast", or a peer's name). limit_fraction: how much
     of what the machine gives was reached, None where no limit is named. rate: work done in the median time.
+    ours: of a peer, how many times as fast owl_fast was in the same run.
     note: what the reader has to know; of a peer that is not there, why (its numbers are None).
     """
 
@@ -42,6 +43,7 @@ class Row:
     rate: float | None = None
     rate_unit: str = ""
     note: str = ""
+    ours: float | None = None
 
 
 def row(
@@ -65,6 +67,22 @@ def absent(case: str, shape: str, contender: str, metric: str, unit: str, reason
     return Row(case, shape, contender, metric, unit, note=f"absent: {reason}")
 
 
+def beside_ours(rows: Sequence[Row]) -> list[Row]:
+    """The same rows, of peers also with the ratio of medians."""
+    ours = {
+        (r.case, r.shape, r.metric, r.unit): r.median
+        for r in rows
+        if r.contender == "owl_fast" and r.median is not None
+    }
+    found = []
+    for r in rows:
+        mine = ours.get((r.case, r.shape, r.metric, r.unit))
+        if r.contender != "owl_fast" and mine and r.median:
+            r = replace(r, ours=mine / r.median if r.unit.endswith("/s") else r.median / mine)
+        found.append(r)
+    return found
+
+
 def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
     """(p20, median, p80) by linear interpolation."""
     if len(values) == 1:
@@ -75,13 +93,25 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 def table(rows: Sequence[Row]) -> str:
     """Rows as aligned text."""
-    head = ("case", "shape", "contender", "metric", *NUMBERS, "unit", "rate", "of limit", "note")
+    head = (
+        "case",
+        "shape",
+        "contender",
+        "metric",
+        *NUMBERS,
+        "unit",
+        "rate",
+        "of limit",
+        "owl_fast is",
+        "note",
+    )
     lines: list[tuple[str, ...]] = [head]
     for r in rows:
         numbers = (_number(getattr(r, name)) for name in NUMBERS)
         rate = "" if r.rate is None else f"{_number(r.rate)} {r.rate_unit}"
         fraction = "" if r.limit_fraction is None else f"{r.limit_fraction:.1%}"
-        lines.append((r.case, r.shape, r.contender, r.metric, *numbers, r.unit, rate, fraction, r.note))
+        ours = "" if r.ours is None else f"{r.ours:.2f} x"
+        lines.append((r.case, r.shape, r.contender, r.metric, *numbers, r.unit, rate, fraction, ours, r.note))
     used = [i for i in range(len(head)) if any(line[i] for line in lines[1:])]
     widths = {i: max(len(line[i]) for line in lines) for i in used}
     return "\n".join("  ".join(line[i].ljust(widths[i]) for i in used).rstrip() for line in lines)

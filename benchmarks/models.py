@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
 
 from benchmarks.harness import ROOT
 from owl_fast.checkpoints.load import empty_model
-from owl_fast.config import OwlConfig
+from owl_fast.config import OwlConfig, Quantization
 from owl_fast.engine.engine import Engine
 from owl_fast.engine.placement import pick_dtype
 from owl_fast.images import ImageProcessor
+from owl_fast.kernels.weights import Int4Weight, Int8Weight
 from owl_fast.models.batch import PackedBatch
-from owl_fast.models.layers import init_weights
+from owl_fast.models.layers import Linear, RMSNorm, init_weights
 from owl_fast.models.owl import Owl
 from owl_fast.prompts import IMAGE_ID, encode, raw_pieces
 from owl_fast.tokenizer import Tokenizer
@@ -49,13 +51,66 @@ def config_of(name: str) -> OwlConfig:
     )
 
 
+def quantization_of(quant: str) -> Quantization | None:
+    """What --quant asks for."""
+    return None if quant == "none" else Quantization(quant)
+
+
 @functools.cache
-def random_model(name: str, device: torch.device, positions: int = 4096) -> Owl:
+def random_model(
+    name: str, device: torch.device, positions: int = 4096, quantization: Quantization | None = None
+) -> Owl:
     """Seeded weights made on the device, in the dtype an engine takes there; one model for all cases."""
     config = config_of(name).with_context(positions)
-    model = empty_model(config).to(pick_dtype("auto", device, config)).to_empty(device=device)
+    return made(config, pick_dtype("auto", device, config), device, quantization)
+
+
+def part_of(
+    name: str, device: torch.device, *, layers: int, pictures: bool, vision: str | None = None
+) -> Owl:
+    """Some layers of the language model, pictures or not, in the dtype of the whole. vision: "int8"."""
+    config = config_of(name).with_context(4096)
+    fewer = replace(config, llama=replace(config.llama, num_hidden_layers=layers))
+    if not pictures:
+        fewer = replace(
+            fewer,
+            vision=replace(config.vision, num_hidden_layers=1),
+            abstractor=replace(config.abstractor, num_hidden_layers=1),
+        )
+    quantization = None if vision is None else Quantization(None, vision)
+    return made(fewer, pick_dtype("auto", device, config), device, quantization)
+
+
+def made(
+    config: OwlConfig, dtype: torch.dtype, device: torch.device, quantization: Quantization | None = None
+) -> Owl:
+    """Random weights, those that are quantized made so: quantizing a large model takes minutes."""
+    model = empty_model(replace(config, quantization=quantization)).to(dtype).to_empty(device=device)
     init_weights(model, seed=0)
+    if quantization is not None:
+        torch.manual_seed(0)
+        for linear, scheme in model.quantized_slots(quantization):
+            linear.put(random_weight(linear.weight.shape, scheme, quantization.group, device))
     return model.requires_grad_(False).eval()
+
+
+def random_weight(
+    shape: Sequence[int], scheme: str, group: int, device: torch.device
+) -> Int8Weight | Int4Weight:
+    """A weight (N, K) that deviates by about 0.02, as those of init_weights do."""
+    outputs, inputs = shape
+    if scheme == "int8":
+        q = _random_bytes(outputs * inputs, device).view(torch.int8).view(outputs, inputs)
+        return Int8Weight(q, torch.rand(outputs, device=device) * (0.04 / 74))
+    scale = torch.rand(outputs, -(-inputs // group), device=device) * (0.04 / 4.6)
+    q = _random_bytes(outputs * -(-inputs // 2), device).view(outputs, -1)
+    return Int4Weight(q, scale.half(), inputs, group)
+
+
+def _random_bytes(count: int, device: torch.device) -> Tensor:
+    """(count,) uint8; eight are drawn at a time, which is as many times as fast."""
+    whole = torch.empty(-(-count // 8), dtype=torch.int64, device=device)
+    return whole.random_(-(2**63), None).view(torch.uint8)[:count]
 
 
 def engine(model: Owl, max_context: int, max_batch: int = 1) -> Engine:
@@ -79,7 +134,9 @@ def prompt_of(tokens: int, engine: Engine, picture: bool = False) -> str:
 
 
 def title(name: str, model: Owl) -> str:
-    return f"{name} {str(model.dtype).removeprefix('torch.')}"
+    quantization = model.config.quantization
+    held = "" if quantization is None else f" {quantization}"
+    return f"{name} {str(model.dtype).removeprefix('torch.')}{held}"
 
 
 def pixels_of(model: Owl) -> Tensor:
@@ -98,10 +155,15 @@ def picture_prompt(model: Owl, text_tokens: int) -> Callable[[], PackedBatch]:
 
 @dataclass(frozen=True)
 class Effort:
-    """What has to be done at least: bytes read, and multiplications and additions."""
+    """What has to be done at least: bytes read, and multiplications and additions, int8 ones where a CPU
+    may round to them."""
 
     nbytes: float
     flops: float
+    int8: bool = False
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(self.nbytes + other.nbytes, self.flops + other.flops, self.int8 or other.int8)
 
 
 def picture_effort(model: Owl) -> Effort:
@@ -122,11 +184,26 @@ def picture_effort(model: Owl) -> Effort:
 def language_effort(model: Owl, rows: int, answers: int = 1, cached: int = 0) -> Effort:
     """`rows` new rows of `answers` sequences of equal length, each behind `cached` rows of its own."""
     llama, body = model.config.llama, model.language_model.model
-    linear = sum(p.numel() for p in body.layers.parameters() if p.dim() == 2)
+    linear = sum(prod(m.weight.shape) for m in body.layers.modules() if isinstance(m, Linear))
     each = rows // answers
     pairs = answers * (each * cached + each * (each + 1) // 2)  # of a row and a key it sees
     attention = 2 * llama.num_hidden_layers * llama.hidden_size * pairs
     head = answers * llama.vocab_size * llama.hidden_size
     kept = 2 * llama.num_hidden_layers * llama.num_key_value_heads * llama.head_dim * model.dtype.itemsize
-    weights = sum(p.nbytes for p in model.language_model.parameters()) - body.embed_tokens.weight.nbytes
-    return Effort(weights + answers * cached * kept, 2 * (rows * linear + attention + head))
+    weights = sum(_stored(m, model) for m in model.language_model.modules() if isinstance(m, Linear))
+    norms = sum(m.weight.nbytes for m in body.modules() if isinstance(m, RMSNorm))
+    int8 = model.config.quantization is not None and model.config.quantization.scheme is not None
+    flops = 2 * (rows * linear + attention + head)
+    return Effort(weights + norms + answers * cached * kept, flops, int8)
+
+
+def _stored(linear: Linear, model: Owl) -> int:
+    """Bytes of a linear layer of the language model, however an operation wants them arranged."""
+    outputs, inputs = linear.weight.shape
+    quantization = model.config.quantization
+    scheme = None if quantization is None else quantization.scheme
+    if quantization is None or scheme is None:
+        return outputs * inputs * model.dtype.itemsize
+    if scheme == "int8":
+        return outputs * (inputs + 4)
+    return outputs * (-(-inputs // 2) + 2 * -(-inputs // quantization.group))

@@ -7,7 +7,8 @@ import importlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when it is not installed
@@ -23,15 +24,23 @@ CASES = {
     "decode": "decode",
     "prefill": "prefill",
     "vision": "vision",
+    "contention": "contention",
     "load": "load",
     "quantization": "quantization",
 }
-UNTIMED = ("kernel-resources", "load", "quantization")  # nothing in them is held against the device's rates
+UNTIMED = (
+    "contention",
+    "kernel-resources",
+    "load",
+    "quantization",
+)  # nothing in them is held against the device's rates
 EXAMPLES = """examples:
   python benchmarks/run.py load --model tiny                  seconds; runs anywhere
   python benchmarks/run.py load --work-dir /data              a 7B folder: 15 GB of disk and of memory
   python benchmarks/run.py ops decode prefill vision load --device cuda --json benchmarks/results/NAME.json
   python benchmarks/run.py ops decode prefill vision --device cpu --model tiny
+  python benchmarks/run.py decode prefill vision ops contention --device cpu --quant int4 --gguf /data/gguf
+                                                              beside llama.cpp; 20 GB of memory, 8 of disk
   python benchmarks/run.py load --quant int4                  quantized while loading
   python benchmarks/run.py quantization                       accuracy of int8 and int4; half an hour or less
   python benchmarks/run.py kernel-resources                   GPU kernels compiled for six kinds of GPU
@@ -44,11 +53,13 @@ def main(argv: list[str] | None = None) -> int:
     if not args.work_dir.is_dir():
         _parser().error(f"--work-dir {args.work_dir}: no such folder")
     try:
-        rows = [found for case in args.cases for found in _case(case)(args)]
+        with _gguf_folder(args):
+            rows = [found for case in args.cases for found in _case(case)(args)]
         if set(args.cases) - set(UNTIMED):
             rows = timing.machine(pick_device(args.device)).rows() + rows
     except OwlError as error:
         harness.fail(str(error))
+    rows = harness.beside_ours(rows)
     if args.json is not None:
         args.json.write_text(json.dumps(harness.report(rows), indent=2) + "\n", encoding="utf-8")
     if rows:
@@ -89,13 +100,33 @@ def _parser() -> argparse.ArgumentParser:
         help="where model folders are made (default: %(default)s)",
     )
     parser.add_argument(
-        "--quant", choices=("none", "int8", "int4"), default="none", help="load: how the weights are held"
+        "--quant",
+        choices=("none", "int8", "int4"),
+        default="none",
+        help="decode, prefill, contention, load: how the weights are held",
+    )
+    parser.add_argument(
+        "--gguf",
+        type=Path,
+        metavar="DIR",
+        help="where llama.cpp's files are, or are written and left (default: made in --work-dir and removed)",
     )
     parser.add_argument("--keep", action="store_true", help="leave the folders that were made")
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help="also write the rows with device and versions"
     )
     return parser
+
+
+@contextmanager
+def _gguf_folder(args: argparse.Namespace) -> Iterator[None]:
+    """args.gguf is a folder within the block; one that nobody asked for is gone after it."""
+    if args.gguf is not None:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="owl-gguf-", dir=args.work_dir) as folder:
+        args.gguf = Path(folder)
+        yield
 
 
 def _case(name: str) -> Callable[[argparse.Namespace], list[harness.Row]]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from benchmarks import bandwidth
 from benchmarks.harness import Row, absent, quantiles, row
 
 Run = Callable[[], Any]
@@ -123,30 +124,46 @@ class Effort(Protocol):
     @property
     def flops(self) -> float: ...
 
+    @property
+    def int8(self) -> bool:
+        """Whether a CPU may multiply int8 numbers."""
+        ...
+
 
 @dataclass(frozen=True)
 class Machine:
     """What was measured of the machine in this run. copy: bytes/s, read and written; matmul: operations/s of
-    the best dtype; nothing: seconds of an empty measurement."""
+    the best floating-point dtype; nothing: seconds of an empty measurement. Of a CPU also read: bytes/s, in
+    several streams; int8: operations/s."""
 
     copy: Sequence[float]
     matmul: Sequence[float]
     nothing: Sequence[float]
+    read: Sequence[float] = ()
+    int8: Sequence[float] = ()
+    read_note: str = ""
 
     def floor(self, work: Effort) -> float:
         """Seconds that it takes at least."""
-        return max(self._moving(work), work.flops / statistics.median(self.matmul))
+        matmul = self.int8 if work.int8 and self.int8 else self.matmul
+        return max(self._moving(work), work.flops / statistics.median(matmul))
 
     def _moving(self, work: Effort) -> float:
-        return work.nbytes / statistics.median(self.copy)
+        return work.nbytes / max(statistics.median(rates) for rates in (self.copy, self.read) if rates)
 
     def rows(self) -> list[Row]:
         where = "machine", "", "torch"
-        return [
+        rows = [
             row(*where, "copy", "GB/s", [value / 1e9 for value in self.copy]),
             row(*where, "matmul", "TFLOP/s", [value / 1e12 for value in self.matmul]),
             row(*where, "nothing", "us", [value * 1e6 for value in self.nothing]),
         ]
+        if self.read:
+            read = [value / 1e9 for value in self.read]
+            rows.append(row("machine", "", "C++", "read", "GB/s", read, note=self.read_note))
+        if self.int8:
+            rows.append(row(*where, "int8 matmul", "TOP/s", [value / 1e12 for value in self.int8]))
+        return rows
 
     def timed(
         self, where: tuple[str, str, str, str], seconds: Sequence[float], work: Effort, note: str
@@ -211,10 +228,18 @@ def machine(device: torch.device) -> Machine:
     for dtype in (torch.bfloat16, torch.float32):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         timers[str(dtype)], _ = kernel_timer(functools.partial(torch.mm, a, b), device)
+    read_bytes, read_note = 0, ""
+    if not gpu:
+        a8, b8 = (torch.randint(-127, 128, (side, side), dtype=torch.int8) for _ in range(2))
+        timers["int8"], _ = kernel_timer(functools.partial(torch._int_mm, a8, b8), device)
+        timers["read"], read_bytes, read_note = bandwidth.reader()
     taken = alternate(timers, 0.3)
     products = min(taken["torch.bfloat16"], taken["torch.float32"], key=statistics.median)
     return Machine(
         copy=[2 * source.nbytes / seconds for seconds in taken["copy"]],
         matmul=[2 * side**3 / seconds for seconds in products],
         nothing=taken["nothing"],
+        read=[read_bytes / seconds for seconds in taken.get("read", ())],
+        int8=[2 * side**3 / seconds for seconds in taken.get("int8", ())],
+        read_note=read_note,
     )

@@ -1,98 +1,123 @@
 """decode: tokens/s of running answers, all rows of a batch together, behind prompts of equal length.
 
-The limit is the copy bandwidth of the same run over the bytes each step must read: the weights once, and the
-keys and values of every row.
+The limit is the bandwidth of the same run over the bytes each step must read: the weights once, and the keys
+and values of every row. On a CPU contenders take turns, step by step; on a GPU each has the memory to itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from functools import partial
 
 from tqdm import tqdm
 
 from benchmarks.harness import Row, absent, row
-from benchmarks.models import engine, language_effort, prompt_of, random_model, title
-from benchmarks.peers import compiled, plain, transformers_llama
-from benchmarks.timing import attempt, machine, release, wall
+from benchmarks.models import engine, language_effort, prompt_of, quantization_of, random_model, title
+from benchmarks.peers import compiled, few_layers, llama_cpp, plain, transformers_llama
+from benchmarks.steps import Start, Steps, alone, in_turns
+from benchmarks.timing import machine, release, wall
 from owl_fast.engine.placement import pick_device
 from owl_fast.models.owl import Owl
+from owl_fast.ops import dequantizes
 
 POINTS = {
     "7b-random": [(answers, context) for answers in (1, 8, 64) for context in (512, 2048)],
     "nano": [(1, 128), (8, 128)],
     "tiny": [(1, 64), (4, 64)],
 }
+CPU_POINTS = POINTS | {"7b-random": [(1, 4), (1, 512)]}  # no shorter prompt than 4: depth 0 of others
 WARM, STEPS = 8, 32
 
 
 def run(args: argparse.Namespace) -> list[Row]:
-    model = random_model(args.model, pick_device(args.device))
-    points = tqdm(POINTS[args.model], desc="decode", leave=False, disable=None)
+    device = pick_device(args.device)
+    model = random_model(args.model, device, quantization=quantization_of(args.quant))
+    points = (CPU_POINTS if device.type == "cpu" else POINTS)[args.model]
     rows = []
-    for index, (answers, context) in enumerate(points):
+    for index, (answers, context) in enumerate(tqdm(points, desc="decode", leave=False, disable=None)):
         left_out = "takes a minute to compile: left to the first point" if index else ""
         left_out = "left out by --no-compile" if args.no_compile else left_out
-        rows += measure(model, args.model, answers, context, left_out)
+        rows += measure(model, args, answers, context, left_out)
     return rows
 
 
-def measure(model: Owl, name: str, answers: int, context: int, left_out: str) -> list[Row]:
-    """One row per contender. Each has the memory to itself: with two caches the larger points do not fit.
-
-    left_out: why those that compile take no part, if they do not.
-    """
-    where = "decode", f"{title(name, model)} B{answers}-C{context}"
-    effort = language_effort(model, answers, answers, cached=context)
+def measure(model: Owl, args: argparse.Namespace, answers: int, context: int, left_out: str) -> list[Row]:
+    """One row per contender. left_out: why those that compile take no part, if they do not."""
+    where = "decode", f"{title(args.model, model)} B{answers}-C{context}"
     release(model.device)
-    limit = answers / machine(model.device).floor(effort)
-    rows = [_rated(where, "owl_fast", ours(model, answers, context), answers, limit)]
-    theirs = partial(transformers_llama.decode, model, answers, context, STEPS)
-    peers: dict[str, Callable[[], list[float]]] = {
-        plain.NAME: plain.plain(lambda: ours(model, answers, context)),
-        transformers_llama.EAGER: partial(theirs, static=False),
-        transformers_llama.STATIC: partial(theirs, static=True),
-        compiled.NAME: lambda: compiled_references(model, answers, context),
-    }
-    for peer, seconds in peers.items():
-        if "compile" in peer and left_out:
-            found: list[float] | str = left_out
-        else:
-            release(model.device)
-            found = attempt(seconds)
+    limit = answers / machine(model.device).floor(language_effort(model, answers, answers, cached=context))
+    starts: dict[str, Start] = {"owl_fast": partial(ours, model, answers, context, STEPS)}
+    if model.config.quantization is None:
+        starts |= dense_peers(model, answers, context, left_out)
+    elif dequantizes(model.device):
+        starts |= quantized_peers(model, args, answers, context)
+    else:
+        starts[plain.NAME] = partial(plain_steps, model, answers, context)
+    taken = in_turns(starts) if model.device.type == "cpu" else alone(starts, model.device)
+    rows = []
+    for name, found in taken.items():
         if isinstance(found, str):
-            rows.append(absent(*where, peer, "throughput", "tok/s", found))
+            rows.append(absent(*where, name, "throughput", "tok/s", found))
         else:
-            rows.append(_rated(where, peer, found, answers, limit))
-    return rows
+            rates = [answers / seconds for seconds in found]
+            rows.append(row(*where, name, "throughput", "tok/s", rates, limit))
+    return llama_cpp.with_the_better(rows)
 
 
-def ours(model: Owl, answers: int, context: int) -> list[float]:
+def dense_peers(model: Owl, answers: int, context: int, left_out: str) -> dict[str, Start]:
+    theirs = partial(transformers_llama.decode, model, answers, context, STEPS)
+    return {
+        plain.NAME: partial(plain_steps, model, answers, context),
+        transformers_llama.EAGER: partial(theirs, static=False),
+        transformers_llama.STATIC: left_out or partial(theirs, static=True),
+        compiled.NAME: left_out or partial(compiled_references, model, answers, context),
+    }
+
+
+def quantized_peers(model: Owl, args: argparse.Namespace, answers: int, context: int) -> dict[str, Start]:
+    """Those of a CPU, where plain torch would write every weight out dense in every step."""
+    starts: dict[str, Start] = {
+        llama_cpp.name(scheme, flash): partial(
+            llama_cpp.decode, args.gguf, model.config.llama, scheme, flash, context, STEPS
+        )
+        if answers == 1
+        else "one sequence at a time here"
+        for scheme in llama_cpp.SCHEMES[args.quant]
+        for flash in llama_cpp.FLASH
+    }
+    few = few_layers.name(model.config.llama)
+    return starts | {few: partial(few_layers.decode, args.model, model.device, answers, context, STEPS)}
+
+
+def ours(model: Owl, answers: int, context: int, steps: int) -> Steps:
     """Seconds of each step of an engine, once all answers have begun."""
-    tokens = WARM + STEPS + 2
+    tokens = WARM + steps + 2
     asked = engine(model, max_context=context + tokens, max_batch=answers)
     prompt = prompt_of(context, asked)
     streams = [
         asked.stream(prompt, max_tokens=tokens, temperature=0.0, ignore_eos=True) for _ in range(answers)
     ]
-    for stream in streams:
-        next(stream)
-    seconds = []
-    for _ in range(WARM + STEPS):
-        start = time.perf_counter()
-        next(streams[-1])  # whose token comes with everybody's
-        seconds.append(time.perf_counter() - start)
-    for stream in streams:
-        stream.close()
-    return seconds[WARM:]
+    try:
+        for stream in streams:
+            next(stream)
+        for step in range(WARM + steps):
+            start = time.perf_counter()
+            next(streams[-1])  # whose token comes with everybody's
+            if step >= WARM:
+                yield time.perf_counter() - start
+    finally:
+        for stream in streams:
+            stream.close()
 
 
-def compiled_references(model: Owl, answers: int, context: int) -> list[float]:
+def plain_steps(model: Owl, answers: int, context: int) -> Steps:
+    return plain.steps(ours(model, answers, context, STEPS))
+
+
+def compiled_references(model: Owl, answers: int, context: int) -> Steps:
     step = compiled.decode_step(model, answers, context)
-    return [wall(step, model.device) for _ in range(WARM + STEPS)][WARM:]
-
-
-def _rated(where: tuple[str, str], contender: str, seconds: list[float], answers: int, limit: float) -> Row:
-    return row(*where, contender, "throughput", "tok/s", [answers / value for value in seconds], limit)
+    for _ in range(WARM):
+        step()
+    for _ in range(STEPS):
+        yield wall(step, model.device)

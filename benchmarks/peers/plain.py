@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.steps import Steps
 from benchmarks.timing import Run
 from owl_fast import ops
 
@@ -14,3 +15,14 @@ def plain(run: Run) -> Run:
             return run()
 
     return references
+
+
+def steps(seconds: Steps) -> Steps:
+    """Each step with the references; what comes in between is not."""
+
+    def step() -> float | None:
+        with ops.kernels(False):
+            return next(seconds, None)
+
+    while (value := step()) is not None:
+        yield value

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.steps import Steps
 from benchmarks.timing import Run, synchronize
 from owl_fast import ops
 from owl_fast.checkpoints.names import views
@@ -17,6 +18,7 @@ from owl_fast.models.owl import Owl
 
 EAGER = "transformers eager"
 STATIC = "transformers static cache + compile"
+WARM = 4
 
 
 def llama(model: Owl) -> Any:
@@ -47,28 +49,26 @@ def llama(model: Owl) -> Any:
 
 
 @torch.no_grad()
-def decode(model: Owl, answers: int, context: int, steps: int, static: bool) -> list[float]:
+def decode(model: Owl, answers: int, context: int, steps: int, static: bool) -> Steps:
     """Seconds of each greedy step behind prompts of `context` tokens, after a few steps to warm up."""
     from transformers import DynamicCache, StaticCache
 
     theirs = llama(model)
-    warm = 4
     cache = (
-        StaticCache(config=theirs.config, max_cache_len=context + warm + steps)
+        StaticCache(config=theirs.config, max_cache_len=context + WARM + steps)
         if static
         else DynamicCache(config=theirs.config)
     )
     ids = torch.full((answers, context), 5, device=model.device)
     token = _next(theirs, ids, cache)
     forward = torch.compile(theirs.forward, mode="reduce-overhead", fullgraph=True) if static else theirs
-    seconds = []
-    for _ in range(warm + steps):
+    for step in range(WARM + steps):
         synchronize(model.device)
         start = time.perf_counter()
         token = _next(forward, token, cache)
         token.tolist()  # whoever streams an answer has to see its tokens
-        seconds.append(time.perf_counter() - start)
-    return seconds[warm:]
+        if step >= WARM:
+            yield time.perf_counter() - start
 
 
 def first_token(model: Owl, prompt: Callable[[], PackedBatch]) -> Run:

@@ -14,13 +14,15 @@ from benchmarks.timing import Run
 class Work:
     """run: the operation through owl_fast.ops. peers: the same by other means, on the same inputs.
 
-    nbytes: what has to be read and written at least. flops: multiplications and additions.
+    nbytes: what has to be read and written at least. flops: multiplications and additions, int8 ones where
+    a CPU may round to them.
     """
 
     run: Run
     nbytes: int
     flops: int = 0
     peers: Mapping[str, Run] = field(default_factory=dict)
+    int8: bool = False
 
 
 @dataclass(frozen=True)

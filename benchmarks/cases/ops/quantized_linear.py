@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases.ops.case import Case, Work
+from benchmarks.models import random_weight
 from benchmarks.timing import Run
 from owl_fast import ops
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, dequantize
@@ -21,14 +22,6 @@ from owl_fast.kernels.weights import Int4Weight, Int8Weight, dequantize
 GROUP = 128
 COPIES_BYTES = 200 << 20  # of all copies together; caches are smaller
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008), (32000, 4096))
-
-
-def make_weight(outputs: int, inputs: int, kind: str) -> Int8Weight | Int4Weight:
-    if kind == "int8":
-        q = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
-        return Int8Weight(q, torch.rand(outputs) * 1e-3)
-    values = torch.randint(0, 256, (outputs, inputs // 2), dtype=torch.uint8)
-    return Int4Weight(values, (torch.rand(outputs, inputs // GROUP) * 0.01).half(), inputs, GROUP)
 
 
 def torchs_own(weight: Int8Weight | Int4Weight) -> tuple[str, Callable[[Tensor], Callable[[Tensor], Tensor]]]:
@@ -53,7 +46,7 @@ def in_turns(make: Callable[[], Callable[[Tensor], object]], copies: int, x: Ten
 
 
 def make(outputs: int, inputs: int, kind: str, rows: int, device: torch.device) -> Work:
-    weight = make_weight(outputs, inputs, kind)
+    weight = random_weight((outputs, inputs), kind, GROUP, device)
     x = torch.randn(rows, inputs, dtype=torch.bfloat16, device=device)
     stored = weight.q.nbytes + weight.scale.nbytes
     copies = 1 + COPIES_BYTES // stored
@@ -68,6 +61,7 @@ def make(outputs: int, inputs: int, kind: str, rows: int, device: torch.device) 
         run=in_turns(ours, copies, x),
         nbytes=stored + x.nbytes + rows * outputs * x.element_size(),
         flops=2 * rows * outputs * inputs,
+        int8=True,
         peers={
             name: in_turns(lambda: torchs(packed.clone()), copies, x),
             "torch bf16 linear": in_turns(

@@ -1,0 +1,126 @@
+"""A GGUF file of LLaMA's shapes for llama.cpp, with random blocks of a quantization.
+
+Nothing is quantized: the blocks are written as they are, with scales that give weights a deviation of 0.02.
+"""
+
+from __future__ import annotations
+
+import shutil
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from owl_fast.config import LlamaConfig
+
+DEVIATION = 0.02
+# Of each scheme: weights in a block, its fields in order, and values of the fields that are not random. Those
+# that are make q - 8, q, and q a - 7.5 b with six-bit a and b, which deviate by 4.6, 74 and 260.
+BLOCKS: dict[str, tuple[int, list[tuple[str, str, int]], dict[str, float]]] = {
+    "Q4_0": (32, [("d", "<f2", 1), ("q", "u1", 16)], {"d": DEVIATION / 4.6}),
+    "Q8_0": (32, [("d", "<f2", 1), ("q", "i1", 32)], {"d": DEVIATION / 74}),
+    "Q4_K": (
+        256,
+        [("d", "<f2", 1), ("dmin", "<f2", 1), ("scales", "u1", 12), ("q", "u1", 128)],
+        {"d": DEVIATION / 260, "dmin": 7.5 * DEVIATION / 260},
+    ),
+}
+
+
+def gguf_file(folder: Path, config: LlamaConfig, scheme: str) -> Path:
+    """The file of these shapes in the folder, written if it is not there. OSError when there is no room."""
+    llama = config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.vocab_size
+    path = folder / f"random-llama-{'-'.join(map(str, llama))}-{scheme}.gguf"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        size = sum(_bytes(shape, scheme) for shape in tensors(config).values())
+        if (free := shutil.disk_usage(folder).free) < size + (1 << 30):
+            raise OSError(f"{folder} has {free / 1e9:.1f} GB free; {path.name} takes {size / 1e9:.1f} GB")
+        unfinished = path.with_suffix(".unfinished")
+        _write(unfinished, config, scheme)
+        unfinished.rename(path)
+    return path
+
+
+def tensors(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes, outputs first."""
+    width, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
+    kv = config.num_key_value_heads * head
+    layer = {
+        "attn_norm": (width,),
+        "attn_q": (width, width),
+        "attn_k": (kv, width),
+        "attn_v": (kv, width),
+        "attn_output": (width, width),
+        "ffn_norm": (width,),
+        "ffn_gate": (inner, width),
+        "ffn_up": (inner, width),
+        "ffn_down": (width, inner),
+    }
+    found: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.vocab_size, width)}
+    for index in range(config.num_hidden_layers):
+        found |= {f"blk.{index}.{name}.weight": shape for name, shape in layer.items()}
+    return found | {"output_norm.weight": (width,), "output.weight": (config.vocab_size, width)}
+
+
+def _write(path: Path, config: LlamaConfig, scheme: str) -> None:
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[scheme]
+    writer = gguf.GGUFWriter(path, "llama")
+    _describe(writer, config)
+    shapes = tensors(config)
+    for name, shape in shapes.items():
+        size = _bytes(shape, scheme)
+        if len(shape) == 1:
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), size)
+        else:
+            rows = (shape[0], size // shape[0])
+            writer.add_tensor_info(name, rows, np.dtype(np.uint8), size, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    generator = np.random.default_rng(0)
+    for shape in tqdm(shapes.values(), desc=path.stem, leave=False, disable=None):
+        norm = len(shape) == 1
+        writer.write_tensor_data(
+            np.ones(shape, np.float32) if norm else _blocks(generator, _bytes(shape, scheme), scheme)
+        )
+    writer.close()
+
+
+def _describe(writer: Any, config: LlamaConfig) -> None:
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+
+
+def _bytes(shape: tuple[int, ...], scheme: str) -> int:
+    """Of a tensor: norms stay in float32."""
+    if len(shape) == 1:
+        return 4 * shape[0]
+    weights, *_ = BLOCKS[scheme]
+    assert shape[1] % weights == 0
+    return prod(shape) // weights * _block(scheme).itemsize
+
+
+def _block(scheme: str) -> np.dtype[Any]:
+    return np.dtype([(name, kind, (count,)) for name, kind, count in BLOCKS[scheme][1]])
+
+
+def _blocks(generator: np.random.Generator, size: int, scheme: str) -> NDArray[np.uint8]:
+    random = np.frombuffer(bytearray(generator.bytes(size)), dtype=np.uint8)
+    fields = random.view(_block(scheme))
+    for name, value in BLOCKS[scheme][2].items():
+        fields[name] = value
+    return random
