@@ -19,7 +19,8 @@ from benchmarks.harness import ROOT
 from owl_fast.machine import cpu_count
 
 SOURCE = ROOT / "benchmarks/native/read.cpp"
-LINES = 1 << 22  # of 64 bytes, read by each thread: more than caches hold
+NBYTES = 1 << 29  # more than caches hold
+LINE = 64
 STREAMS = 8  # kStreams of the source
 
 
@@ -47,12 +48,12 @@ def _compiled() -> Callable[[int, int], int]:
 
 def _with_streams(memory: Tensor, read: Callable[[int, int], int]) -> float:
     threads = cpu_count()
-    share = memory.numel() // threads
-    starts = [memory.data_ptr() + share * thread for thread in range(threads)]
+    lines = memory.nbytes // (threads * STREAMS * LINE)  # of each stream; a few at the end are left
+    starts = [memory.data_ptr() + thread * STREAMS * lines * LINE for thread in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(read, starts, [0] * threads))  # starts the threads
         begin = time.perf_counter()
-        list(pool.map(read, starts, [LINES // STREAMS] * threads))
+        list(pool.map(read, starts, [lines] * threads))
         return time.perf_counter() - begin
 
 
@@ -64,7 +65,6 @@ def _with_torch(memory: Tensor) -> float:
 
 def _memory() -> Tensor:
     """Numbers of its own in every page: untouched pages would all be the same one."""
-    lines = LINES * cpu_count()
-    memory = torch.empty(64 * lines + 64, dtype=torch.uint8).random_()
-    first = -memory.data_ptr() % 64
-    return memory[first : first + 64 * lines]
+    memory = torch.empty((NBYTES + LINE) // 8, dtype=torch.int64).random_().view(torch.uint8)
+    first = -memory.data_ptr() % LINE
+    return memory[first : first + NBYTES]

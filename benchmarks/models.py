@@ -21,6 +21,7 @@ from owl_fast.models.batch import PackedBatch
 from owl_fast.models.layers import Linear, RMSNorm, init_weights
 from owl_fast.models.owl import Owl
 from owl_fast.prompts import IMAGE_ID, encode, raw_pieces
+from owl_fast.quantization.whole import lay_out_
 from owl_fast.tokenizer import Tokenizer
 
 NANO = ROOT / "owl_fast/assets/owl-nano"
@@ -91,6 +92,7 @@ def made(
         torch.manual_seed(0)
         for linear, scheme in model.quantized_slots(quantization):
             linear.put(random_weight(linear.weight.shape, scheme, quantization.group, device))
+        lay_out_(model)
     return model.requires_grad_(False).eval()
 
 
@@ -101,8 +103,8 @@ def random_weight(
     outputs, inputs = shape
     if scheme == "int8":
         q = _random_bytes(outputs * inputs, device).view(torch.int8).view(outputs, inputs)
-        return Int8Weight(q, torch.rand(outputs, device=device) * (0.04 / 74))
-    scale = torch.rand(outputs, -(-inputs // group), device=device) * (0.04 / 4.6)
+        return Int8Weight(q, (0.75 + torch.rand(outputs, device=device) / 2) * (0.02 / 74))
+    scale = (0.75 + torch.rand(outputs, -(-inputs // group), device=device) / 2) * (0.02 / 4.6)
     q = _random_bytes(outputs * -(-inputs // 2), device).view(outputs, -1)
     return Int4Weight(q, scale.half(), inputs, group)
 

@@ -19,7 +19,6 @@ from benchmarks.steps import Start, Steps, alone, in_turns
 from benchmarks.timing import machine, release, wall
 from owl_fast.engine.placement import pick_device
 from owl_fast.models.owl import Owl
-from owl_fast.ops import dequantizes
 
 POINTS = {
     "7b-random": [(answers, context) for answers in (1, 8, 64) for context in (512, 2048)],
@@ -50,7 +49,7 @@ def measure(model: Owl, args: argparse.Namespace, answers: int, context: int, le
     starts: dict[str, Start] = {"owl_fast": partial(ours, model, answers, context, STEPS)}
     if model.config.quantization is None:
         starts |= dense_peers(model, answers, context, left_out)
-    elif dequantizes(model.device):
+    elif model.device.type == "cpu":
         starts |= quantized_peers(model, args, answers, context)
     else:
         starts[plain.NAME] = partial(plain_steps, model, answers, context)
@@ -76,7 +75,7 @@ def dense_peers(model: Owl, answers: int, context: int, left_out: str) -> dict[s
 
 
 def quantized_peers(model: Owl, args: argparse.Namespace, answers: int, context: int) -> dict[str, Start]:
-    """Those of a CPU, where plain torch would write every weight out dense in every step."""
+    """Those of a CPU. Plain torch would write every weight out dense in every step."""
     starts: dict[str, Start] = {
         llama_cpp.name(scheme, flash): partial(
             llama_cpp.decode, args.gguf, model.config.llama, scheme, flash, context, STEPS

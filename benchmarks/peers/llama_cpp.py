@@ -124,8 +124,4 @@ def _silence() -> Any:
     """Kept for as long as the process: llama.cpp calls it."""
     import llama_cpp
 
-    @llama_cpp.llama_log_callback
-    def nothing(level: int, text: bytes, data: object) -> None:
-        pass
-
-    return nothing
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,19 @@ import pytest
 import torch
 
 from benchmarks import models, run
-from benchmarks.cases import decode, operations, prefill, vision
+from benchmarks.cases import contention, decode, operations, prefill, vision
 from benchmarks.cases.ops import quantized_linear
 from benchmarks.cases.ops.case import Case
-from benchmarks.peers import compiled, onnx_runtime, plain, transformers_llama
-from owl_fast.config import OwlConfig
+from benchmarks.peers import compiled, llama_cpp, onnx_runtime, plain, transformers_llama
+from owl_fast.config import OwlConfig, Quantization
 from owl_fast.kernels.weights import dequantize
+from owl_fast.models.batch import PackedBatch
 from owl_fast.models.owl import Owl
 
 CPU = torch.device("cpu")
 PEERS = {
     "decode": {plain.NAME, transformers_llama.EAGER, transformers_llama.STATIC, compiled.NAME},
-    "vision": {plain.NAME, compiled.NAME, onnx_runtime.NAME},
+    "vision": {"owl_fast, vision tower int8", plain.NAME, compiled.NAME, onnx_runtime.NAME},
     "prefill": {plain.NAME, transformers_llama.EAGER, compiled.NAME},
 }
 
@@ -33,7 +35,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for case in (operations, prefill, vision):
         monkeypatch.setattr(case, "SECONDS", 0.0)
     monkeypatch.setattr(operations, "CPU_BYTES", 1e6)
-    monkeypatch.setattr(decode, "POINTS", {"tiny": [(2, 20)]})
+    monkeypatch.setattr(decode, "CPU_POINTS", {"tiny": [(2, 20)]})
     monkeypatch.setattr(decode, "STEPS", 3)
 
 
@@ -55,13 +57,15 @@ def check(rows: list[dict[str, Any]]) -> None:
 
 def test_models_come_with_their_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     machine, rows = split(rows_of(tmp_path, "decode", "vision", "prefill", "--no-compile"))
-    assert [row["metric"] for row in machine] == ["copy", "matmul", "nothing"]
+    assert [row["metric"] for row in machine] == ["copy", "matmul", "nothing", "read", "int8 matmul"]
     check(rows)
     for case, peers in PEERS.items():
-        assert {row["contender"] for row in rows if row["case"] == case} == {"owl_fast", *peers}
+        found = [row for row in rows if row["case"] == case and not row["shape"].endswith(" 128 tokens")]
+        assert {row["contender"] for row in found} == {"owl_fast", *peers}
     measured = {row["contender"] for row in rows if row["median"] is not None}
     assert {"owl_fast", plain.NAME} <= measured
-    assert {row["shape"].rpartition(" ")[2] for row in rows if row["case"] == "prefill"} == {"pixels", "JPEG"}
+    ends = {row["shape"].rpartition(" ")[2] for row in rows if row["case"] == "prefill"}
+    assert ends == {"pixels", "JPEG", "tokens"}
     assert "absent: left out by --no-compile" in capsys.readouterr().out
 
 
@@ -75,7 +79,7 @@ def test_operations_are_measured_or_left_to_gpus(tmp_path: Path) -> None:
     assert large["note"].endswith("GB are left to GPUs")
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("kind", quantized_linear.KINDS)
 def test_what_only_a_cpu_runs_is_compared_with_torch(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,12 +88,13 @@ def test_what_only_a_cpu_runs_is_compared_with_torch(
     monkeypatch.setattr(operations, "CPU_CASES", (case,))
     _, rows = split(rows_of(tmp_path, "ops", "--only", "quantized_linear"))
     check(rows)
-    assert [row["contender"] for row in rows] == ["owl_fast", f"torch {kind}pack", "torch bf16 linear"]
+    own = f"torch {quantized_linear.KINDS[kind][0]}pack"
+    assert [row["contender"] for row in rows] == ["owl_fast", own, "torch bf16 linear"]
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("kind", quantized_linear.KINDS)
 def test_torchs_quantized_weights_are_ours(kind: str) -> None:
-    weight = quantized_linear.make_weight(32, 128, kind)
+    weight = models.random_weight((32, 128), *quantized_linear.KINDS[kind], CPU)
     x = torch.randn(3, 128, dtype=torch.bfloat16)
     _, make = quantized_linear.torchs_own(weight)
     expected = (x.double() @ dequantize(weight, torch.float64).T).float()
@@ -116,6 +121,29 @@ def test_efforts_of_the_released_model() -> None:
     assert picture.nbytes / 1e9 == pytest.approx(0.769, abs=0.0005)
     assert step.nbytes / 1e9 == pytest.approx(13.48, abs=0.005)
     assert models.language_effort(model, 165).flops / 1e12 == pytest.approx(2.144, abs=0.002)
+
+
+@pytest.mark.parametrize(("quant", "gigabytes"), [("int8", 6.61), ("int4", 3.72)])
+def test_efforts_with_quantized_weights(quant: str, gigabytes: float) -> None:
+    """Whole numbers of 1 and of half a byte, and their scales; as many products as before."""
+    config = OwlConfig.mplug_owl_7b()
+    with torch.device("meta"):
+        dense = Owl(config).to(torch.bfloat16)
+        model = Owl(replace(config, quantization=Quantization(quant))).to(torch.bfloat16)
+    step = models.language_effort(model, 1)
+    assert step.nbytes / 1e9 == pytest.approx(gigabytes, abs=0.005)
+    assert step.int8
+    assert step.flops == models.language_effort(dense, 1).flops
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_random_quantized_weights_are_as_large_as_dense_ones(quant: str) -> None:
+    weight = dequantize(models.random_weight((64, 256), quant, 128, CPU), torch.float32)
+    assert weight.std() == pytest.approx(0.02, rel=0.1)
+    model = models.random_model("tiny", CPU, quantization=models.quantization_of(quant))
+    batch = PackedBatch.from_sequences([[1, 2, 3]])
+    with torch.inference_mode():
+        assert model.logits(model(batch)).isfinite().all()
 
 
 def test_prompts_have_the_length_asked_for() -> None:
@@ -171,6 +199,48 @@ def test_compiled_peers_have_rows(tmp_path: Path) -> None:
     _, rows = split(rows_of(tmp_path, "decode", "vision", "prefill"))
     check(rows)
     assert all(row["median"] is not None for row in rows if row["contender"] == compiled.NAME)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["int4", "int8"])
+def test_llama_cpp_stands_beside_ours(quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("gguf")
+    monkeypatch.setattr(decode, "CPU_POINTS", {"tiny": [(1, 4), (2, 4)]})
+    for name, value in (("ROUNDS", 1), ("STEPS", 1), ("SETTLE", 0.0)):
+        monkeypatch.setattr(contention, name, value)
+    folder = tmp_path / "gguf"
+    cases = "decode", "prefill", "contention"
+    _, rows = split(rows_of(tmp_path, *cases, "--quant", quant, "--gguf", str(folder)))
+    schemes = llama_cpp.SCHEMES[quant]
+    assert len(list(folder.glob("*.gguf"))) == len(schemes) == len(list(folder.iterdir()))
+    for scheme in schemes:
+        names = {llama_cpp.name(scheme, flash) for flash in llama_cpp.FLASH}
+        for case, end in (("decode", "B1-C4"), ("prefill", " 128 tokens")):
+            found = [r for r in rows if r["case"] == case and r["shape"].endswith(end)]
+            theirs = [r for r in found if r["contender"] in names]
+            assert len(theirs) == 2
+            assert all(r["median"] > 0 and r["ours"] > 0 for r in theirs)
+            best = max(theirs, key=lambda r: r["median"] * (1 if case == "decode" else -1))
+            assert [r["note"] for r in theirs if r is best] == [llama_cpp.THE_BETTER]
+        both = [r for r in rows if r["shape"].endswith("B2-C4") and r["contender"] in names]
+        assert [r["note"] for r in both] == ["absent: one sequence at a time here"] * 2
+        beside = [r for r in rows if r["contender"] == f"llama.cpp {scheme}"]
+        assert [r["metric"] for r in beside] == [*contention.WHEN, "slowdown"]
+
+
+@pytest.mark.parametrize("missing", ["llama_cpp", "gguf"])
+def test_llama_cpp_that_is_not_installed_is_absent(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(decode, "CPU_POINTS", {"tiny": [(1, 4)]})
+    _, rows = split(rows_of(tmp_path, "decode", "--quant", "int4"))
+    check(rows)
+    theirs = [row for row in rows if row["contender"].startswith("llama.cpp")]
+    assert len(theirs) == 4
+    assert all(row["note"].startswith("absent: ") and missing in row["note"] for row in theirs)
+    assert not list(tmp_path.glob("owl-gguf-*"))
 
 
 def split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

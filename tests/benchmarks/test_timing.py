@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks import timing
+from benchmarks import bandwidth, harness, timing
 from benchmarks.models import Effort
 from benchmarks.timing import Machine, Timer, alternate, machine, race
 
@@ -71,5 +71,35 @@ def test_contenders_take_turns() -> None:
 
 def test_a_machine_has_rates() -> None:
     measured = machine.__wrapped__(CPU)
-    assert all(value > 0 for value in (*measured.copy, *measured.matmul, *measured.nothing))
-    assert [row.metric for row in measured.rows()] == ["copy", "matmul", "nothing"]
+    rates = *measured.copy, *measured.matmul, *measured.nothing, *measured.read, *measured.int8
+    assert all(value > 0 for value in rates)
+    assert [row.metric for row in measured.rows()] == ["copy", "matmul", "nothing", "read", "int8 matmul"]
+
+
+def test_floors_know_what_a_cpu_does_better() -> None:
+    known = Machine(copy=[1e9], matmul=[1e12], nothing=[1e-6], read=[4e9], int8=[2e12])
+    assert known.floor(Effort(nbytes=4e6, flops=1e6)) == 1e-3
+    assert known.floor(Effort(nbytes=1e3, flops=4e9)) == 4e-3
+    assert known.floor(Effort(nbytes=1e3, flops=4e9, int8=True)) == 2e-3
+
+
+def test_reading_without_a_compiler_is_slower_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bandwidth, "NBYTES", 1 << 16)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    timer, nbytes, note = bandwidth.reader()
+    assert timer() > 0
+    assert nbytes == 1 << 16
+    assert "read.cpp is not compiled" in note
+
+
+def test_peers_are_set_against_ours() -> None:
+    rows = [
+        harness.row("case", "shape", name, metric, unit, [value])
+        for metric, unit, values in (("time", "us", (2.0, 3.0)), ("throughput", "tok/s", (20.0, 40.0)))
+        for name, value in zip(("owl_fast", "peer"), values, strict=True)
+    ]
+    rows.append(harness.absent("case", "shape", "other", "time", "us", "not installed"))
+    rows.append(harness.row("case", "another shape", "peer", "time", "us", [1.0]))
+    found = harness.beside_ours(rows)
+    assert [row.ours for row in found] == [None, 1.5, None, 0.5, None, None]
+    assert "1.50 x" in harness.table(found)

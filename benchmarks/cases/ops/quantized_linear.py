@@ -19,7 +19,7 @@ from benchmarks.timing import Run
 from owl_fast import ops
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, dequantize
 
-GROUP = 128
+KINDS = {"int4-g32": ("int4", 32), "int4-g128": ("int4", 128), "int8": ("int8", 0)}  # scheme and group
 COPIES_BYTES = 200 << 20  # of all copies together; caches are smaller
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008), (32000, 4096))
 
@@ -29,8 +29,9 @@ def torchs_own(weight: Int8Weight | Int4Weight) -> tuple[str, Callable[[Tensor],
     if isinstance(weight, Int8Weight):
         scale = weight.scale.bfloat16()
         return "torch int8pack", lambda q: lambda x: torch._weight_int8pack_mm(x, q, scale)
+    group = weight.group
     scales = torch.stack((weight.scale.T, torch.zeros_like(weight.scale.T)), -1).bfloat16().contiguous()
-    return "torch int4pack", lambda q: lambda x: torch._weight_int4pack_mm_for_cpu(x, q, GROUP, scales)
+    return "torch int4pack", lambda q: lambda x: torch._weight_int4pack_mm_for_cpu(x, q, group, scales)
 
 
 def torchs_packed(weight: Int8Weight | Int4Weight) -> Tensor:
@@ -46,7 +47,7 @@ def in_turns(make: Callable[[], Callable[[Tensor], object]], copies: int, x: Ten
 
 
 def make(outputs: int, inputs: int, kind: str, rows: int, device: torch.device) -> Work:
-    weight = random_weight((outputs, inputs), kind, GROUP, device)
+    weight = random_weight((outputs, inputs), *KINDS[kind], device)
     x = torch.randn(rows, inputs, dtype=torch.bfloat16, device=device)
     stored = weight.q.nbytes + weight.scale.nbytes
     copies = 1 + COPIES_BYTES // stored
@@ -77,7 +78,7 @@ CASES = tuple(
         f"M{rows}-N{outputs}-K{inputs}-{kind}",
         partial(make, outputs, inputs, kind, rows),
     )
-    for kind in ("int4", "int8")
+    for kind in KINDS
     for rows in (1, 8, 128)
     for outputs, inputs in SHAPES
 )
