@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
 
@@ -15,16 +16,25 @@ Taken = dict[str, list[float] | str]  # seconds, or why there are none
 OURS = "owl_fast"  # must run; a peer may fail
 
 
-def in_turns(starts: Mapping[str, Start]) -> Taken:
-    """Round by round one step of each; the first of each is done before."""
+def in_turns(starts: Mapping[str, Start], pause: float = 0.0) -> Taken:
+    """Round by round one step of each, `pause` seconds after the last; the first of each does not count."""
     running, failed = begin(starts)
     seconds: dict[str, list[float]] = {name: [] for name in running}
-    for found in zip(*running.values(), strict=False):
+    for found in zip(*(_paused(pause, steps) for steps in running.values()), strict=False):
         for name, value in zip(running, found, strict=True):
             seconds[name].append(value)
     end(running)
     taken: Taken = {**failed, **seconds}
     return {name: taken[name] for name in starts}
+
+
+def _paused(pause: float, steps: Steps) -> Steps:
+    while True:
+        time.sleep(pause)
+        seconds = next(steps, None)
+        if seconds is None:
+            return
+        yield seconds
 
 
 def begin(starts: Mapping[str, Start]) -> tuple[dict[str, Steps], dict[str, str]]:

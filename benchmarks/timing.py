@@ -24,8 +24,11 @@ ROUNDS = 5, 200  # of a comparison: as many as its seconds allow, within these
 WARM = 3  # runs before the clock
 
 
-def alternate(timers: Mapping[str, Timer], seconds: float) -> dict[str, list[float]]:
-    """Each timer's values, taken in turns, so that a change of clocks meets all of them; `seconds` each."""
+def alternate(timers: Mapping[str, Timer], seconds: float, pause: float = 0.0) -> dict[str, list[float]]:
+    """Each timer's values, taken in turns, so that a change of clocks meets all of them; `seconds` each.
+
+    pause: seconds before each value.
+    """
     least, most = ROUNDS
     values: dict[str, list[float]] = {name: [] for name in timers}
     end = time.perf_counter() + seconds * len(timers)
@@ -33,8 +36,15 @@ def alternate(timers: Mapping[str, Timer], seconds: float) -> dict[str, list[flo
         if done >= least and time.perf_counter() > end:
             break
         for name, timer in timers.items():
+            time.sleep(pause)
             values[name].append(timer())
     return values
+
+
+def pause(device: torch.device) -> float:
+    """Seconds between contenders. OpenMP's threads, torch's and llama.cpp's, go on spinning after their work,
+    5 ms on two cores: whoever comes next would have to share the cores with them."""
+    return 0.02 if device.type == "cpu" else 0.0
 
 
 def wall(run: Run, device: torch.device) -> float:
@@ -69,10 +79,12 @@ def kernel_timer(run: Run, device: torch.device) -> tuple[Timer, str]:
     """A timer of the device's work alone, and what has to be said of it.
 
     On CUDA: replays of a captured graph between two events, behind a sweep that leaves nothing of the inputs
-    in the L2 cache. What cannot be captured is launched as it is. On a CPU: the clock on the wall.
+    in the L2 cache. What cannot be captured is launched as it is. On a CPU: the clock on the wall, once a run
+    that does not count has woken the threads.
     """
     if device.type != "cuda":
-        return wall_timer(run, device)
+        run()
+        return functools.partial(_second, run, device), ""
     replay, note = captured(run)
     sweep = _sweep(device)
 
@@ -86,6 +98,11 @@ def kernel_timer(run: Run, device: torch.device) -> tuple[Timer, str]:
         return start.elapsed_time(end) / 1e3
 
     return seconds, note
+
+
+def _second(run: Run, device: torch.device) -> float:
+    run()
+    return wall(run, device)
 
 
 def captured(run: Run) -> tuple[Run, str]:
@@ -209,7 +226,7 @@ def race(
             rows[name] = absent(case, shape, name, metric, "us", ready)
         else:
             timers[name] = ready
-    taken = alternate({name: timer for name, (timer, _) in timers.items()}, seconds)
+    taken = alternate({name: timer for name, (timer, _) in timers.items()}, seconds, pause(device))
     for name, values in taken.items():
         rows[name] = machine(device).timed((case, shape, name, metric), values, work, timers[name][1])
     return [rows[name] for name in contenders]
@@ -233,7 +250,7 @@ def machine(device: torch.device) -> Machine:
         a8, b8 = (torch.randint(-127, 128, (side, side), dtype=torch.int8) for _ in range(2))
         timers["int8"], _ = kernel_timer(functools.partial(torch._int_mm, a8, b8), device)
         timers["read"], read_bytes, read_note = bandwidth.reader()
-    taken = alternate(timers, 0.3)
+    taken = alternate(timers, 0.3, pause(device))
     products = min(taken["torch.bfloat16"], taken["torch.float32"], key=statistics.median)
     return Machine(
         copy=[2 * source.nbytes / seconds for seconds in taken["copy"]],

@@ -21,7 +21,7 @@ from owl_fast.engine.placement import pick_device
 
 CONTEXT = 4
 ROUNDS, STEPS = 4, 4  # STEPS of each contender alone, then beside the process, ROUNDS times
-SETTLE = 0.2  # seconds for the scheduler to see the process come or go
+SETTLE = 0.1  # seconds before: the process comes or goes, and the last contender's threads stop spinning
 WHEN = "alone", "beside a busy process"
 
 
@@ -57,8 +57,8 @@ def measured(starts: dict[str, Start]) -> tuple[dict[str, dict[str, list[float]]
         for _ in range(ROUNDS):
             for when in WHEN:
                 (process.pause if when == WHEN[0] else process.go_on)()
-                time.sleep(SETTLE)
                 for name, steps in running.items():
+                    time.sleep(SETTLE)
                     seconds[name][when] += [next(steps) for _ in range(STEPS)]
     end(running)
     return seconds, failed

@@ -16,7 +16,7 @@ from benchmarks.harness import Row, absent, row
 from benchmarks.models import engine, language_effort, prompt_of, quantization_of, random_model, title
 from benchmarks.peers import compiled, few_layers, llama_cpp, plain, transformers_llama
 from benchmarks.steps import Start, Steps, alone, in_turns
-from benchmarks.timing import machine, release, wall
+from benchmarks.timing import machine, pause, release, wall
 from owl_fast.engine.placement import pick_device
 from owl_fast.models.owl import Owl
 
@@ -53,7 +53,10 @@ def measure(model: Owl, args: argparse.Namespace, answers: int, context: int, le
         starts |= quantized_peers(model, args, answers, context)
     else:
         starts[plain.NAME] = partial(plain_steps, model, answers, context)
-    taken = in_turns(starts) if model.device.type == "cpu" else alone(starts, model.device)
+    if model.device.type == "cpu":
+        taken = in_turns(starts, pause(model.device))
+    else:
+        taken = alone(starts, model.device)
     rows = []
     for name, found in taken.items():
         if isinstance(found, str):
