@@ -64,7 +64,7 @@ def measure(model: Owl, args: argparse.Namespace, answers: int, context: int, le
         else:
             rates = [answers / seconds for seconds in found]
             rows.append(row(*where, name, "throughput", "tok/s", rates, limit))
-    return llama_cpp.with_the_better(rows)
+    return llama_cpp.noted(rows, args.gguf, model.config.llama)
 
 
 def dense_peers(model: Owl, answers: int, context: int, left_out: str) -> dict[str, Start]:

@@ -86,7 +86,7 @@ def after_text(model: Owl, args: argparse.Namespace) -> list[Row]:
                 contenders[llama_cpp.name(scheme, flash)] = partial(llama_cpps, scheme, flash)
         contenders[few_layers.name(llama)] = partial(few_layers.first_token, args.model, device, TEXT_ONLY)
         rows = race(where, device, language_effort(model, TEXT_ONLY), contenders, SECONDS)
-    return llama_cpp.with_the_better(rows)
+    return llama_cpp.noted(rows, args.gguf, llama)
 
 
 def from_pixels(asked: Engine) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,48 +17,61 @@ import numpy as np
 from benchmarks.harness import Row
 from benchmarks.peers.gguf_file import gguf_file
 from benchmarks.steps import Steps
-from benchmarks.timing import Run
+from benchmarks.timing import Run, alternate
 from owl_fast.config import LlamaConfig
 from owl_fast.machine import cpu_count
 
 SCHEMES = {"int4": ("Q4_0", "Q4_K"), "int8": ("Q8_0",)}  # held against ours
 FLASH = {"off": False, "on": True}
 TOKEN, WARM = 5, 8
-THE_BETTER = "the better of its two settings"
+BETTER = "the better of its two settings"
+TRIAL_TOKENS, TRIAL_STEPS = 64, 8
+
+
+def noted(rows: Sequence[Row], folder: Path, config: LlamaConfig) -> list[Row]:
+    """The same rows, of each scheme the faster of the two marked, and how it holds its weights."""
+    best: dict[tuple[str, str, str], Row] = {}
+    for r in rows:
+        if r.contender.startswith("llama.cpp") and r.median is not None:
+            key = r.shape, r.metric, scheme_of(r)
+            held = best.setdefault(key, r)
+            faster = (r.median > (held.median or 0)) == r.unit.endswith("/s")
+            best[key] = r if faster else held
+    notes = {id(r): f"{BETTER}; {weights(folder, config, scheme_of(r))}" for r in best.values()}
+    return [replace(r, note=notes.get(id(r), r.note)) for r in rows]
+
+
+def scheme_of(row: Row) -> str:
+    return row.contender.removeprefix("llama.cpp ").partition(",")[0]
+
+
+def weights(folder: Path, config: LlamaConfig, scheme: str) -> str:
+    """How they are held, in words."""
+    if rearranges(folder, config, scheme):
+        return "weights rearranged, the default"
+    return "weights as in the file, faster here than rearranged"
 
 
 def name(scheme: str, flash: str) -> str:
     return f"llama.cpp {scheme}, flash attention {flash}"
 
 
-def with_the_better(rows: Sequence[Row]) -> list[Row]:
-    """The same rows, of each scheme the faster of the two marked."""
-    best: dict[tuple[str, str, str], Row] = {}
-    for r in rows:
-        if r.contender.startswith("llama.cpp") and r.median is not None:
-            scheme = r.contender.partition(",")[0]
-            held = best.setdefault((r.shape, r.metric, scheme), r)
-            faster = (r.median > (held.median or 0)) == r.unit.endswith("/s")
-            best[r.shape, r.metric, scheme] = r if faster else held
-    return [replace(r, note=THE_BETTER) if any(r is b for b in best.values()) else r for r in rows]
-
-
 class Session:
-    """A model with a cache of its own for one sequence, on as many threads as ours has."""
+    """A model with a cache of its own for one sequence."""
 
-    def __init__(self, path: Path, positions: int, flash: bool) -> None:
+    def __init__(self, model: Any, positions: int, flash: bool, threads: int) -> None:
         import llama_cpp
 
-        self._api, self._model = llama_cpp, _model(path)
+        self._api = llama_cpp
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = positions
-        params.n_threads = params.n_threads_batch = cpu_count()
+        params.n_threads = params.n_threads_batch = threads
         wanted = "ENABLED" if flash else "DISABLED"
         params.flash_attn_type = getattr(llama_cpp, f"LLAMA_FLASH_ATTN_TYPE_{wanted}")
-        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        self._context = llama_cpp.llama_init_from_model(model, params)
         if not self._context:
             raise OSError(f"llama.cpp makes no context of {positions} positions")
-        self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
 
     def feed(self, tokens: Sequence[int]) -> int:
         """The likeliest token after these, which follow what was fed before."""
@@ -78,7 +92,8 @@ class Session:
 @contextmanager
 def session(folder: Path, config: LlamaConfig, scheme: str, positions: int, flash: str) -> Iterator[Session]:
     """folder: where its file is, or is to be written."""
-    opened = Session(gguf_file(folder, config, scheme), positions, FLASH[flash])
+    model = _model(gguf_file(folder, config, scheme), rearranges(folder, config, scheme))
+    opened = Session(model, positions, FLASH[flash], cpu_count())  # as many threads as ours has
     try:
         yield opened
     finally:
@@ -107,13 +122,50 @@ def first_token(running: Session, tokens: int) -> Run:
 
 
 @functools.cache
-def _model(path: Path) -> Any:
-    """Loaded once a process, weights rearranged for this processor where llama.cpp does so by default."""
+def rearranges(folder: Path, config: LlamaConfig, scheme: str) -> bool:
+    """Whether this machine is faster with weights rearranged, as llama.cpp has them unless told otherwise.
+
+    What one layer takes of one thread's time for a short prompt and some steps, whatever else is running.
+    """
+    import llama_cpp
+
+    path = gguf_file(folder, replace(config, num_hidden_layers=1), scheme)
+    models = {rearranged: _load(path, rearranged) for rearranged in (True, False)}
+    positions = TRIAL_TOKENS + TRIAL_STEPS
+    sessions = {key: Session(model, positions, False, threads=1) for key, model in models.items()}
+    timers = {str(key): functools.partial(_trial, opened) for key, opened in sessions.items()}
+    for timer in timers.values():
+        timer()
+    seconds = alternate(timers, 0.0)
+    for key, model in models.items():
+        sessions[key].close()
+        llama_cpp.llama_model_free(model)
+    return statistics.median(seconds["True"]) < statistics.median(seconds["False"])
+
+
+def _trial(running: Session) -> float:
+    start = time.thread_time()
+    running.clear()
+    token = running.feed([TOKEN] * TRIAL_TOKENS)
+    for _ in range(TRIAL_STEPS):
+        token = running.feed([token])
+    return time.thread_time() - start
+
+
+@functools.cache
+def _model(path: Path, rearranged: bool) -> Any:
+    """Loaded once a process."""
+    return _load(path, rearranged)
+
+
+def _load(path: Path, rearranged: bool) -> Any:
     import llama_cpp
 
     llama_cpp.llama_log_set(_silence(), ctypes.c_void_p())
     llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(bytes(path), llama_cpp.llama_model_default_params())
+    params = llama_cpp.llama_model_default_params()
+    params.use_extra_bufts = rearranged
+    model = llama_cpp.llama_model_load_from_file(bytes(path), params)
     if not model:
         raise OSError(f"llama.cpp does not load {path}")
     return model
