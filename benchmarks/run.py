@@ -39,7 +39,7 @@ EXAMPLES = """examples:
   python benchmarks/run.py load --work-dir /data              a 7B folder: 15 GB of disk and of memory
   python benchmarks/run.py ops decode prefill vision load --device cuda --json benchmarks/results/NAME.json
   python benchmarks/run.py ops decode prefill vision --device cpu --model tiny
-  python benchmarks/run.py decode prefill vision ops contention --device cpu --quant int4 --gguf /data/gguf
+  python benchmarks/run.py vision ops decode prefill contention --device cpu --quant int4 --gguf /data/gguf
                                                               beside llama.cpp; 17 GB of memory, 8 of disk
   python benchmarks/run.py load --quant int4                  quantized while loading
   python benchmarks/run.py quantization                       accuracy of int8 and int4; half an hour or less

@@ -164,7 +164,7 @@ def _load(path: Path, rearranged: bool) -> Any:
     llama_cpp.llama_log_set(_silence(), ctypes.c_void_p())
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_default_params()
-    params.use_extra_bufts = rearranged
+    params.n_gpu_layers, params.use_extra_bufts = 0, rearranged
     model = llama_cpp.llama_model_load_from_file(bytes(path), params)
     if not model:
         raise OSError(f"llama.cpp does not load {path}")
