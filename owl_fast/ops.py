@@ -27,6 +27,7 @@ from owl_fast.kernels.embedding import embedding_reference, embedding_triton
 from owl_fast.kernels.kv_append import rotary_append_reference, rotary_append_triton
 from owl_fast.kernels.launch import supports
 from owl_fast.kernels.layer_norm import layer_norm_reference, layer_norm_triton
+from owl_fast.kernels.linear_cpu import linear_cpu, linear_cpu_takes
 from owl_fast.kernels.linear_cross_entropy import (
     linear_cross_entropy_reference,
     linear_cross_entropy_triton,
@@ -35,15 +36,13 @@ from owl_fast.kernels.linear_few_rows import MOST_ROWS, linear_few_rows
 from owl_fast.kernels.linear_many_rows import linear_many_rows
 from owl_fast.kernels.lora_linear import (
     LoraUpdate,
-    add_stacked_reference,
-    add_updates_reference,
     fused_linear_reference,
     lora_linear_reference,
     lora_linear_triton,
     stack_updates,
 )
 from owl_fast.kernels.paged_attention import paged_attention_reference, paged_attention_triton
-from owl_fast.kernels.quantized_linear import pack, quantized_linear_cpu, quantized_linear_takes, unpack
+from owl_fast.kernels.quantized_linear import pack, unpack
 from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
 from owl_fast.kernels.rotary import rotary_reference, rotary_tables, rotary_triton
@@ -254,12 +253,11 @@ def lora_linear(
     (in,) and eps of an RMSNorm in front. "swiglu" takes [gate; up] and gives half as many rows. A tiled
     weight's inputs are rounded to int8 where no gradient is wanted: see kernels/quantized_linear.py.
     """
+    if not uses_kernels(x):
+        y = _linear_cpu(x, weight, bias, lora, norm, activation, residual)
+        if y is not None:
+            return y
     if isinstance(weight, TiledWeight):
-        pairs = () if isinstance(lora, StackedLora) else (t for update in lora for t in (update.a, update.b))
-        library = native.library()
-        wanted = not uses_kernels(x) and not _records(x, bias, residual, *(norm or ()), *pairs)
-        if wanted and library is not None and quantized_linear_takes(x):
-            return _tiled_linear(library, x, weight, bias, lora, norm, activation, residual)
         weight = unpack(weight)
     if not uses_kernels(x):
         if isinstance(lora, StackedLora):
@@ -276,25 +274,34 @@ def lora_linear(
     return lora_linear_triton(x, weight, bias, lora, activation=activation, residual=residual)
 
 
-def _tiled_linear(
-    library: ctypes.CDLL,
+def _linear_cpu(
     x: Tensor,
-    weight: TiledWeight,
+    weight: Weight | TiledWeight,
     bias: Tensor | None,
     lora: Sequence[LoraUpdate] | StackedLora,
     norm: tuple[Tensor, float] | None,
     activation: Activation | None,
     residual: Tensor | None,
-) -> Tensor:
-    x = x if norm is None else rms_norm(x, *norm)
-    y = quantized_linear_cpu(library, x, weight, native.pool())
-    if bias is not None:
-        y += bias
-    if isinstance(lora, StackedLora):
-        y = add_stacked_reference(y, x, lora)
-    else:
-        y = add_updates_reference(y, x, lora)
-    return _finish(y, activation, residual)
+) -> Tensor | None:
+    """libowl_cpu's lora_linear; None where there is no library, where it cannot run that, or a gradient or
+    dropout is wanted."""
+    stacked = isinstance(lora, StackedLora)
+    pairs = (lora.a, lora.b) if stacked else [t for update in lora for t in (update.a, update.b)]
+    dense = weight if isinstance(weight, Tensor) else None
+    gain = None if norm is None else norm[0]
+    if not linear_cpu_takes(x, weight, bias, residual, gain, *(pairs if stacked else ())):
+        return None
+    if _records(x, dense, bias, residual, gain, *pairs) or torch.is_autocast_enabled("cpu"):
+        return None
+    if not stacked and any(update.dropout for update in lora):
+        return None
+    library = native.library()
+    if library is None:
+        return None
+    one = lora if stacked else stack_updates(lora, weight.shape[0], x.dtype) if lora else None
+    return linear_cpu(
+        library, x, weight, bias, one, norm=norm, activation=activation, residual=residual, pool=native.pool()
+    )
 
 
 def _finish(y: Tensor, activation: Activation | None, residual: Tensor | None) -> Tensor:

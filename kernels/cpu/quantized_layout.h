@@ -64,8 +64,7 @@ constexpr int kMostRows = 12;
 
 // One instruction set. few: for a single block of rows, several tiles at once, as many as `streams` says;
 // many: for blocks of more rows in all, `wide` tiles at once. [0] int8, [1] int4; then by rows of a block.
-struct Path {
-  const char *name;
+struct QuantizedKernels {
   int most_rows, wide;
   int streams[kMostRows + 1];
   TileKernel few[2][kMostRows + 1], many[2][kMostRows + 1];
@@ -74,8 +73,8 @@ struct Path {
 };
 
 // Null where the compiler cannot make it; whether this machine can run it is asked elsewhere.
-const Path *path_avx512();
-const Path *path_avxvnni();
-const Path *path_avx2();
-const Path *path_neon();
-const Path *path_portable();
+const QuantizedKernels *quantized_avx512();
+const QuantizedKernels *quantized_avxvnni();
+const QuantizedKernels *quantized_avx2();
+const QuantizedKernels *quantized_neon();
+const QuantizedKernels *quantized_portable();

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "numbers.h"
 #include "quantized_layout.h"
 
 namespace {
@@ -79,21 +80,6 @@ void tile_kernel(const TileTask &task) {
   }
 }
 
-inline float widen(float value) { return value; }
-
-inline float widen(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-inline uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
 constexpr uint32_t kInfinite = 0x7f800000u, kTiny = 0x0d800000u;  // bits of infinity and of 2^-100
 
 // Found among the bit patterns, which order as the magnitudes do, and anything not finite above all.
@@ -153,27 +139,26 @@ constexpr int streams_of() {
 }
 
 template <int kRows>
-void add_kernels(Path &path) {
+void add_kernels(QuantizedKernels &kernels) {
   if constexpr (kRows > 0) {
     constexpr int streams = streams_of<kRows>(), wide = streams_of<Lanes::kMostRows>();
-    path.streams[kRows] = streams;
-    path.few[0][kRows] = tile_kernel<false, kRows, streams>;
-    path.few[1][kRows] = tile_kernel<true, kRows, streams>;
-    path.many[0][kRows] = tile_kernel<false, kRows, wide>;
-    path.many[1][kRows] = tile_kernel<true, kRows, wide>;
-    add_kernels<kRows - 1>(path);
+    kernels.streams[kRows] = streams;
+    kernels.few[0][kRows] = tile_kernel<false, kRows, streams>;
+    kernels.few[1][kRows] = tile_kernel<true, kRows, streams>;
+    kernels.many[0][kRows] = tile_kernel<false, kRows, wide>;
+    kernels.many[1][kRows] = tile_kernel<true, kRows, wide>;
+    add_kernels<kRows - 1>(kernels);
   }
 }
 
-Path make_path(const char *name) {
-  Path path = {};
-  path.name = name;
-  path.most_rows = Lanes::kMostRows;
-  path.wide = streams_of<Lanes::kMostRows>();
-  add_kernels<Lanes::kMostRows>(path);
-  path.quantize_f32 = quantize_row<float>;
-  path.quantize_bf16 = quantize_row<uint16_t>;
-  return path;
+QuantizedKernels make_quantized() {
+  QuantizedKernels kernels = {};
+  kernels.most_rows = Lanes::kMostRows;
+  kernels.wide = streams_of<Lanes::kMostRows>();
+  add_kernels<Lanes::kMostRows>(kernels);
+  kernels.quantize_f32 = quantize_row<float>;
+  kernels.quantize_bf16 = quantize_row<uint16_t>;
+  return kernels;
 }
 
 }  // namespace

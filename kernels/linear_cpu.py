@@ -1,0 +1,154 @@
+"""Every linear layer of inference on the CPU, in one call into libowl_cpu.
+
+    y = residual + activation(rms_norm(x) W^T + bias + update)
+
+W dense, in the dtype of x, read where it is (a mapped file, say), or quantized and tiled; the formula in
+full: fused_linear_reference in lora_linear.py, with activations rounded as quantized_linear.py says where W is
+quantized. Sums and what follows are fp32, rounded once. A row's bits depend on nothing but the row, its adapter
+and the instruction set ("path"), not on other rows or threads.
+
+Shapes: x (..., K) fp32 or bf16, W (N, K), bias (N,), norm (K,), residual (..., N) -> (..., N); "swiglu" takes
+[gate; up] and has N / 2 outputs. The update's owner counts the rows of x flattened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from owl_fast.kernels.launch import check
+from owl_fast.kernels.quantized_linear import tiled_bytes
+from owl_fast.kernels.weights import StackedLora, TiledWeight
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_ACTIVATIONS = {None: 0, "swiglu": 1, "quick_gelu": 2}
+_TASK = struct.Struct("@10P5q4if0q")  # owl_linear_task
+
+
+def paths(library: ctypes.CDLL) -> tuple[str, ...]:
+    """The instruction sets that library and machine have in common, best first."""
+    return _calls(library).paths
+
+
+def linear_cpu_takes(x: Tensor, weight: object, *others: Tensor | None) -> bool:
+    """Whether linear_cpu can run it: tensors with memory of their own, on the CPU, dense ones of one dtype.
+
+    others: bias, residual, the norm's weight and the adapters' matrices.
+    """
+    dtype = x.dtype
+    if type(x) is not Tensor or not x.is_cpu or dtype not in _TYPES or x.dim() == 0:
+        return False
+    if isinstance(weight, Tensor):
+        if weight.dtype != dtype or not weight.is_cpu or not weight.is_contiguous():
+            return False
+    elif not isinstance(weight, TiledWeight):
+        return False
+    return all(t is None or (t.dtype == dtype and t.is_cpu) for t in others)
+
+
+def linear_cpu(
+    library: ctypes.CDLL,
+    x: Tensor,
+    weight: Tensor | TiledWeight,
+    bias: Tensor | None = None,
+    lora: StackedLora | None = None,
+    *,
+    norm: tuple[Tensor, float] | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    pool: int | None = None,
+    path: int = 0,
+) -> Tensor:
+    """Without gradients. pool: native.Pool.handle. path: a place in paths()."""
+    calls = _calls(library)
+    outputs, inputs = weight.shape
+    shape = x.shape
+    check(len(shape) > 0 and shape[-1] == inputs and x.dtype in _TYPES, x, f"fp32 or bf16 (..., {inputs})")
+    check(linear_cpu_takes(x, weight), x, "a tensor on the CPU, in the dtype of a dense, contiguous weight")
+    check(0 <= path < len(calls.paths), f"path {path}", f"one of {calls.paths}")
+    check(activation != "swiglu" or outputs % 2 == 0, f"{outputs} rows", "gate and up, of equal height")
+    dtype, results = x.dtype, outputs // 2 if activation == "swiglu" else outputs
+    rows = x.numel() // inputs if inputs else shape[:-1].numel()
+    if isinstance(weight, TiledWeight):
+        data, group, form = weight.data, weight.group, 1
+        fits = data.numel() == tiled_bytes(library, outputs, inputs, group) and data.is_contiguous()
+        check(fits, data, f"the bytes of a tiled {(outputs, inputs)}")
+    else:
+        data, group, form = weight, 0, 0
+    x = x.contiguous()  # kept, like what follows, until the call is over
+    y = x.new_empty((*shape[:-1], results))
+    gain, eps = (None, 0.0) if norm is None else norm
+    residual = None if residual is None else residual.contiguous()
+    a, b, scale, owner, rank = _adapters(lora, rows, outputs, inputs, dtype)
+    task = _TASK.pack(
+        x.data_ptr(),
+        data.data_ptr(),
+        _address(gain, dtype, (inputs,)),
+        _address(bias, dtype, (outputs,)),
+        _address(residual, dtype, y.shape),
+        a,
+        b,
+        scale,
+        owner,
+        y.data_ptr(),
+        rows,
+        outputs,
+        inputs,
+        group,
+        rank,
+        _TYPES[dtype],
+        form,
+        _ACTIVATIONS[activation],
+        path,
+        eps,
+    )
+    workspace = x.new_empty(calls.workspace(task), dtype=torch.uint8)
+    calls.run(pool, task, workspace.data_ptr())
+    return y
+
+
+def _address(tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    if tensor is None:
+        return 0
+    fits = tensor.dtype == dtype and tensor.shape == shape and tensor.is_cpu and tensor.is_contiguous()
+    check(fits, tensor, f"a contiguous {dtype} {tuple(shape)} on the CPU")
+    return tensor.data_ptr()
+
+
+def _adapters(
+    lora: StackedLora | None, rows: int, outputs: int, inputs: int, dtype: torch.dtype
+) -> tuple[int, int, int, int, int]:
+    """Addresses of a, b, scale and owner, and the rank."""
+    if lora is None:
+        return 0, 0, 0, 0, 0
+    count, rank = lora.scale.shape
+    return (
+        _address(lora.a, dtype, (count, rank, inputs)),
+        _address(lora.b, dtype, (count, outputs, rank)),
+        _address(lora.scale, torch.float32, (count, rank)),
+        _address(lora.owner, torch.int32, (rows,)),
+        rank,
+    )
+
+
+class _Calls(NamedTuple):
+    """Functions of the library with their types, which cost some microseconds to find."""
+
+    workspace: Callable[[bytes], int]
+    run: Callable[[int | None, bytes, int], None]
+    paths: tuple[str, ...]
+
+
+@functools.cache
+def _calls(library: ctypes.CDLL) -> _Calls:
+    workspace, run, names = library.owl_linear_workspace, library.owl_linear, library.owl_linear_paths
+    workspace.argtypes, workspace.restype = (ctypes.c_char_p,), ctypes.c_int64
+    run.argtypes, run.restype = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p), None
+    names.argtypes, names.restype = (), ctypes.c_char_p
+    return _Calls(workspace, run, tuple(names().decode().split(",")))
