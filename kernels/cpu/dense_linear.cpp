@@ -27,7 +27,7 @@ struct Product {
     const int64_t steps = kernels.steps(linear.task.k);
     row_bytes = linear.task.k * element;
     part_steps = blocks.count == 1 ? steps : kPartBytes / (kernels.step * element);
-    parts = part_steps > 0 ? (steps + part_steps - 1) / part_steps : 1;
+    parts = steps > part_steps ? (steps + part_steps - 1) / part_steps : 1;
   }
 
   // Columns tile * 16, ... of the rows in blocks first, ... before end. Stream s takes every fourth part of the

@@ -86,10 +86,14 @@ inline void pack_value(T value, float *to) {
 template <typename L, typename Weight>
 void dense_pack(const void *from, int64_t k, uint8_t *out, int64_t out_step) {
   const Weight *row = static_cast<const Weight *>(from);
-  for (int64_t first = 0; first < k; first += L::kStep, out += out_step) {
+  int64_t left = k;
+  for (; left >= L::kStep; left -= L::kStep, row += L::kStep, out += out_step) {
+    typename L::Value *to = reinterpret_cast<typename L::Value *>(out);
+    for (int64_t i = 0; i < L::kStep; ++i) pack_value(row[i], to + i);
+  }
+  if (left > 0) {
     typename L::Value values[L::kStep] = {};
-    const int64_t count = k - first < L::kStep ? k - first : L::kStep;
-    for (int64_t i = 0; i < count; ++i) pack_value(row[first + i], values + i);
+    for (int64_t i = 0; i < left; ++i) pack_value(row[i], values + i);
     std::memcpy(out, values, sizeof values);
   }
 }

@@ -34,11 +34,21 @@ OWL_INLINE float exponential(float x) {
 
 OWL_INLINE float gated(float x, float slope) { return x / (1.0f + exponential(-(slope * x))); }
 
-// Some of 16 values of T, zeros for the others.
+// The first of 16 values; all of them, most often, with a size the compiler knows.
+template <typename T>
+OWL_INLINE void copy(const T *from, int64_t count, T *to) {
+  if (count == kTile) {
+    std::memcpy(to, from, kTile * sizeof(T));
+  } else {
+    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
+  }
+}
+
+// As fp32, zeros for those that are not there.
 template <typename T>
 OWL_INLINE void read(const T *from, int64_t count, float *to) {
   T values[kTile] = {};
-  std::memcpy(values, from, static_cast<size_t>(count) * sizeof(T));
+  copy(from, count, values);
   for (int64_t i = 0; i < kTile; ++i) to[i] = widen(values[i]);
 }
 
@@ -46,7 +56,7 @@ template <typename T>
 OWL_INLINE void write(const float *from, int64_t count, T *to) {
   T values[kTile];
   for (int64_t i = 0; i < kTile; ++i) put(from[i], values + i);
-  std::memcpy(to, values, static_cast<size_t>(count) * sizeof(T));
+  copy(values, count, to);
 }
 
 // sums[m][i] += sum_r low[m][r] b[i][r], r in order, for rows of one adapter whose rows of B begin at b.
@@ -100,7 +110,7 @@ OWL_INLINE void finish(const Linear &linear, float *sums, int64_t row, int64_t r
     const int64_t place = (row + m) * task.n + column;
     float *const values = sums + m * kTile;
     if (linear.gate_up != nullptr) {
-      std::memcpy(linear.gate_up + place, values, static_cast<size_t>(count) * 4);
+      copy(values, count, linear.gate_up + place);
       continue;
     }
     if (task.activation == OWL_QUICK_GELU) {
