@@ -45,11 +45,14 @@ def linear_cpu_takes(x: Tensor, weight: object, *others: Tensor | None) -> bool:
     if type(x) is not Tensor or not x.is_cpu or dtype not in _TYPES or x.dim() == 0:
         return False
     if isinstance(weight, Tensor):
-        if weight.dtype != dtype or not weight.is_cpu or not weight.is_contiguous():
+        if weight.dtype is not dtype or not weight.is_cpu or not weight.is_contiguous():
             return False
     elif not isinstance(weight, TiledWeight):
         return False
-    return all(t is None or (t.dtype == dtype and t.is_cpu) for t in others)
+    for t in others:
+        if t is not None and not (t.dtype is dtype and t.is_cpu):
+            return False
+    return True
 
 
 def linear_cpu(
@@ -68,21 +71,26 @@ def linear_cpu(
     """Without gradients. pool: native.Pool.handle. path: a place in paths()."""
     calls = _calls(library)
     outputs, inputs = weight.shape
-    shape = x.shape
-    check(len(shape) > 0 and shape[-1] == inputs and x.dtype in _TYPES, x, f"fp32 or bf16 (..., {inputs})")
-    check(linear_cpu_takes(x, weight), x, "a tensor on the CPU, in the dtype of a dense, contiguous weight")
-    check(0 <= path < len(calls.paths), f"path {path}", f"one of {calls.paths}")
-    check(activation != "swiglu" or outputs % 2 == 0, f"{outputs} rows", "gate and up, of equal height")
-    dtype, results = x.dtype, outputs // 2 if activation == "swiglu" else outputs
-    rows = x.numel() // inputs if inputs else shape[:-1].numel()
+    shape, dtype = x.shape, x.dtype
     if isinstance(weight, TiledWeight):
         data, group, form = weight.data, weight.group, 1
-        fits = data.numel() == tiled_bytes(library, outputs, inputs, group) and data.is_contiguous()
-        check(fits, data, f"the bytes of a tiled {(outputs, inputs)}")
+        fits = data.numel() == tiled_bytes(library, outputs, inputs, group)
     else:
         data, group, form = weight, 0, 0
+        fits = data.dtype is dtype
+    fits = fits and data.is_contiguous() and data.is_cpu
+    swiglu = activation == "swiglu"
+    known = bool(shape) and shape[-1] == inputs and dtype in _TYPES and x.is_cpu
+    if not (fits and known and 0 <= path < len(calls.paths) and not (swiglu and outputs % 2)):
+        check(known, x, f"fp32 or bf16 (..., {inputs}) on the CPU")
+        check(
+            fits, data, f"{'the bytes of a tiled' if form else f'a contiguous {dtype}'} {(outputs, inputs)}"
+        )
+        check(not swiglu or outputs % 2 == 0, f"{outputs} rows", "gate and up, of equal height")
+        check(False, f"path {path}", f"one of {calls.paths}")
+    rows = x.numel() // inputs if inputs else shape[:-1].numel()
     x = x.contiguous()  # kept, like what follows, until the call is over
-    y = x.new_empty((*shape[:-1], results))
+    y = x.new_empty((*shape[:-1], outputs // 2 if swiglu else outputs))
     gain, eps = (None, 0.0) if norm is None else norm
     residual = None if residual is None else residual.contiguous()
     a, b, scale, owner, rank = _adapters(lora, rows, outputs, inputs, dtype)
@@ -116,8 +124,8 @@ def linear_cpu(
 def _address(tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     if tensor is None:
         return 0
-    fits = tensor.dtype == dtype and tensor.shape == shape and tensor.is_cpu and tensor.is_contiguous()
-    check(fits, tensor, f"a contiguous {dtype} {tuple(shape)} on the CPU")
+    if not (tensor.dtype is dtype and tensor.shape == shape and tensor.is_cpu and tensor.is_contiguous()):
+        check(False, tensor, f"a contiguous {dtype} {tuple(shape)} on the CPU")
     return tensor.data_ptr()
 
 

@@ -5,7 +5,6 @@ Triton kernels on GPUs, libowl_cpu where it has the operation, plain torch for e
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -87,6 +86,7 @@ __all__ = [
     "sampling_settings",
     "sampling_state",
     "stack_updates",
+    "stacks_updates",
     "swiglu",
     "tiled",
     "uses_kernels",
@@ -237,6 +237,14 @@ def tiled(weight: Int8Weight | Int4Weight) -> TiledWeight | None:
     return None if library is None else pack(library, weight, native.pool())
 
 
+def stacks_updates(x: Tensor, weight: Weight | TiledWeight) -> bool:
+    """Whether lora_linear, without gradients, wants all updates as one; otherwise one by one."""
+    if uses_kernels(x):
+        return True
+    fits = linear_cpu_takes(x, weight) and not torch.is_autocast_enabled("cpu")
+    return fits and native.library() is not None
+
+
 def lora_linear(
     x: Tensor,
     weight: Weight | TiledWeight,
@@ -285,20 +293,23 @@ def _linear_cpu(
 ) -> Tensor | None:
     """libowl_cpu's lora_linear; None where there is no library, where it cannot run that, or a gradient or
     dropout is wanted."""
-    stacked = isinstance(lora, StackedLora)
-    pairs = (lora.a, lora.b) if stacked else [t for update in lora for t in (update.a, update.b)]
-    dense = weight if isinstance(weight, Tensor) else None
     gain = None if norm is None else norm[0]
-    if not linear_cpu_takes(x, weight, bias, residual, gain, *(pairs if stacked else ())):
-        return None
-    if _records(x, dense, bias, residual, gain, *pairs) or torch.is_autocast_enabled("cpu"):
-        return None
-    if not stacked and any(update.dropout for update in lora):
+    pair = (lora.a, lora.b) if isinstance(lora, StackedLora) else ()
+    if not linear_cpu_takes(x, weight, bias, residual, gain, *pair) or torch.is_autocast_enabled("cpu"):
         return None
     library = native.library()
     if library is None:
         return None
-    one = lora if stacked else stack_updates(lora, weight.shape[0], x.dtype) if lora else None
+    updates = () if isinstance(lora, StackedLora) else lora
+    if torch.is_grad_enabled():
+        dense = weight if isinstance(weight, Tensor) else None
+        if _records(x, dense, bias, residual, gain, *(t for update in updates for t in (update.a, update.b))):
+            return None
+    if updates:
+        if any(update.dropout for update in updates):
+            return None
+        lora = stack_updates(updates, weight.shape[0], x.dtype)
+    one = lora if isinstance(lora, StackedLora) else None
     return linear_cpu(
         library, x, weight, bias, one, norm=norm, activation=activation, residual=residual, pool=native.pool()
     )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
-import shutil
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +24,7 @@ from owl_fast.kernels.quantized_linear import (
     quantized_linear_reference,
     unpack,
 )
-from owl_fast.kernels.weights import Int4Weight, Int8Weight, TiledWeight, dequantize
+from owl_fast.kernels.weights import Int4Weight, Int8Weight, dequantize
 from tests.kernels.tensors import random as random_on
 
 random = partial(random_on, device=torch.device("cpu"))
@@ -226,7 +224,7 @@ def test_what_does_not_fit_is_refused(cpu_library: ctypes.CDLL) -> None:
             pack(cpu_library, weight)
     packed = pack(cpu_library, good)
     for x in (torch.zeros(2, 63), torch.zeros(2, 64, dtype=torch.float64), torch.zeros(2, 64, device="meta")):
-        with pytest.raises(ValueError, match=r"came; wanted (fp32 or bf16 \(..., 64\)|a tensor on the CPU)"):
+        with pytest.raises(ValueError, match=r"came; wanted fp32 or bf16 \(..., 64\) on the CPU"):
             linear_cpu(cpu_library, x, packed)
     with pytest.raises(ValueError, match=r"path 9 came; wanted one of"):
         linear_cpu(cpu_library, torch.zeros(2, 64), packed, path=9)
