@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from owl_fast.kernels.launch import check
-from owl_fast.kernels.quantized_linear import tiled_bytes
+from owl_fast.kernels.quantized_linear import form_of, tiled_bytes
 from owl_fast.kernels.weights import StackedLora, TiledWeight
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -73,8 +73,8 @@ def linear_cpu(
     outputs, inputs = weight.shape
     shape, dtype = x.shape, x.dtype
     if isinstance(weight, TiledWeight):
-        data, group, form = weight.data, weight.group, 1
-        fits = data.numel() == tiled_bytes(library, outputs, inputs, group)
+        data, group, form = weight.data, weight.group, form_of(weight.group, weight.narrow)
+        fits = data.numel() == tiled_bytes(library, form, outputs, inputs, group)
     else:
         data, group, form = weight, 0, 0
         fits = data.dtype is dtype

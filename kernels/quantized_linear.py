@@ -61,10 +61,22 @@ def pack(library: ctypes.CDLL, weight: Int8Weight | Int4Weight, pool: int | None
     for tensor, kind, shape in zip((weight.q, weight.scale), kinds, shapes, strict=True):
         fits = tensor.dtype == kind and tensor.shape == shape and tensor.device.type == "cpu"
         check(fits and tensor.is_contiguous(), tensor, f"a contiguous {kind} {shape} on the CPU")
-    data = torch.empty(tiled_bytes(library, rows, width, group), dtype=torch.uint8)
+    narrow = isinstance(weight, Int4Weight) and fits_a_byte(weight.scale)
+    form = form_of(group, narrow)
+    data = torch.empty(tiled_bytes(library, form, rows, width, group), dtype=torch.uint8)
     places = weight.q.data_ptr(), weight.scale.data_ptr()
-    _pack(library)(pool, *places, rows, width, group, data.data_ptr())
-    return TiledWeight(data, rows, width, group)
+    _pack(library)(pool, form, *places, rows, width, group, data.data_ptr())
+    return TiledWeight(data, rows, width, group, narrow)
+
+
+def fits_a_byte(scale: Tensor) -> bool:
+    """Whether fp16 scales are of a sign, 4 bits of exponent and 3 of mantissa: below 2 in magnitude."""
+    return not bool((scale.view(torch.int16) & 0x407F).any())
+
+
+def form_of(group: int, narrow: bool) -> int:
+    """libowl_cpu's number for a tiled weight of this kind."""
+    return 1 if group == 0 else 3 if narrow else 2
 
 
 def unpack(weight: TiledWeight) -> Int8Weight | Int4Weight:
@@ -82,22 +94,25 @@ def unpack(weight: TiledWeight) -> Int8Weight | Int4Weight:
     q = torch.cat([part[:, :n] for part, n in zip(parts, counts, strict=True)] or [padded], dim=1)
     if not group:
         return Int8Weight(q.contiguous().view(torch.int8), scales.view(torch.float32)[:rows].clone())
+    if weight.narrow:
+        wide = scales.to(torch.int16)
+        scales = (wide & 0x80) * -256 | (wide & 0x7F) << 7
     scale = scales.view(torch.float16).view(tiles, -1, LANES).transpose(1, 2).reshape(tiles * LANES, -1)
     pairs = F.pad(q, (0, width % 2), value=8).view(rows, -1, 2)
     return Int4Weight(pairs[..., 0] | pairs[..., 1] << 4, scale[:rows].contiguous(), width, group)
 
 
 @functools.cache
-def tiled_bytes(library: ctypes.CDLL, rows: int, width: int, group: int) -> int:
+def tiled_bytes(library: ctypes.CDLL, form: int, rows: int, width: int, group: int) -> int:
     """Bytes of a tiled weight (rows, width)."""
     function = library.owl_quantized_bytes
-    function.argtypes, function.restype = (ctypes.c_int64,) * 3, ctypes.c_int64
-    return int(function(rows, width, group))
+    function.argtypes, function.restype = (ctypes.c_int32, *(ctypes.c_int64,) * 3), ctypes.c_int64
+    return int(function(form, rows, width, group))
 
 
 @functools.cache
 def _pack(library: ctypes.CDLL) -> Callable[..., None]:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     function = library.owl_quantized_pack
-    function.argtypes, function.restype = (*(pointer,) * 3, *(count,) * 3, pointer), None
+    function.argtypes, function.restype = (pointer, ctypes.c_int32, pointer, pointer, *(count,) * 3, pointer), None
     return function

@@ -5,10 +5,10 @@ Linear::Linear(const owl_linear_task &task_, uint8_t *workspace)
     : task(task_),
       quantized(*path_at(task.path).quantized),
       dense(*(task.type == OWL_F32 ? path_at(task.path).dense_f32 : path_at(task.path).dense_bf16)),
-      layout(task.n, task.k, task.group),
+      layout(task.form, task.n, task.k, task.group),
       blocks(task.rows, quantized.most_rows),
       dense_blocks(task.rows, dense.most_rows),
-      is_quantized(task.form == OWL_QUANTIZED),
+      is_quantized(task.form != OWL_DENSE),
       has_update(task.lora_a != nullptr && task.rank > 0) {
   bytes = 0;
   const auto place = [&](bool wanted, int64_t size) {

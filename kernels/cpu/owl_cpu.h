@@ -42,13 +42,15 @@ OWL_API int32_t owl_pool_threads(const owl_pool *pool);
 // Waits for the threads to end. No call may use the pool any more.
 OWL_API void owl_pool_destroy(owl_pool *pool);
 
-// Quantized weights W (n, k) of linear layers, in two forms (kernels/weights.py):
-//   group > 0: int4, q (n, ceil(k / 2)) bytes with two values each, scale (n, ceil(k / group)) fp16;
-//   group = 0: int8, q (n, k), scale (n) fp32.
+// How the weight W (n, k) of a linear layer is held. The quantized ones (kernels/weights.py):
+//   OWL_INT8: q (n, k), scale (n) fp32; group is 0;
+//   OWL_INT4: q (n, ceil(k / 2)) bytes with two values each, scale (n, ceil(k / group)) fp16;
+//   OWL_INT4_NARROW: the same, where all scales fit a byte: (bits & 0x407f) == 0, below 2 with 3 bits of mantissa.
 // They are repacked once, into owl_quantized_bytes() bytes at a multiple of 64 (quantized_layout.h).
-OWL_API int64_t owl_quantized_bytes(int64_t n, int64_t k, int64_t group);
-OWL_API void owl_quantized_pack(owl_pool *pool, const uint8_t *q, const void *scale, int64_t n, int64_t k,
-                                int64_t group, uint8_t *packed);
+enum { OWL_DENSE = 0, OWL_INT8 = 1, OWL_INT4 = 2, OWL_INT4_NARROW = 3 };
+OWL_API int64_t owl_quantized_bytes(int32_t form, int64_t n, int64_t k, int64_t group);
+OWL_API void owl_quantized_pack(owl_pool *pool, int32_t form, const uint8_t *q, const void *scale, int64_t n,
+                                int64_t k, int64_t group, uint8_t *packed);
 
 // y = residual + activation(norm(x) W^T + bias + update), every linear layer there is.
 //
@@ -60,9 +62,8 @@ OWL_API void owl_quantized_pack(owl_pool *pool, const uint8_t *q, const void *sc
 // (adapters, rank).
 // Quantized weights meet x rounded to int8 in groups of a row (of the weight's size; 128 for int8) with one scale
 // each: kernels/quantized_linear.py has the definition. Dense ones, in the type of x, are read where they are.
-enum { OWL_F32 = 0, OWL_BF16 = 1 };                           // type
-enum { OWL_DENSE = 0, OWL_QUANTIZED = 1 };                    // form
-enum { OWL_NONE = 0, OWL_SWIGLU = 1, OWL_QUICK_GELU = 2 };    // activation
+enum { OWL_F32 = 0, OWL_BF16 = 1 };                         // type
+enum { OWL_NONE = 0, OWL_SWIGLU = 1, OWL_QUICK_GELU = 2 };  // activation
 typedef struct owl_linear_task {
   const void *x, *weight;
   const void *norm, *bias, *residual;   // each null where there is none

@@ -31,7 +31,7 @@ struct Product {
     for (int64_t s = 0; s < streams; ++s) {
       tile[s] = smaller(first + s * depth, layout.tiles - 1);
       task.weights[s] = packed + tile[s] * layout.tile_bytes;
-      task.scales[s] = scales + tile[s] * kTileRows * (layout.int4 ? 2 * layout.groups : 4);
+      task.scales[s] = scales + tile[s] * layout.scale_bytes();
     }
     alignas(64) float sums[kMostStreams * kMostRows * kTileRows];
     task.groups = layout.groups;
@@ -43,7 +43,7 @@ struct Product {
       task.x = linear.x8 + row * layout.padded_k();
       task.x_scale = linear.x_scale + row * layout.groups;
       task.start = linear.start + row * layout.groups;
-      (blocks.count == 1 ? kernels.few : kernels.many)[layout.int4][rows](task);
+      (blocks.count == 1 ? kernels.few : kernels.many)[layout.form][rows](task);
       for (int64_t s = 0; s < streams && first + s * depth < layout.tiles; ++s) {
         finish_tile(linear, sums + s * rows * kTileRows, row, rows, tile[s] * kTileRows);
       }

@@ -89,28 +89,34 @@ void pack_tile(const Layout &layout, const uint8_t *q, int64_t tile, uint8_t *ou
 
 void pack_scales(const Layout &layout, const void *scale, int64_t tile, uint8_t *out) {
   const int64_t width = layout.int4 ? layout.groups : 1, size = layout.int4 ? 2 : 4;
-  uint8_t *to = out + tile * kTileRows * width * size;
+  uint8_t *to = out + tile * layout.scale_bytes();
   for (int64_t g = 0; g < width; ++g) {
-    for (int64_t lane = 0; lane < kTileRows; ++lane, to += size) {
+    for (int64_t lane = 0; lane < kTileRows; ++lane, to += layout.scale_size()) {
       const int64_t row = tile * kTileRows + lane;
-      std::memset(to, 0, static_cast<size_t>(size));
-      if (row >= layout.n) continue;
-      std::memcpy(to, static_cast<const uint8_t *>(scale) + (row * width + g) * size, static_cast<size_t>(size));
+      uint8_t bytes[4] = {};
+      if (row < layout.n) {
+        std::memcpy(bytes, static_cast<const uint8_t *>(scale) + (row * width + g) * size, static_cast<size_t>(size));
+      }
+      if (layout.form == OWL_INT4_NARROW) {
+        *to = static_cast<uint8_t>((bytes[1] & 0x80) | (bytes[1] << 1 & 0x7e) | bytes[0] >> 7);
+      } else {
+        std::memcpy(to, bytes, static_cast<size_t>(size));
+      }
     }
   }
 }
 
 }  // namespace
 
-OWL_API int64_t owl_quantized_bytes(int64_t n, int64_t k, int64_t group) {
-  const Layout layout(n, k, group);
-  return layout.tiles * layout.tile_bytes + layout.scale_bytes();
+OWL_API int64_t owl_quantized_bytes(int32_t form, int64_t n, int64_t k, int64_t group) {
+  const Layout layout(form, n, k, group);
+  return layout.tiles * (layout.tile_bytes + layout.scale_bytes());
 }
 
-OWL_API void owl_quantized_pack(owl_pool *pool, const uint8_t *q, const void *scale, int64_t n, int64_t k,
-                                int64_t group, uint8_t *packed) {
-  const Layout layout(n, k, group);
-  ask_for_large_pages(packed, owl_quantized_bytes(n, k, group));
+OWL_API void owl_quantized_pack(owl_pool *pool, int32_t form, const uint8_t *q, const void *scale, int64_t n,
+                                int64_t k, int64_t group, uint8_t *packed) {
+  const Layout layout(form, n, k, group);
+  ask_for_large_pages(packed, owl_quantized_bytes(form, n, k, group));
   parallel(pool, layout.tiles, [&](int64_t tile) {
     pack_tile(layout, q, tile, packed + tile * layout.tile_bytes);
     pack_scales(layout, scale, tile, packed + layout.tiles * layout.tile_bytes);

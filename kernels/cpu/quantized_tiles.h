@@ -22,8 +22,25 @@ inline void prefetch(const uint8_t *at) {
   __builtin_prefetch(reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(at) + kAhead));
 }
 
-template <bool kInt4, int kRows, int kStreams>
+// Scales of a byte each as fp16.
+inline typename Lanes::Float narrow(const uint8_t *at) {
+  uint16_t halves[kTileRows];
+  for (int64_t i = 0; i < kTileRows; ++i) {
+    halves[i] = static_cast<uint16_t>((at[i] << 8 & 0x8000) | (at[i] << 7 & 0x3f80));
+  }
+  return Lanes::halves(halves);
+}
+
+template <int kForm>
+inline typename Lanes::Float scales_at(const void *scales, int64_t group) {
+  if constexpr (kForm == OWL_INT8) return Lanes::floats(static_cast<const float *>(scales));
+  if constexpr (kForm == OWL_INT4) return Lanes::halves(static_cast<const uint16_t *>(scales) + group * kTileRows);
+  return narrow(static_cast<const uint8_t *>(scales) + group * kTileRows);
+}
+
+template <int kForm, int kRows, int kStreams>
 void tile_kernel(const TileTask &task) {
+  constexpr bool kInt4 = kForm != OWL_INT8;
   const uint8_t *w[kStreams];
   for (int s = 0; s < kStreams; ++s) w[s] = task.weights[s];
   float *const sums = task.sums;  // in memory: the registers are for the sums within a group
@@ -65,9 +82,7 @@ void tile_kernel(const TileTask &task) {
     }
 #pragma GCC unroll 16
     for (int s = 0; s < kStreams; ++s) {
-      const typename Lanes::Float scale =
-          kInt4 ? Lanes::halves(static_cast<const uint16_t *>(task.scales[s]) + g * kTileRows)
-                : Lanes::floats(static_cast<const float *>(task.scales[s]));
+      const typename Lanes::Float scale = scales_at<kForm>(task.scales[s], g);
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m) {
         const typename Lanes::Float factor =
@@ -143,10 +158,12 @@ void add_kernels(QuantizedKernels &kernels) {
   if constexpr (kRows > 0) {
     constexpr int streams = streams_of<kRows>(), wide = streams_of<Lanes::kMostRows>();
     kernels.streams[kRows] = streams;
-    kernels.few[0][kRows] = tile_kernel<false, kRows, streams>;
-    kernels.few[1][kRows] = tile_kernel<true, kRows, streams>;
-    kernels.many[0][kRows] = tile_kernel<false, kRows, wide>;
-    kernels.many[1][kRows] = tile_kernel<true, kRows, wide>;
+    kernels.few[OWL_INT8][kRows] = tile_kernel<OWL_INT8, kRows, streams>;
+    kernels.few[OWL_INT4][kRows] = tile_kernel<OWL_INT4, kRows, streams>;
+    kernels.few[OWL_INT4_NARROW][kRows] = tile_kernel<OWL_INT4_NARROW, kRows, streams>;
+    kernels.many[OWL_INT8][kRows] = tile_kernel<OWL_INT8, kRows, wide>;
+    kernels.many[OWL_INT4][kRows] = tile_kernel<OWL_INT4, kRows, wide>;
+    kernels.many[OWL_INT4_NARROW][kRows] = tile_kernel<OWL_INT4_NARROW, kRows, wide>;
     add_kernels<kRows - 1>(kernels);
   }
 }

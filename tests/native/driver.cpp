@@ -58,9 +58,11 @@ struct Case {
     for (float &value : x) value = (static_cast<float>(random.next() % 20001) - 10000.0f) / 777.0f;
   }
 
+  int32_t form() const { return group > 0 ? OWL_INT4 : OWL_INT8; }
+
   std::vector<float> run(owl_pool *pool, int32_t path) const {
-    const Buffer packed(owl_quantized_bytes(n, k, group));
-    owl_quantized_pack(pool, q.data(), scale.data(), n, k, group, packed.data);
+    const Buffer packed(owl_quantized_bytes(form(), n, k, group));
+    owl_quantized_pack(pool, form(), q.data(), scale.data(), n, k, group, packed.data);
     std::vector<float> y(static_cast<size_t>(rows * n), -1.0f);
     owl_linear_task task = {};
     task.x = x.data();
@@ -71,7 +73,7 @@ struct Case {
     task.k = k;
     task.group = group;
     task.type = OWL_F32;
-    task.form = OWL_QUANTIZED;
+    task.form = form();
     task.path = path;
     const Buffer work(owl_linear_workspace(&task));
     owl_linear(pool, &task, work.data);
@@ -134,7 +136,7 @@ struct Layer {
       : rows(rows_), n(n_), k(k_), rank(rank_), size(type == OWL_F32 ? 4 : 2), quantized(0, n, k, 32),
         x(rows * k * size), weight(n * k * size), norm(k * size), bias(n * size), residual(rows * n * size),
         lora_a(3 * rank * k * size), lora_b(3 * n * rank * size), lora_scale(3 * rank * 4), owner(rows * 4),
-        packed(owl_quantized_bytes(n, k, 32)) {
+        packed(owl_quantized_bytes(OWL_INT4, n, k, 32)) {
     Random random;
     const auto fill = [&](const Buffer &buffer, int64_t count, int64_t bytes) {
       for (int64_t i = 0; i < count; ++i) {
@@ -156,7 +158,7 @@ struct Layer {
       const int32_t adapter = row % 7 < 3 ? 1 : static_cast<int32_t>(random.next() % 4) - 1;
       std::memcpy(owner.data + 4 * row, &adapter, 4);
     }
-    owl_quantized_pack(nullptr, quantized.q.data(), quantized.scale.data(), n, k, 32, packed.data);
+    owl_quantized_pack(nullptr, OWL_INT4, quantized.q.data(), quantized.scale.data(), n, k, 32, packed.data);
   }
 
   // Rows first, ... of the results, in y.
@@ -196,7 +198,7 @@ void rows_alone_and_together() {
       for (const int64_t n : {2, 34}) {
         const Layer layer(51, n, k, 5, type);
         for (int32_t path = 0; path < path_count(); ++path) {
-          for (const int32_t form : {OWL_DENSE, OWL_QUANTIZED}) {
+          for (const int32_t form : {OWL_DENSE, OWL_INT4}) {
             for (const int32_t activation : {OWL_NONE, OWL_SWIGLU, OWL_QUICK_GELU}) {
               const int64_t bytes = (activation == OWL_SWIGLU ? n / 2 : n) * layer.size;
               const Buffer together(layer.rows * bytes), alone(bytes);
