@@ -310,8 +310,9 @@ def _linear_cpu(
             return None
         lora = stack_updates(updates, weight.shape[0], x.dtype)
     one = lora if isinstance(lora, StackedLora) else None
+    ready = weight if isinstance(weight, (Tensor, TiledWeight)) else dequantize(weight, x.dtype)
     return linear_cpu(
-        library, x, weight, bias, one, norm=norm, activation=activation, residual=residual, pool=native.pool()
+        library, x, ready, bias, one, norm=norm, activation=activation, residual=residual, pool=native.pool()
     )
 
 

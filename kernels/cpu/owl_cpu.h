@@ -15,7 +15,8 @@
 #endif
 
 // One body, compiled for several instruction sets; the dynamic loader takes the best this machine has.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__)
+// (The thread sanitizer cannot run what makes that choice, which comes before the sanitizer itself.)
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(__SANITIZE_THREAD__)
 #define OWL_MULTIVERSION __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define OWL_MULTIVERSION
