@@ -29,7 +29,7 @@ from tests.kernels.tensors import random as random_on
 
 random = partial(random_on, device=torch.device("cpu"))
 FP32_ROUNDING = 2.0**-22  # of each group's addition, relative to the sum of magnitudes
-FORMS = ("int8", "int4-G32", "int4-G64", "int4-G128")
+FORMS = ("int8", "int4-G32", "int4-G32-narrow", "int4-G64", "int4-G128")
 SHAPES = {
     "N16-K128": (16, 128),
     "N1-K1": (1, 1),
@@ -46,11 +46,13 @@ def weight_of(form: str, outputs: int, inputs: int) -> Int8Weight | Int4Weight:
     values = torch.randint(low - 9, high + 10, (outputs, inputs), generator=generator).clamp_(low, high)
     if form == "int8":
         return Int8Weight(values.to(torch.int8), random(outputs, seed=1).abs() / 64)
-    group = int(form.partition("-G")[2])
+    group = int(form.partition("-G")[2].removesuffix("-narrow"))
     pairs = torch.nn.functional.pad(values.to(torch.uint8), (0, inputs % 2), value=15).view(
         outputs, (inputs + 1) // 2, 2
     )
     scale = random(outputs, -(-inputs // group), seed=2).half()
+    if form.endswith("-narrow"):
+        scale = (scale.view(torch.int16) & ~0x407F).view(torch.float16)
     return Int4Weight(pairs[..., 0] | pairs[..., 1] << 4, scale, inputs, group)
 
 
@@ -77,7 +79,9 @@ def assert_close(ours: Tensor, x: Tensor, weight: Int8Weight | Int4Weight) -> No
 @pytest.mark.parametrize("form", [*FORMS, "int4-G6", "int4-G384"])
 def test_packing_loses_nothing(cpu_library: ctypes.CDLL, form: str, shape: tuple[int, int]) -> None:
     weight = weight_of(form, *shape)
-    found = unpack(pack(cpu_library, weight))
+    tiled = pack(cpu_library, weight)
+    assert tiled.narrow == form.endswith("-narrow") or shape == (1, 1)
+    found = unpack(tiled)
     assert type(found) is type(weight)
     assert torch.equal(found.scale, weight.scale)
     assert torch.equal(dequantize(found, torch.float64), dequantize(weight, torch.float64))
@@ -125,7 +129,7 @@ def test_bits_do_not_depend_on_rows_threads_or_path(cpu_library: ctypes.CDLL, fo
             pool.close()
 
 
-@pytest.mark.parametrize("form", ["int8", "int4-G64"])
+@pytest.mark.parametrize("form", ["int8", "int4-G64", "int4-G32-narrow"])
 def test_every_weight_meets_every_input(cpu_library: ctypes.CDLL, cpu_path: int, form: str) -> None:
     """The largest weights against the largest inputs: nothing saturates in any of the paths."""
     low, high = (-128, 127) if form == "int8" else (0, 15)
@@ -142,7 +146,7 @@ def test_every_weight_meets_every_input(cpu_library: ctypes.CDLL, cpu_path: int,
                 assert_close(y, x, weight)
 
 
-@pytest.mark.parametrize("form", ["int8", "int4-G64"])
+@pytest.mark.parametrize("form", ["int8", "int4-G64", "int4-G32-narrow"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 def test_a_row_that_is_not_finite_is_nan(
     cpu_library: ctypes.CDLL, cpu_path: int, form: str, value: float
@@ -159,7 +163,7 @@ def test_a_row_that_is_not_finite_is_nan(
     assert torch.equal(found[kept], clean[kept])
 
 
-@pytest.mark.parametrize("form", ["int8", "int4-G64"])
+@pytest.mark.parametrize("form", ["int8", "int4-G64", "int4-G32-narrow"])
 def test_small_and_large_inputs(cpu_library: ctypes.CDLL, cpu_path: int, form: str) -> None:
     weight = weight_of(form, 16, 128)
     if isinstance(weight, Int8Weight):
