@@ -2,10 +2,10 @@
 
     y = residual + activation(rms_norm(x) W^T + bias + update)
 
-W dense, in the dtype of x, read where it is (a mapped file, say), or quantized and tiled. The formula in full is
-fused_linear_reference in lora_linear.py, with activations rounded as quantized_linear.py says where W is
-quantized. Sums and what follows are fp32, rounded once. A row's bits depend on nothing but the row, its
-adapter and the instruction set ("path"), not on other rows or threads.
+W is dense, in the dtype of x and read where it is (a mapped file, say), or quantized and tiled. The formula
+in full is fused_linear_reference in lora_linear.py, with activations rounded as quantized_linear.py says
+where W is quantized. Sums and what follows are fp32, rounded once. A row's bits depend on nothing but the row,
+its adapter and the instruction set ("path"), not on other rows or threads.
 
 Shapes: x (..., K) fp32 or bf16, W (N, K), bias (N,), norm (K,), residual (..., N) -> (..., N); "swiglu" takes
 [gate; up] and has N / 2 outputs. The update's owner counts the rows of x flattened.
@@ -39,8 +39,8 @@ def paths(library: ctypes.CDLL) -> tuple[str, ...]:
 def linear_cpu_takes(x: Tensor, weight: object, *others: Tensor | None) -> bool:
     """Whether linear_cpu can run it: tensors with memory of their own, on the CPU, of one dtype.
 
-    weight: a quantized one always, tiled or then made dense. others: bias, residual, the norm's weight and the
-    adapters' matrices.
+    weight: a quantized one always, tiled or then made dense. others: bias, residual, the norm's weight and
+    the adapters' matrices.
     """
     dtype = x.dtype
     if type(x) is not Tensor or not x.is_cpu or dtype not in _TYPES or x.dim() == 0:
@@ -48,7 +48,7 @@ def linear_cpu_takes(x: Tensor, weight: object, *others: Tensor | None) -> bool:
     dense = weight if isinstance(weight, Tensor) else None
     if dense is not None and not dense.is_contiguous():
         return False
-    return all([t is None or (t.dtype is dtype and t.is_cpu) for t in (dense, *others)])
+    return all(t is None or (t.dtype is dtype and t.is_cpu) for t in (dense, *others))
 
 
 def linear_cpu(

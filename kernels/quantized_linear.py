@@ -114,5 +114,6 @@ def tiled_bytes(library: ctypes.CDLL, form: int, rows: int, width: int, group: i
 def _pack(library: ctypes.CDLL) -> Callable[..., None]:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     function = library.owl_quantized_pack
-    function.argtypes, function.restype = (pointer, ctypes.c_int32, pointer, pointer, *(count,) * 3, pointer), None
+    function.argtypes = pointer, ctypes.c_int32, pointer, pointer, *(count,) * 3, pointer
+    function.restype = None
     return function

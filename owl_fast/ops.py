@@ -262,24 +262,35 @@ def lora_linear(
     weight's inputs are rounded to int8 where no gradient is wanted: see kernels/quantized_linear.py.
     """
     if not uses_kernels(x):
-        y = _linear_cpu(x, weight, bias, lora, norm, activation, residual)
-        if y is not None:
-            return y
-    if isinstance(weight, TiledWeight):
-        weight = unpack(weight)
-    if not uses_kernels(x):
-        if isinstance(lora, StackedLora):
-            return fused_linear_reference(
-                x, weight, bias, lora, norm=norm, activation=activation, residual=residual
-            )
-        y = lora_linear_reference(x if norm is None else rms_norm(x, *norm), weight, bias, lora)
-        return _finish(y, activation, residual)
+        return _linear_without_kernels(x, weight, bias, lora, norm, activation, residual)
+    weight = unpack(weight) if isinstance(weight, TiledWeight) else weight
     if isinstance(lora, StackedLora):
         return _linear_forward(x, weight, bias, lora, norm, activation, residual)
     if not lora and not _records(x, weight, bias, residual, *(norm or ())):
         return _linear_forward(x, weight, bias, None, norm, activation, residual)
     x = x if norm is None else rms_norm(x, *norm)
     return lora_linear_triton(x, weight, bias, lora, activation=activation, residual=residual)
+
+
+def _linear_without_kernels(
+    x: Tensor,
+    weight: Weight | TiledWeight,
+    bias: Tensor | None,
+    lora: Sequence[LoraUpdate] | StackedLora,
+    norm: tuple[Tensor, float] | None,
+    activation: Activation | None,
+    residual: Tensor | None,
+) -> Tensor:
+    y = _linear_cpu(x, weight, bias, lora, norm, activation, residual)
+    if y is not None:
+        return y
+    weight = unpack(weight) if isinstance(weight, TiledWeight) else weight
+    if isinstance(lora, StackedLora):
+        return fused_linear_reference(
+            x, weight, bias, lora, norm=norm, activation=activation, residual=residual
+        )
+    y = lora_linear_reference(x if norm is None else rms_norm(x, *norm), weight, bias, lora)
+    return _finish(y, activation, residual)
 
 
 def _linear_cpu(

@@ -285,7 +285,7 @@ def test_what_does_not_fit_is_refused(cpu_library: ctypes.CDLL) -> None:
 
 
 def test_ops_run_it_where_they_can(cpu_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Updates of some rows, tiled and dense weights; not with a gradient, a dropout, autocast or other types."""
+    """Tiled and dense weights, with updates; not with a gradient, a dropout, autocast or other types."""
     calls: list[Tensor] = []
 
     def counted(library: ctypes.CDLL, x: Tensor, *args: object, **named: object) -> Tensor:

@@ -57,7 +57,7 @@ def test_int8_has_no_row_worse_than_rounded_plainly(width: int, tail: float) -> 
 @pytest.mark.parametrize("width", [512, 4096])
 @pytest.mark.parametrize("group", [32, 128])
 def test_int4_is_better_than_rounded_plainly(group: int, width: int, tail: float) -> None:
-    """Though scales are short, which costs single rows something (and weights without a variance: tail 0.8)."""
+    """Though scales are short, which costs single rows something, and weights of a tail of 0.8 all."""
     w = weight(40, width, tail)
     ours, plain = (error(packer("int4", group, plain=p)(w), w) for p in (False, True))
     assert ours.sum() < 0.985 * plain.sum()

@@ -18,7 +18,7 @@ from benchmarks.timing import Run
 from owl_fast import ops
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, dequantize
 
-GROUP = 128
+GROUP = 32
 COPIES_BYTES = 200 << 20  # of all copies together; caches are smaller
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008), (32000, 4096))
 
@@ -28,7 +28,9 @@ def make_weight(outputs: int, inputs: int, kind: str) -> Int8Weight | Int4Weight
         q = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
         return Int8Weight(q, torch.rand(outputs) * 1e-3)
     values = torch.randint(0, 256, (outputs, inputs // 2), dtype=torch.uint8)
-    return Int4Weight(values, (torch.rand(outputs, inputs // GROUP) * 0.01).half(), inputs, GROUP)
+    scale = (torch.rand(outputs, inputs // GROUP) * 0.01).half()
+    short = (scale.view(torch.int16) & ~127).view(torch.float16)  # as the quantizer makes them
+    return Int4Weight(values, short, inputs, GROUP)
 
 
 def torchs_own(weight: Int8Weight | Int4Weight) -> tuple[str, Callable[[Tensor], Callable[[Tensor], Tensor]]]:
