@@ -4,8 +4,8 @@
 
 W is dense, in the dtype of x and read where it is (a mapped file, say), or quantized and tiled. The formula
 in full is fused_linear_reference in lora_linear.py, with activations rounded as quantized_linear.py says
-where W is quantized. Sums and what follows are fp32, rounded once. A row's bits depend on nothing but the row,
-its adapter and the instruction set ("path"), not on other rows or threads.
+where W is quantized. Sums and what follows are fp32, rounded once. A row's bits depend on nothing but the
+row, its adapter and the instruction set ("path"), not on other rows or threads.
 
 Shapes: x (..., K) fp32 or bf16, W (N, K), bias (N,), norm (K,), residual (..., N) -> (..., N); "swiglu" takes
 [gate; up] and has N / 2 outputs. The update's owner counts the rows of x flattened.

@@ -57,4 +57,5 @@ void multiply_dense(owl_pool *pool, const Linear &linear);
 // sums (rows, kTile) of rows row, row + 1, ... and columns column, column + 1, ..., as far as there are some, which
 // adds to them and puts the result in its place.
 void finish_tile(const Linear &linear, float *sums, int64_t row, int64_t rows, int64_t column);
+void finish_swiglu_part(const Linear &linear, int64_t row, int64_t column);  // some columns from there on
 void finish_swiglu(owl_pool *pool, const Linear &linear);

@@ -142,14 +142,6 @@ OWL_INLINE void swiglu(const owl_linear_task &task, const float *gate_up, int64_
   }
 }
 
-OWL_MULTIVERSION void swiglu_part(const Linear &linear, int64_t row, int64_t column) {
-  if (linear.task.type == OWL_F32) {
-    swiglu<float>(linear.task, linear.gate_up, row, column);
-  } else {
-    swiglu<uint16_t>(linear.task, linear.gate_up, row, column);
-  }
-}
-
 }  // namespace
 
 OWL_MULTIVERSION void finish_tile(const Linear &linear, float *sums, int64_t row, int64_t rows, int64_t column) {
@@ -160,9 +152,17 @@ OWL_MULTIVERSION void finish_tile(const Linear &linear, float *sums, int64_t row
   }
 }
 
+OWL_MULTIVERSION void finish_swiglu_part(const Linear &linear, int64_t row, int64_t column) {
+  if (linear.task.type == OWL_F32) {
+    swiglu<float>(linear.task, linear.gate_up, row, column);
+  } else {
+    swiglu<uint16_t>(linear.task, linear.gate_up, row, column);
+  }
+}
+
 void finish_swiglu(owl_pool *pool, const Linear &linear) {
   const int64_t width = linear.task.n / 2, parts = (width + kSwigluColumns - 1) / kSwigluColumns;
   const bool few = linear.task.rows * width <= kFewValues;
   parallel(few ? nullptr : pool, linear.task.rows * parts,
-           [&](int64_t item) { swiglu_part(linear, item / parts, item % parts * kSwigluColumns); });
+           [&](int64_t item) { finish_swiglu_part(linear, item / parts, item % parts * kSwigluColumns); });
 }
