@@ -17,7 +17,7 @@ struct Lanes {
   template <typename T>
   static Vector vector(const T *at) {
     Vector result;
-    for (int i = 0; i < kStep; ++i) result.v[i] = widen(at[i]);
+    for (int i = 0; i < kStep; ++i) result.v[i] = widened(at[i]);
     return result;
   }
   static Sum add_product(Sum sum, const Vector &w, const Vector &x) {

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "dense_layout.h"
-#include "numbers.h"
+#include "bf16.h"
 
 namespace {
 
@@ -80,7 +80,7 @@ void dense_dot(const DenseTask &task) {
 inline void pack_value(uint16_t value, uint16_t *to) { *to = value; }
 template <typename T>
 inline void pack_value(T value, float *to) {
-  *to = widen(value);
+  *to = widened(value);
 }
 
 template <typename L, typename Weight>

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "linear.h"
-#include "numbers.h"
+#include "bf16.h"
 
 namespace {
 
@@ -26,7 +26,9 @@ OWL_INLINE float exponential(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = (p * r) * r + r + 1.0f;
-  const uint32_t bits = (bits_of(shifted) - bits_of(12582912.0f) + 127u) << 23;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits - 0x4b400000u + 127u) << 23;
   float scale;
   std::memcpy(&scale, &bits, sizeof scale);
   return p * scale;
@@ -49,7 +51,7 @@ template <typename T>
 OWL_INLINE void read(const T *from, int64_t count, float *to) {
   T values[kTile] = {};
   copy(from, count, values);
-  for (int64_t i = 0; i < kTile; ++i) to[i] = widen(values[i]);
+  for (int64_t i = 0; i < kTile; ++i) to[i] = widened(values[i]);
 }
 
 template <typename T>
@@ -68,7 +70,7 @@ OWL_INLINE void multiply_up(const Linear &linear, const T *b, int64_t row, int64
   for (int64_t first = 0; first < rank; first += kRanks) {
     const int64_t ranks = smaller(kRanks, rank - first);
     for (int64_t r = 0; r < ranks; ++r) {
-      for (int64_t i = 0; i < count; ++i) turned[r][i] = widen(b[i * rank + first + r]);
+      for (int64_t i = 0; i < count; ++i) turned[r][i] = widened(b[i * rank + first + r]);
     }
     for (int64_t m = 0; m < rows; ++m) {
       const float *low = linear.low + (row + m) * rank + first;

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "numbers.h"
+#include "bf16.h"
 #include "quantized_layout.h"
 
 namespace {
@@ -95,6 +95,12 @@ void tile_kernel(const TileTask &task) {
   }
 }
 
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 constexpr uint32_t kInfinite = 0x7f800000u, kTiny = 0x0d800000u;  // bits of infinity and of 2^-100
 
 // Found among the bit patterns, which order as the magnitudes do, and anything not finite above all.
@@ -102,7 +108,7 @@ template <typename T>
 inline uint32_t largest_magnitude(const T *row, int64_t count) {
   uint32_t largest = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const uint32_t magnitude = bits_of(widen(row[i])) & 0x7fffffffu;
+    const uint32_t magnitude = bits_of(widened(row[i])) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
   }
   return largest;
@@ -113,7 +119,7 @@ template <typename T>
 inline int32_t quantize(const T *row, int64_t count, float inverse, int8_t *out) {
   int32_t sum = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const int32_t q = static_cast<int32_t>(bits_of(widen(row[i]) * inverse + 12582912.0f) - 0x4b400000u);
+    const int32_t q = static_cast<int32_t>(bits_of(widened(row[i]) * inverse + 12582912.0f) - 0x4b400000u);
     out[i] = static_cast<int8_t>(q);
     sum += q;
   }
