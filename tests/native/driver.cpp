@@ -130,13 +130,13 @@ void all_paths(uint64_t *hash) {
 struct Layer {
   int64_t rows, n, k, rank, size;  // size of a number
   Case quantized;
-  Buffer x, weight, norm, bias, residual, lora_a, lora_b, lora_scale, owner, packed;
+  Buffer x, weight, norm, bias, residual, lora_a, lora_b, lora_scale, owner, packed, narrow;
 
   Layer(int64_t rows_, int64_t n_, int64_t k_, int64_t rank_, int32_t type)
       : rows(rows_), n(n_), k(k_), rank(rank_), size(type == OWL_F32 ? 4 : 2), quantized(0, n, k, 32),
         x(rows * k * size), weight(n * k * size), norm(k * size), bias(n * size), residual(rows * n * size),
         lora_a(3 * rank * k * size), lora_b(3 * n * rank * size), lora_scale(3 * rank * 4), owner(rows * 4),
-        packed(owl_quantized_bytes(OWL_INT4, n, k, 32)) {
+        packed(owl_quantized_bytes(OWL_INT4, n, k, 32)), narrow(owl_quantized_bytes(OWL_INT4_NARROW, n, k, 32)) {
     Random random;
     const auto fill = [&](const Buffer &buffer, int64_t count, int64_t bytes) {
       for (int64_t i = 0; i < count; ++i) {
@@ -158,7 +158,10 @@ struct Layer {
       const int32_t adapter = row % 7 < 3 ? 1 : static_cast<int32_t>(random.next() % 4) - 1;
       std::memcpy(owner.data + 4 * row, &adapter, 4);
     }
-    owl_quantized_pack(nullptr, OWL_INT4, quantized.q.data(), quantized.scale.data(), n, k, 32, packed.data);
+    for (size_t i = 0; i < quantized.scale.size(); i += 2) quantized.scale[i] &= 0x80u;  // to fit a byte
+    const uint8_t *q = quantized.q.data(), *scale = quantized.scale.data();
+    owl_quantized_pack(nullptr, OWL_INT4, q, scale, n, k, 32, packed.data);
+    owl_quantized_pack(nullptr, OWL_INT4_NARROW, q, scale, n, k, 32, narrow.data);
   }
 
   // Rows first, ... of the results, in y.
@@ -167,7 +170,7 @@ struct Layer {
     const int64_t results = activation == OWL_SWIGLU ? n / 2 : n;
     owl_linear_task task = {};
     task.x = x.data + first * k * size;
-    task.weight = form == OWL_DENSE ? weight.data : packed.data;
+    task.weight = form == OWL_DENSE ? weight.data : form == OWL_INT4 ? packed.data : narrow.data;
     task.norm = norm.data;
     task.bias = bias.data;
     task.residual = residual.data + first * results * size;
@@ -203,6 +206,12 @@ void rows_alone_and_together() {
               const int64_t bytes = (activation == OWL_SWIGLU ? n / 2 : n) * layer.size;
               const Buffer together(layer.rows * bytes), alone(bytes);
               layer.run(pool, 0, layer.rows, type, form, activation, path, together.data);
+              if (form == OWL_INT4) {
+                const Buffer other(layer.rows * bytes);
+                layer.run(pool, 0, layer.rows, type, OWL_INT4_NARROW, activation, path, other.data);
+                const size_t size = static_cast<size_t>(layer.rows * bytes);
+                expect(std::memcmp(other.data, together.data, size) == 0, "narrow");
+              }
               for (int64_t row = 0; row < layer.rows; ++row) {
                 layer.run(nullptr, row, 1, type, form, activation, path, alone.data);
                 const uint8_t *same = together.data + row * bytes;
