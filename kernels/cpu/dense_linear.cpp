@@ -4,8 +4,6 @@
 namespace {
 
 constexpr int64_t kChunkBlocks = 8;    // whose unfinished sums are kept beside each other
-constexpr int64_t kItemsPerThread = 8;  // so that a slow thread leaves the others little to wait for
-constexpr int64_t kMostDepth = 4;      // tiles that meet a chunk of x while it is at hand
 constexpr int64_t kPartBytes = 2048;   // of a row of W, so that those of a tile stay in the nearest cache
 
 // Pointers to 4 rows of W from column `from`, `apart` rows from each other, the last row instead of missing ones.
@@ -74,9 +72,8 @@ struct Product {
 
 void multiply_dense(owl_pool *pool, const Linear &linear) {
   const Product product(linear);
-  const int64_t count = product.blocks.count, threads = pool == nullptr ? 1 : owl_pool_threads(pool);
-  const int64_t tiles = (linear.task.n + kDenseTile - 1) / kDenseTile, fair = tiles / (threads * kItemsPerThread);
-  const int64_t depth = count <= kChunkBlocks || fair < 1 ? 1 : smaller(fair, kMostDepth);
+  const int64_t count = product.blocks.count, tiles = (linear.task.n + kDenseTile - 1) / kDenseTile;
+  const int64_t depth = count <= kChunkBlocks ? 1 : depth_of(pool, tiles);  // to meet a chunk while it is at hand
   parallel(pool, (tiles + depth - 1) / depth, [&](int64_t item) {
     for (int64_t first = 0; first < count; first += kChunkBlocks) {
       for (int64_t tile = item * depth; tile < smaller((item + 1) * depth, tiles); ++tile) {

@@ -13,6 +13,14 @@ static_assert(kTile == kTileRows && kTile == kDenseTile, "both kinds of tiles ar
 inline int64_t rounded_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// How many tiles an item of work takes, one after the other: so few that a slow thread leaves the others little
+// to wait for.
+inline int64_t depth_of(const owl_pool *pool, int64_t tiles) {
+  constexpr int64_t kItemsPerThread = 8, kMost = 4;
+  const int64_t fair = tiles / ((pool == nullptr ? 1 : owl_pool_threads(pool)) * kItemsPerThread);
+  return fair < 1 ? 1 : smaller(fair, kMost);
+}
+
 // Blocks of rows, as equal as whole rows allow.
 struct Blocks {
   int64_t rows, count;

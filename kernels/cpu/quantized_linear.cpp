@@ -3,9 +3,6 @@
 
 namespace {
 
-constexpr int64_t kItemsPerThread = 8;  // so that a slow thread leaves the others little to wait for
-constexpr int64_t kMostDepth = 4;       // tiles one after the other in a stream, within an item
-
 struct Product {
   const Linear &linear;
   const Layout &layout;
@@ -13,11 +10,10 @@ struct Product {
   const Blocks &blocks;
   int64_t streams, depth;  // an item: `streams` runs of `depth` tiles, read side by side
 
-  Product(const Linear &linear_, int64_t threads)
+  Product(const Linear &linear_, const owl_pool *pool)
       : linear(linear_), layout(linear.layout), kernels(linear.quantized), blocks(linear.blocks) {
     streams = blocks.count == 1 ? kernels.streams[blocks.rows] : kernels.wide;
-    const int64_t fair = layout.tiles / (streams * threads * kItemsPerThread);
-    depth = fair < 1 ? 1 : smaller(fair, kMostDepth);
+    depth = depth_of(pool, layout.tiles / streams);
   }
 
   int64_t items() const { return (layout.tiles + streams * depth - 1) / (streams * depth); }
@@ -54,7 +50,7 @@ struct Product {
 }  // namespace
 
 void multiply_quantized(owl_pool *pool, const Linear &linear) {
-  const Product product(linear, pool == nullptr ? 1 : owl_pool_threads(pool));
+  const Product product(linear, pool);
   parallel(pool, product.items(), [&](int64_t item) {
     const int64_t first = item * product.streams * product.depth;
     for (int64_t i = 0; i < product.depth; ++i) product.multiply(first + i);
