@@ -21,6 +21,7 @@ from owl_fast.models.batch import PackedBatch
 from owl_fast.models.layers import Linear, RMSNorm, init_weights
 from owl_fast.models.owl import Owl
 from owl_fast.prompts import IMAGE_ID, encode, raw_pieces
+from owl_fast.quantization.int4 import short_scales
 from owl_fast.quantization.whole import lay_out_
 from owl_fast.tokenizer import Tokenizer
 
@@ -99,14 +100,14 @@ def made(
 def random_weight(
     shape: Sequence[int], scheme: str, group: int, device: torch.device
 ) -> Int8Weight | Int4Weight:
-    """A weight (N, K) that deviates by about 0.02, as those of init_weights do."""
+    """A weight (N, K) that deviates by about 0.02, as those of init_weights do; scales as the quantizer's."""
     outputs, inputs = shape
     if scheme == "int8":
         q = _random_bytes(outputs * inputs, device).view(torch.int8).view(outputs, inputs)
         return Int8Weight(q, (0.75 + torch.rand(outputs, device=device) / 2) * (0.02 / 74))
     scale = (0.75 + torch.rand(outputs, -(-inputs // group), device=device) / 2) * (0.02 / 4.6)
     q = _random_bytes(outputs * -(-inputs // 2), device).view(outputs, -1)
-    return Int4Weight(q, scale.half(), inputs, group)
+    return Int4Weight(q, short_scales(scale).half(), inputs, group)
 
 
 def _random_bytes(count: int, device: torch.device) -> Tensor:
@@ -200,7 +201,7 @@ def language_effort(model: Owl, rows: int, answers: int = 1, cached: int = 0) ->
 
 
 def _stored(linear: Linear, model: Owl) -> int:
-    """Bytes of a linear layer of the language model, however an operation wants them arranged."""
+    """Bytes of a linear layer of the language model in its smallest arrangement: int4's scales fit a byte."""
     outputs, inputs = linear.weight.shape
     quantization = model.config.quantization
     scheme = None if quantization is None else quantization.scheme
@@ -208,4 +209,4 @@ def _stored(linear: Linear, model: Owl) -> int:
         return outputs * inputs * model.dtype.itemsize
     if scheme == "int8":
         return outputs * (inputs + 4)
-    return outputs * (-(-inputs // 2) + 2 * -(-inputs // quantization.group))
+    return outputs * (-(-inputs // 2) + -(-inputs // quantization.group))

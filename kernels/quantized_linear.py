@@ -1,4 +1,4 @@
-"""Linear layer with int4 or int8 weights and activations rounded to int8, on the CPU.
+"""Linear layer with int4 or int8 weights and activations rounded to int8, as linear_cpu.py runs it.
 
     y[m, n] = sum over groups g of x_scale[m, g] * sum over k in g of x8[m, k] W[n, k]
     x_scale[m, g] = max |x[m, k in g]| / 127      x8 = round(x * (127 / max), ties to even)
@@ -16,7 +16,6 @@ import ctypes
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,6 @@ from owl_fast.kernels.weights import Int4Weight, Int8Weight, TiledWeight, dequan
 INT8_GROUP = 128
 TINY = 2.0**-100
 LANES, STEP_BYTES = 16, 64  # rows of a tile, and what is read of it at once: kernels/cpu/quantized_layout.h
-_NAMES = {torch.float32: "linear_f32", torch.bfloat16: "linear_bf16"}
 
 
 def quantize_rows_reference(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -63,10 +61,22 @@ def pack(library: ctypes.CDLL, weight: Int8Weight | Int4Weight, pool: int | None
     for tensor, kind, shape in zip((weight.q, weight.scale), kinds, shapes, strict=True):
         fits = tensor.dtype == kind and tensor.shape == shape and tensor.device.type == "cpu"
         check(fits and tensor.is_contiguous(), tensor, f"a contiguous {kind} {shape} on the CPU")
-    calls = _calls(library)
-    data = torch.empty(calls.bytes(rows, width, group), dtype=torch.uint8)
-    calls.pack(pool, weight.q.data_ptr(), weight.scale.data_ptr(), rows, width, group, data.data_ptr())
-    return TiledWeight(data, rows, width, group)
+    narrow = isinstance(weight, Int4Weight) and fits_a_byte(weight.scale)
+    form = form_of(group, narrow)
+    data = torch.empty(tiled_bytes(library, form, rows, width, group), dtype=torch.uint8)
+    places = weight.q.data_ptr(), weight.scale.data_ptr()
+    _pack(library)(pool, form, *places, rows, width, group, data.data_ptr())
+    return TiledWeight(data, rows, width, group, narrow)
+
+
+def fits_a_byte(scale: Tensor) -> bool:
+    """Whether fp16 scales are of a sign, 4 bits of exponent and 3 of mantissa: below 2 in magnitude."""
+    return not bool((scale.view(torch.int16) & 0x407F).any())
+
+
+def form_of(group: int, narrow: bool) -> int:
+    """libowl_cpu's number for a tiled weight of this kind."""
+    return 1 if group == 0 else 3 if narrow else 2
 
 
 def unpack(weight: TiledWeight) -> Int8Weight | Int4Weight:
@@ -84,66 +94,26 @@ def unpack(weight: TiledWeight) -> Int8Weight | Int4Weight:
     q = torch.cat([part[:, :n] for part, n in zip(parts, counts, strict=True)] or [padded], dim=1)
     if not group:
         return Int8Weight(q.contiguous().view(torch.int8), scales.view(torch.float32)[:rows].clone())
+    if weight.narrow:
+        wide = scales.to(torch.int16)
+        scales = (wide & 0x80) * -256 | (wide & 0x7F) << 7
     scale = scales.view(torch.float16).view(tiles, -1, LANES).transpose(1, 2).reshape(tiles * LANES, -1)
     pairs = F.pad(q, (0, width % 2), value=8).view(rows, -1, 2)
     return Int4Weight(pairs[..., 0] | pairs[..., 1] << 4, scale[:rows].contiguous(), width, group)
 
 
-def paths(library: ctypes.CDLL) -> tuple[str, ...]:
-    """The instruction sets that library and machine have in common, best first."""
-    return _calls(library).paths
-
-
-def quantized_linear_takes(x: Tensor) -> bool:
-    """Whether quantized_linear_cpu can run it."""
-    return x.device.type == "cpu" and x.dtype in _NAMES and x.dim() > 0
-
-
-def quantized_linear_cpu(
-    library: ctypes.CDLL, x: Tensor, weight: TiledWeight, pool: int | None = None, path: int = 0
-) -> Tensor:
-    """x (..., K) -> (..., N), without gradients. pool: native.Pool.handle. path: a place in paths()."""
-    rows, width, group = weight.out_features, weight.in_features, weight.group
-    fits = quantized_linear_takes(x) and x.shape[-1] == width
-    check(fits, x, f"fp32 or bf16 (..., {width}) on the CPU")
-    calls = _calls(library)
-    check(0 <= path < len(calls.paths), f"path {path}", f"one of {calls.paths}")
-    whole = weight.data.numel() == calls.bytes(rows, width, group) and weight.data.is_contiguous()
-    check(whole, weight.data, f"the bytes of a tiled ({rows}, {width})")
-    x = x.contiguous()
-    count = math.prod(x.shape[:-1])
-    y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype)
-    workspace = torch.empty(calls.workspace(count, width, group), dtype=torch.uint8)
-    sizes = count, rows, width, group
-    data = weight.data.data_ptr(), x.data_ptr(), y.data_ptr()
-    calls.linear[x.dtype](pool, *data, *sizes, workspace.data_ptr(), path)
-    return y
-
-
-class _Calls(NamedTuple):
-    """Functions of the library with their types, which cost some microseconds to find."""
-
-    bytes: Callable[..., int]
-    pack: Callable[..., None]
-    workspace: Callable[..., int]
-    linear: dict[torch.dtype, Callable[..., None]]
-    paths: tuple[str, ...]
+@functools.cache
+def tiled_bytes(library: ctypes.CDLL, form: int, rows: int, width: int, group: int) -> int:
+    """Bytes of a tiled weight (rows, width)."""
+    function = library.owl_quantized_bytes
+    function.argtypes, function.restype = (ctypes.c_int32, *(ctypes.c_int64,) * 3), ctypes.c_int64
+    return int(function(form, rows, width, group))
 
 
 @functools.cache
-def _calls(library: ctypes.CDLL) -> _Calls:
+def _pack(library: ctypes.CDLL) -> Callable[..., None]:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-
-    def typed(name: str, *takes: type, gives: type | None = None) -> Callable[..., Any]:
-        function = getattr(library, f"owl_quantized_{name}")
-        function.argtypes, function.restype = takes, gives
-        return function
-
-    linear = (*(pointer,) * 4, *(count,) * 4, pointer, ctypes.c_int32)
-    return _Calls(
-        bytes=typed("bytes", count, count, count, gives=count),
-        pack=typed("pack", *(pointer,) * 3, *(count,) * 3, pointer),
-        workspace=typed("workspace", count, count, count, gives=count),
-        linear={dtype: typed(name, *linear) for dtype, name in _NAMES.items()},
-        paths=tuple(typed("paths", gives=ctypes.c_char_p)().decode().split(",")),
-    )
+    function = library.owl_quantized_pack
+    function.argtypes = pointer, ctypes.c_int32, pointer, pointer, *(count,) * 3, pointer
+    function.restype = None
+    return function

@@ -41,12 +41,13 @@ class Int4Weight(NamedTuple):
 
 class TiledWeight(NamedTuple):
     """An Int8Weight (group 0) or Int4Weight in the layout of libowl_cpu, scales included: see
-    quantized_linear.py, which packs and unpacks. data (bytes,) uint8."""
+    quantized_linear.py, which packs and unpacks. data (bytes,) uint8; narrow: a scale takes one byte."""
 
     data: Tensor
     out_features: int
     in_features: int
     group: int
+    narrow: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -5,7 +5,6 @@ Triton kernels on GPUs, libowl_cpu where it has the operation, plain torch for e
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,6 +26,7 @@ from owl_fast.kernels.embedding import embedding_reference, embedding_triton
 from owl_fast.kernels.kv_append import rotary_append_reference, rotary_append_triton
 from owl_fast.kernels.launch import supports
 from owl_fast.kernels.layer_norm import layer_norm_reference, layer_norm_triton
+from owl_fast.kernels.linear_cpu import linear_cpu, linear_cpu_takes
 from owl_fast.kernels.linear_cross_entropy import (
     linear_cross_entropy_reference,
     linear_cross_entropy_triton,
@@ -35,15 +35,13 @@ from owl_fast.kernels.linear_few_rows import MOST_ROWS, linear_few_rows
 from owl_fast.kernels.linear_many_rows import linear_many_rows
 from owl_fast.kernels.lora_linear import (
     LoraUpdate,
-    add_stacked_reference,
-    add_updates_reference,
     fused_linear_reference,
     lora_linear_reference,
     lora_linear_triton,
     stack_updates,
 )
 from owl_fast.kernels.paged_attention import paged_attention_reference, paged_attention_triton
-from owl_fast.kernels.quantized_linear import pack, quantized_linear_cpu, quantized_linear_takes, unpack
+from owl_fast.kernels.quantized_linear import pack, unpack
 from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
 from owl_fast.kernels.rotary import rotary_reference, rotary_tables, rotary_triton
@@ -89,6 +87,7 @@ __all__ = [
     "sampling_settings",
     "sampling_state",
     "stack_updates",
+    "stacks_updates",
     "swiglu",
     "tiled",
     "uses_kernels",
@@ -244,6 +243,14 @@ def canonical(weight: Int8Weight | Int4Weight | TiledWeight) -> Int8Weight | Int
     return unpack(weight) if isinstance(weight, TiledWeight) else weight
 
 
+def stacks_updates(x: Tensor, weight: Weight | TiledWeight) -> bool:
+    """Whether lora_linear, without gradients, wants all updates as one; otherwise one by one."""
+    if uses_kernels(x):
+        return True
+    fits = linear_cpu_takes(x, weight) and not torch.is_autocast_enabled("cpu")
+    return fits and native.library() is not None
+
+
 def lora_linear(
     x: Tensor,
     weight: Weight | TiledWeight,
@@ -260,20 +267,9 @@ def lora_linear(
     (in,) and eps of an RMSNorm in front. "swiglu" takes [gate; up] and gives half as many rows. A tiled
     weight's inputs are rounded to int8 where no gradient is wanted: see kernels/quantized_linear.py.
     """
-    if isinstance(weight, TiledWeight):
-        pairs = () if isinstance(lora, StackedLora) else (t for update in lora for t in (update.a, update.b))
-        library = native.library()
-        wanted = not uses_kernels(x) and not _records(x, bias, residual, *(norm or ()), *pairs)
-        if wanted and library is not None and quantized_linear_takes(x):
-            return _tiled_linear(library, x, weight, bias, lora, norm, activation, residual)
-        weight = canonical(weight)
     if not uses_kernels(x):
-        if isinstance(lora, StackedLora):
-            return fused_linear_reference(
-                x, weight, bias, lora, norm=norm, activation=activation, residual=residual
-            )
-        y = lora_linear_reference(x if norm is None else rms_norm(x, *norm), weight, bias, lora)
-        return _finish(y, activation, residual)
+        return _linear_without_kernels(x, weight, bias, lora, norm, activation, residual)
+    weight = unpack(weight) if isinstance(weight, TiledWeight) else weight
     if isinstance(lora, StackedLora):
         return _linear_forward(x, weight, bias, lora, norm, activation, residual)
     if not lora and not _records(x, weight, bias, residual, *(norm or ())):
@@ -282,25 +278,59 @@ def lora_linear(
     return lora_linear_triton(x, weight, bias, lora, activation=activation, residual=residual)
 
 
-def _tiled_linear(
-    library: ctypes.CDLL,
+def _linear_without_kernels(
     x: Tensor,
-    weight: TiledWeight,
+    weight: Weight | TiledWeight,
     bias: Tensor | None,
     lora: Sequence[LoraUpdate] | StackedLora,
     norm: tuple[Tensor, float] | None,
     activation: Activation | None,
     residual: Tensor | None,
 ) -> Tensor:
-    x = x if norm is None else rms_norm(x, *norm)
-    y = quantized_linear_cpu(library, x, weight, native.pool())
-    if bias is not None:
-        y += bias
+    y = _linear_cpu(x, weight, bias, lora, norm, activation, residual)
+    if y is not None:
+        return y
+    weight = unpack(weight) if isinstance(weight, TiledWeight) else weight
     if isinstance(lora, StackedLora):
-        y = add_stacked_reference(y, x, lora)
-    else:
-        y = add_updates_reference(y, x, lora)
+        return fused_linear_reference(
+            x, weight, bias, lora, norm=norm, activation=activation, residual=residual
+        )
+    y = lora_linear_reference(x if norm is None else rms_norm(x, *norm), weight, bias, lora)
     return _finish(y, activation, residual)
+
+
+def _linear_cpu(
+    x: Tensor,
+    weight: Weight | TiledWeight,
+    bias: Tensor | None,
+    lora: Sequence[LoraUpdate] | StackedLora,
+    norm: tuple[Tensor, float] | None,
+    activation: Activation | None,
+    residual: Tensor | None,
+) -> Tensor | None:
+    """libowl_cpu's lora_linear; None where there is no library, where it cannot run that, or a gradient or
+    dropout is wanted."""
+    gain = None if norm is None else norm[0]
+    pair = (lora.a, lora.b) if isinstance(lora, StackedLora) else ()
+    if not linear_cpu_takes(x, weight, bias, residual, gain, *pair) or torch.is_autocast_enabled("cpu"):
+        return None
+    library = native.library()
+    if library is None:
+        return None
+    updates = () if isinstance(lora, StackedLora) else lora
+    if torch.is_grad_enabled():
+        dense = weight if isinstance(weight, Tensor) else None
+        if _records(x, dense, bias, residual, gain, *(t for update in updates for t in (update.a, update.b))):
+            return None
+    if updates:
+        if any(update.dropout for update in updates):
+            return None
+        lora = stack_updates(updates, weight.shape[0], x.dtype)
+    one = lora if isinstance(lora, StackedLora) else None
+    ready = weight if isinstance(weight, (Tensor, TiledWeight)) else dequantize(weight, x.dtype)
+    return linear_cpu(
+        library, x, ready, bias, one, norm=norm, activation=activation, residual=residual, pool=native.pool()
+    )
 
 
 def _finish(y: Tensor, activation: Activation | None, residual: Tensor | None) -> Tensor:

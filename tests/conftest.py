@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported: without a GPU they run interpreted
 
 from owl_fast import native
+from owl_fast.kernels.linear_cpu import paths
 from tests.kernels.interpreter import repair
 
 # Tests are small: more threads only wait for each other, and results stay the same on every machine.
@@ -67,3 +68,11 @@ def cpu_library() -> ctypes.CDLL:
     if found.library is None:
         pytest.skip(f"{found.reason}; `make native` builds it")
     return found.library
+
+
+@pytest.fixture(params=["avx512_bf16", "avx512_vnni", "avx_vnni", "avx2", "neon_dotprod", "portable"])
+def cpu_path(request: pytest.FixtureRequest, cpu_library: ctypes.CDLL) -> int:
+    """Each instruction set this machine has: a place in linear_cpu.paths()."""
+    if request.param not in paths(cpu_library):
+        pytest.skip(f"this machine has no {request.param}")
+    return paths(cpu_library).index(request.param)

@@ -2,12 +2,12 @@
 #include "lanes_avx2.h"
 #include "quantized_tiles.h"
 
-const Path *path_avx2() {
-  static const Path path = make_path("avx2");
-  return &path;
+const QuantizedKernels *quantized_avx2() {
+  static const QuantizedKernels kernels = make_quantized();
+  return &kernels;
 }
 #else
 #include "quantized_layout.h"
 
-const Path *path_avx2() { return nullptr; }
+const QuantizedKernels *quantized_avx2() { return nullptr; }
 #endif

@@ -49,10 +49,10 @@ struct Lanes {
 
 #include "quantized_tiles.h"
 
-const Path *path_avx512() {
-  static const Path path = make_path("avx512_vnni");
-  return &path;
+const QuantizedKernels *quantized_avx512() {
+  static const QuantizedKernels kernels = make_quantized();
+  return &kernels;
 }
 #else
-const Path *path_avx512() { return nullptr; }
+const QuantizedKernels *quantized_avx512() { return nullptr; }
 #endif

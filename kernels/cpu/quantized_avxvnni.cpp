@@ -2,12 +2,12 @@
 #include "lanes_avx2.h"
 #include "quantized_tiles.h"
 
-const Path *path_avxvnni() {
-  static const Path path = make_path("avx_vnni");
-  return &path;
+const QuantizedKernels *quantized_avxvnni() {
+  static const QuantizedKernels kernels = make_quantized();
+  return &kernels;
 }
 #else
 #include "quantized_layout.h"
 
-const Path *path_avxvnni() { return nullptr; }
+const QuantizedKernels *quantized_avxvnni() { return nullptr; }
 #endif

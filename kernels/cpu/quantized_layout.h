@@ -4,7 +4,8 @@
 // the other, each filled up with zeros to whole steps. A step is 64 bytes, 4 for each row:
 //   int4: 8 inputs; byte j of a row holds inputs j (low half) and j + 4 (high half), each as q in 0..15
 //   int8: 4 inputs, as q + 128
-// Behind all tiles the scales: int4 [tile][group][16] fp16, int8 [tile][16] fp32.
+// Behind all tiles the scales: int4 [tile][group][16] fp16, or of a byte each, which is the upper one of fp16 moved
+// by one exponent bit that is not set and a bit of mantissa; int8 [tile][16] fp32.
 //
 // Activations: blocks of up to 12 rows. Within a block [input / 4][row][4] int8, so that one step reads its
 // inputs of all rows in a line; [group][row] fp32 scales; [group][row] int32 where sums start, which takes back
@@ -13,20 +14,24 @@
 
 #include <cstdint>
 
+#include "owl_cpu.h"
+
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kStepBytes = 64;
 constexpr int64_t kInt8Group = 128;  // of activations, where the weights have no groups
 constexpr int kMostStreams = 4;
+constexpr int kForms = OWL_INT4_NARROW + 1;
 
 struct Layout {
   int64_t n, k;
+  int32_t form;
   bool int4;
   int64_t group, step;  // inputs of each
   int64_t groups, steps, last_steps;  // of a row; of a group; of the last group
   int64_t tiles, tile_bytes;
 
-  Layout(int64_t n_, int64_t k_, int64_t group_)
-      : n(n_), k(k_), int4(group_ > 0), group(int4 ? group_ : kInt8Group), step(int4 ? 8 : 4) {
+  Layout(int32_t form_, int64_t n_, int64_t k_, int64_t group_)
+      : n(n_), k(k_), form(form_), int4(form >= OWL_INT4), group(int4 ? group_ : kInt8Group), step(int4 ? 8 : 4) {
     groups = (k + group - 1) / group;
     steps = (group + step - 1) / step;
     last_steps = groups > 0 ? (k - (groups - 1) * group + step - 1) / step : 0;
@@ -36,7 +41,8 @@ struct Layout {
 
   int64_t row_steps() const { return groups > 0 ? (groups - 1) * steps + last_steps : 0; }
   int64_t padded_k() const { return row_steps() * step; }
-  int64_t scale_bytes() const { return tiles * kTileRows * (int4 ? 2 * groups : 4); }
+  int64_t scale_size() const { return form == OWL_INT4_NARROW ? 1 : int4 ? 2 : 4; }
+  int64_t scale_bytes() const { return kTileRows * (int4 ? groups : 1) * scale_size(); }  // of a tile
 };
 
 // What a tile kernel computes: `streams` tiles times the rows of one block.
@@ -63,19 +69,18 @@ struct RowTask {
 constexpr int kMostRows = 12;
 
 // One instruction set. few: for a single block of rows, several tiles at once, as many as `streams` says;
-// many: for blocks of more rows in all, `wide` tiles at once. [0] int8, [1] int4; then by rows of a block.
-struct Path {
-  const char *name;
+// many: for blocks of more rows in all, `wide` tiles at once. By form of the weight; then by rows of a block.
+struct QuantizedKernels {
   int most_rows, wide;
   int streams[kMostRows + 1];
-  TileKernel few[2][kMostRows + 1], many[2][kMostRows + 1];
+  TileKernel few[kForms][kMostRows + 1], many[kForms][kMostRows + 1];
   void (*quantize_f32)(const float *row, const RowTask &task);
   void (*quantize_bf16)(const uint16_t *row, const RowTask &task);
 };
 
 // Null where the compiler cannot make it; whether this machine can run it is asked elsewhere.
-const Path *path_avx512();
-const Path *path_avxvnni();
-const Path *path_avx2();
-const Path *path_neon();
-const Path *path_portable();
+const QuantizedKernels *quantized_avx512();
+const QuantizedKernels *quantized_avxvnni();
+const QuantizedKernels *quantized_avx2();
+const QuantizedKernels *quantized_neon();
+const QuantizedKernels *quantized_portable();

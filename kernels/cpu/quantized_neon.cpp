@@ -77,10 +77,10 @@ struct Lanes {
 
 #include "quantized_tiles.h"
 
-const Path *path_neon() {
-  static const Path path = make_path("neon_dotprod");
-  return &path;
+const QuantizedKernels *quantized_neon() {
+  static const QuantizedKernels kernels = make_quantized();
+  return &kernels;
 }
 #else
-const Path *path_neon() { return nullptr; }
+const QuantizedKernels *quantized_neon() { return nullptr; }
 #endif

@@ -86,7 +86,7 @@ struct Lanes {
 
 #include "quantized_tiles.h"
 
-const Path *path_portable() {
-  static const Path path = make_path("portable");
-  return &path;
+const QuantizedKernels *quantized_portable() {
+  static const QuantizedKernels kernels = make_quantized();
+  return &kernels;
 }

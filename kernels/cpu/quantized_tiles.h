@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "bf16.h"
 #include "quantized_layout.h"
 
 namespace {
@@ -21,8 +22,25 @@ inline void prefetch(const uint8_t *at) {
   __builtin_prefetch(reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(at) + kAhead));
 }
 
-template <bool kInt4, int kRows, int kStreams>
+// Scales of a byte each as fp16.
+inline typename Lanes::Float narrow(const uint8_t *at) {
+  uint16_t halves[kTileRows];
+  for (int64_t i = 0; i < kTileRows; ++i) {
+    halves[i] = static_cast<uint16_t>((at[i] << 8 & 0x8000) | (at[i] << 7 & 0x3f80));
+  }
+  return Lanes::halves(halves);
+}
+
+template <int kForm>
+inline typename Lanes::Float scales_at(const void *scales, int64_t group) {
+  if constexpr (kForm == OWL_INT8) return Lanes::floats(static_cast<const float *>(scales));
+  if constexpr (kForm == OWL_INT4) return Lanes::halves(static_cast<const uint16_t *>(scales) + group * kTileRows);
+  return narrow(static_cast<const uint8_t *>(scales) + group * kTileRows);
+}
+
+template <int kForm, int kRows, int kStreams>
 void tile_kernel(const TileTask &task) {
+  constexpr bool kInt4 = kForm != OWL_INT8;
   const uint8_t *w[kStreams];
   for (int s = 0; s < kStreams; ++s) w[s] = task.weights[s];
   float *const sums = task.sums;  // in memory: the registers are for the sums within a group
@@ -64,9 +82,7 @@ void tile_kernel(const TileTask &task) {
     }
 #pragma GCC unroll 16
     for (int s = 0; s < kStreams; ++s) {
-      const typename Lanes::Float scale =
-          kInt4 ? Lanes::halves(static_cast<const uint16_t *>(task.scales[s]) + g * kTileRows)
-                : Lanes::floats(static_cast<const float *>(task.scales[s]));
+      const typename Lanes::Float scale = scales_at<kForm>(task.scales[s], g);
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m) {
         const typename Lanes::Float factor =
@@ -77,15 +93,6 @@ void tile_kernel(const TileTask &task) {
       }
     }
   }
-}
-
-inline float widen(float value) { return value; }
-
-inline float widen(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof value);
-  return value;
 }
 
 inline uint32_t bits_of(float value) {
@@ -101,7 +108,7 @@ template <typename T>
 inline uint32_t largest_magnitude(const T *row, int64_t count) {
   uint32_t largest = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const uint32_t magnitude = bits_of(widen(row[i])) & 0x7fffffffu;
+    const uint32_t magnitude = bits_of(widened(row[i])) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
   }
   return largest;
@@ -112,7 +119,7 @@ template <typename T>
 inline int32_t quantize(const T *row, int64_t count, float inverse, int8_t *out) {
   int32_t sum = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const int32_t q = static_cast<int32_t>(bits_of(widen(row[i]) * inverse + 12582912.0f) - 0x4b400000u);
+    const int32_t q = static_cast<int32_t>(bits_of(widened(row[i]) * inverse + 12582912.0f) - 0x4b400000u);
     out[i] = static_cast<int8_t>(q);
     sum += q;
   }
@@ -153,27 +160,28 @@ constexpr int streams_of() {
 }
 
 template <int kRows>
-void add_kernels(Path &path) {
+void add_kernels(QuantizedKernels &kernels) {
   if constexpr (kRows > 0) {
     constexpr int streams = streams_of<kRows>(), wide = streams_of<Lanes::kMostRows>();
-    path.streams[kRows] = streams;
-    path.few[0][kRows] = tile_kernel<false, kRows, streams>;
-    path.few[1][kRows] = tile_kernel<true, kRows, streams>;
-    path.many[0][kRows] = tile_kernel<false, kRows, wide>;
-    path.many[1][kRows] = tile_kernel<true, kRows, wide>;
-    add_kernels<kRows - 1>(path);
+    kernels.streams[kRows] = streams;
+    kernels.few[OWL_INT8][kRows] = tile_kernel<OWL_INT8, kRows, streams>;
+    kernels.few[OWL_INT4][kRows] = tile_kernel<OWL_INT4, kRows, streams>;
+    kernels.few[OWL_INT4_NARROW][kRows] = tile_kernel<OWL_INT4_NARROW, kRows, streams>;
+    kernels.many[OWL_INT8][kRows] = tile_kernel<OWL_INT8, kRows, wide>;
+    kernels.many[OWL_INT4][kRows] = tile_kernel<OWL_INT4, kRows, wide>;
+    kernels.many[OWL_INT4_NARROW][kRows] = tile_kernel<OWL_INT4_NARROW, kRows, wide>;
+    add_kernels<kRows - 1>(kernels);
   }
 }
 
-Path make_path(const char *name) {
-  Path path = {};
-  path.name = name;
-  path.most_rows = Lanes::kMostRows;
-  path.wide = streams_of<Lanes::kMostRows>();
-  add_kernels<Lanes::kMostRows>(path);
-  path.quantize_f32 = quantize_row<float>;
-  path.quantize_bf16 = quantize_row<uint16_t>;
-  return path;
+QuantizedKernels make_quantized() {
+  QuantizedKernels kernels = {};
+  kernels.most_rows = Lanes::kMostRows;
+  kernels.wide = streams_of<Lanes::kMostRows>();
+  add_kernels<Lanes::kMostRows>(kernels);
+  kernels.quantize_f32 = quantize_row<float>;
+  kernels.quantize_bf16 = quantize_row<uint16_t>;
+  return kernels;
 }
 
 }  // namespace

@@ -144,7 +144,7 @@ class Linear(nn.Module):
     def _lora(self, x: Tensor) -> tuple[ops.LoraUpdate, ...] | ops.StackedLora:
         """Kernels of inference want all updates as one, which is kept for as long as they stay the same."""
         updates = tuple(self._lora_updates())
-        if self.training or torch.is_grad_enabled() or not ops.uses_kernels(x):
+        if self.training or torch.is_grad_enabled() or not ops.stacks_updates(x, self.operand):
             return updates
         if self._stacked is None or not self._stacked.is_of(updates):
             self._stacked = _Stacked.of(updates, sum(self.rows), x.dtype)

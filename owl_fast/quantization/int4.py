@@ -18,6 +18,7 @@ LOWEST, HIGHEST = -8, 7
 # and two steps to 0.66 %.
 TRIED = (1.0, 0.93, 0.86, 0.79)
 LARGEST_SCALE = 65504.0  # of fp16
+SHORT = 2.0**-14, 1.9375  # from the smallest normal number to where rounding would reach 2
 
 
 def empty(rows: int, width: int, group: int) -> ops.Int4Weight:
@@ -30,16 +31,16 @@ def pack(weight: Tensor, group: int) -> ops.Int4Weight:
     """weight (N, K) of finite numbers -> for each group the scale with the least sum of squared errors found.
 
     From each tried scale one half-quadratic step: with the codes z as they are, <w, z> / <z, z> is the best
-    scale; then the codes are taken anew.
+    scale; then the codes are taken anew. Scales are short (see short_scales): a CPU reads a byte for each.
     """
     groups = _grouped(weight, group)
     widest = _widest(groups)
-    scale = _rounded(widest)
+    scale = short_scales(widest)
     least = _error(groups, scale)
     for part in TRIED:
         codes = _codes(groups, _rounded(widest * part))
         fitted = ordered_sum(groups * codes) / ordered_sum(codes.square_()).clamp_(min=1)
-        candidate = _rounded(fitted)
+        candidate = short_scales(fitted)
         error = _error(groups, candidate)
         better = error < least
         scale, least = torch.where(better, candidate, scale), torch.where(better, error, least)
@@ -71,6 +72,14 @@ def _widest(groups: Tensor) -> Tensor:
 def _rounded(scale: Tensor) -> Tensor:
     """To fp16, in which scales are kept."""
     return scale.clamp(-LARGEST_SCALE, LARGEST_SCALE).half().float()
+
+
+def short_scales(scale: Tensor) -> Tensor:
+    """To 3 bits of mantissa, as far as 4 bits of exponent reach: the others are rounded to fp16 alone."""
+    half = scale.clamp(-LARGEST_SCALE, LARGEST_SCALE).half()
+    size = half.abs()
+    short = ((half.view(torch.int16) + 64) & -128).view(torch.float16)
+    return torch.where((size >= SHORT[0]) & (size < SHORT[1]), short, half).float()
 
 
 def _codes(groups: Tensor, scale: Tensor) -> Tensor:

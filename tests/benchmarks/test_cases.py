@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import models, run
 from benchmarks.cases import contention, decode, operations, prefill, vision
-from benchmarks.cases.ops import quantized_linear
+from benchmarks.cases.ops import dense_linear, quantized_linear
 from benchmarks.cases.ops.case import Case
 from benchmarks.peers import compiled, llama_cpp, onnx_runtime, plain, transformers_llama
 from owl_fast.config import OwlConfig, Quantization
@@ -90,6 +90,18 @@ def test_what_only_a_cpu_runs_is_compared_with_torch(
     check(rows)
     own = f"torch {quantized_linear.KINDS[kind][0]}pack"
     assert [row["contender"] for row in rows] == ["owl_fast", own, "torch bf16 linear"]
+
+
+@pytest.mark.parametrize("dtype", dense_linear.DTYPES.values(), ids=dense_linear.DTYPES)
+def test_dense_layers_are_compared_with_torch(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense_linear, "COPIES_BYTES", 0)
+    case = Case("dense_linear", "small", partial(dense_linear.make, 32, 128, dtype, 2))
+    monkeypatch.setattr(operations, "CPU_CASES", (case,))
+    _, rows = split(rows_of(tmp_path, "ops", "--only", "dense_linear"))
+    check(rows)
+    assert [row["contender"] for row in rows] == ["owl_fast", "torch linear"]
 
 
 @pytest.mark.parametrize("kind", quantized_linear.KINDS)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from owl_fast import ops
+from owl_fast.kernels.quantized_linear import fits_a_byte
 from owl_fast.quantization import int4, int8
 from owl_fast.quantization.exact import ordered_sum
 from owl_fast.quantization.whole import packer
@@ -46,13 +47,28 @@ def test_shapes_and_dtypes_are_canonical(scheme: str, group: int, width: int) ->
 
 @pytest.mark.parametrize("tail", [0.0, 0.4, 0.8])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize(("scheme", "group"), KINDS, ids=str)
-def test_no_row_is_worse_than_rounded_plainly(scheme: str, group: int, width: int, tail: float) -> None:
+def test_int8_has_no_row_worse_than_rounded_plainly(width: int, tail: float) -> None:
     w = weight(40, width, tail)
-    ours, plain = (error(packer(scheme, group, plain=p)(w), w) for p in (False, True))
+    ours, plain = (error(packer("int8", 0, plain=p)(w), w) for p in (False, True))
     assert (ours <= plain * (1 + 1e-6)).all()
-    if scheme == "int4" and width >= 48:  # of what is infinitely wide nearly all error is that of the rest
-        assert ours.sum() < (0.97 if tail < 0.8 else 1) * plain.sum()
+
+
+@pytest.mark.parametrize("tail", [0.0, 0.4])
+@pytest.mark.parametrize("width", [512, 4096])
+@pytest.mark.parametrize("group", [32, 128])
+def test_int4_is_better_than_rounded_plainly(group: int, width: int, tail: float) -> None:
+    """Though scales are short, which costs single rows something, and weights of a tail of 0.8 all."""
+    w = weight(40, width, tail)
+    ours, plain = (error(packer("int4", group, plain=p)(w), w) for p in (False, True))
+    assert ours.sum() < 0.985 * plain.sum()
+    assert (ours <= 1.25 * plain).all()
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1000.0])
+def test_scales_of_int4_fit_a_byte(size: float) -> None:
+    """Except those below 2^-14, and from 2 on, which keep the precision of fp16."""
+    scale = packer("int4", 32)(weight(40, 320) * size).scale
+    assert fits_a_byte(scale) == (size == 1.0)
 
 
 @pytest.mark.parametrize(("scheme", "group"), KINDS, ids=str)
@@ -129,7 +145,7 @@ def test_ordered_sums_are_those_of_a_plain_loop(length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "group", "digest"), [("int8", 0, "2d2f9b6fae688b4b"), ("int4", 32, "9c23be830e4d43e0")]
+    ("scheme", "group", "digest"), [("int8", 0, "2d2f9b6fae688b4b"), ("int4", 32, "17c5fc7cbd2eab2e")]
 )
 def test_the_bytes_are_the_same_everywhere(scheme: str, group: int, digest: str) -> None:
     """Of weights made without a random generator; on another processor or a GPU these are the bytes too."""

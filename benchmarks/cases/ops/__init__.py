@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.cases.ops import (
     activations,
     cross_attention,
+    dense_linear,
     embedding,
     layer_norm,
     linear_cross_entropy,
@@ -34,5 +35,5 @@ CASES: tuple[Case, ...] = (
     *varlen_attention.CASES,
 )
 
-# What only a CPU runs, at full size: operations of libowl_cpu that have no counterpart on GPUs.
-CPU_CASES: tuple[Case, ...] = quantized_linear.CASES
+# What only a CPU runs, at full size: linear layers of libowl_cpu.
+CPU_CASES: tuple[Case, ...] = (*quantized_linear.CASES, *dense_linear.CASES)

@@ -49,7 +49,8 @@ def in_turns(make: Callable[[], Callable[[Tensor], object]], copies: int, x: Ten
 def make(outputs: int, inputs: int, kind: str, rows: int, device: torch.device) -> Work:
     weight = random_weight((outputs, inputs), *KINDS[kind], device)
     x = torch.randn(rows, inputs, dtype=torch.bfloat16, device=device)
-    stored = weight.q.nbytes + weight.scale.nbytes
+    tiles = ops.tiled(weight)
+    stored = weight.q.nbytes + weight.scale.nbytes if tiles is None else tiles.data.nbytes
     copies = 1 + COPIES_BYTES // stored
 
     def ours() -> Callable[[Tensor], object]:

@@ -1,0 +1,129 @@
+// Products with dense weights: of a linear layer, and of adapters with their inputs.
+#include "linear.h"
+
+namespace {
+
+constexpr int64_t kChunkBlocks = 8;    // whose unfinished sums are kept beside each other
+constexpr int64_t kPartBytes = 2048;   // of a row of W, so that those of a tile stay in the nearest cache
+
+// Pointers to 4 rows of W from column `from`, `apart` rows from each other, the last row instead of missing ones.
+void point_at(DenseTask &task, const void *weight, int64_t row, int64_t apart, int64_t rows, int64_t row_bytes,
+              int64_t from) {
+  for (int64_t s = 0; s < kStreams; ++s) {
+    const int64_t at = smaller(row + s * apart, rows - 1);
+    task.weights[s] = static_cast<const uint8_t *>(weight) + at * row_bytes + from;
+  }
+}
+
+struct Product {
+  const Linear &linear;
+  const DenseKernels &kernels;
+  const Blocks &blocks;
+  int64_t element, row_bytes;       // bytes, of W
+  int64_t part_steps, parts;        // of the inputs
+
+  explicit Product(const Linear &linear_)
+      : linear(linear_), kernels(linear.dense), blocks(linear.dense_blocks), element(linear.type_bytes()) {
+    const int64_t steps = kernels.steps(linear.task.k);
+    row_bytes = linear.task.k * element;
+    part_steps = blocks.count == 1 ? steps : kPartBytes / (kernels.step * element);
+    parts = steps > part_steps ? (steps + part_steps - 1) / part_steps : 1;
+  }
+
+  // Columns tile * 16, ... of the rows in blocks first, ... before end. Stream s takes every fourth part of the
+  // tile, so that it reads rows of W that follow each other.
+  void multiply(int64_t tile, int64_t first, int64_t end) const {
+    constexpr int64_t apart = kDenseTile / kStreams;
+    alignas(64) float unfinished[kChunkBlocks * kMostDenseRows * kDenseTile * kSumBytes / 4];
+    alignas(64) float sums[kChunkBlocks * kMostDenseRows * kDenseTile];
+    DenseTask task;
+    task.sums_row = kDenseTile;
+    task.sums_stream = apart;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t step = part * part_steps;
+      limit(task, step, part);
+      for (int64_t block = first; block < end; ++block) {
+        const int64_t rows = blocks.size(block), before = blocks.first(block) - blocks.first(first);
+        task.x_step = rows * kernels.step * kernels.value_bytes;
+        task.x = linear.dense_block(block) + step * task.x_step;
+        for (int64_t i = 0; i < apart; ++i) {
+          point_at(task, linear.task.weight, tile * kDenseTile + i, apart, linear.task.n, row_bytes,
+                   step * kernels.step * element);
+          task.unfinished = unfinished + (before * apart + rows * i) * kStreams * kSumBytes / 4;
+          task.sums = sums + before * kDenseTile + i;
+          kernels.dot[rows](task);
+        }
+      }
+    }
+    const int64_t row = blocks.first(first);
+    finish_tile(linear, sums, row, blocks.first(end) - row, tile * kDenseTile);
+  }
+
+  void limit(DenseTask &task, int64_t step, int64_t part) const {
+    const int64_t whole = linear.task.k / kernels.step;
+    task.first = part == 0;
+    task.last = part + 1 == parts;
+    task.steps = smaller(whole - step, part_steps);
+    task.rest = task.last ? linear.task.k % kernels.step : 0;
+  }
+};
+
+}  // namespace
+
+void multiply_dense(owl_pool *pool, const Linear &linear) {
+  const Product product(linear);
+  const int64_t count = product.blocks.count, tiles = (linear.task.n + kDenseTile - 1) / kDenseTile;
+  const int64_t depth = count <= kChunkBlocks ? 1 : depth_of(pool, tiles);  // to meet a chunk while it is at hand
+  parallel(pool, (tiles + depth - 1) / depth, [&](int64_t item) {
+    for (int64_t first = 0; first < count; first += kChunkBlocks) {
+      for (int64_t tile = item * depth; tile < smaller((item + 1) * depth, tiles); ++tile) {
+        product.multiply(tile, first, smaller(first + kChunkBlocks, count));
+      }
+    }
+  });
+}
+
+namespace {
+
+// low[row][first .. first + 4) of one block of rows; rows of other adapters than their neighbours' one by one.
+void multiply_down_part(const Linear &linear, int64_t block, int64_t first) {
+  const DenseKernels &kernels = linear.dense;
+  const owl_linear_task &task = linear.task;
+  const int64_t rows = linear.dense_blocks.size(block), step_bytes = kernels.step * kernels.value_bytes;
+  const int64_t row = linear.dense_blocks.first(block), row_bytes = task.k * linear.type_bytes();
+  bool alike = true;
+  for (int64_t m = 1; m < rows; ++m) alike = alike && linear.adapter(row + m) == linear.adapter(row);
+  const int64_t taken = alike ? rows : 1, count = smaller(kStreams, task.rank - first);
+  float sums[kMostDenseRows * kStreams];
+  DenseTask dots;
+  dots.x_step = rows * step_bytes;
+  dots.steps = task.k / kernels.step;
+  dots.rest = task.k % kernels.step;
+  dots.first = dots.last = true;
+  dots.unfinished = nullptr;
+  dots.sums = sums;
+  dots.sums_row = kStreams;
+  dots.sums_stream = 1;
+  for (int64_t m = 0; m < rows; m += taken) {
+    const int64_t adapter = linear.adapter(row + m);
+    if (adapter < 0) continue;
+    const uint8_t *a = static_cast<const uint8_t *>(task.lora_a) + adapter * task.rank * row_bytes;
+    point_at(dots, a, first, 1, task.rank, row_bytes, 0);
+    dots.x = linear.dense_block(block) + m * step_bytes;
+    kernels.dot[taken](dots);
+    for (int64_t i = 0; i < taken; ++i) {
+      for (int64_t r = 0; r < count; ++r) {
+        linear.low[(row + m + i) * task.rank + first + r] =
+            sums[i * kStreams + r] * task.lora_scale[adapter * task.rank + first + r];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void multiply_down(owl_pool *pool, const Linear &linear) {
+  const int64_t parts = (linear.task.rank + kStreams - 1) / kStreams;
+  parallel(pool, linear.dense_blocks.count * parts,
+           [&](int64_t item) { multiply_down_part(linear, item / parts, item % parts * kStreams); });
+}

@@ -1,0 +1,41 @@
+#include "dense_tiles.h"
+
+namespace {
+
+struct Lanes {
+  static constexpr int kMostRows = 2;
+  static constexpr int64_t kStep = 4;
+  using Value = float;
+  struct Vector {
+    float v[kStep];
+  };
+  using Sum = Vector;
+
+  static Sum zero() { return {}; }
+  static Vector load(const float *at) { return vector(at); }
+  static void store(float *at, const Sum &sum) { std::memcpy(at, sum.v, sizeof sum.v); }
+  template <typename T>
+  static Vector vector(const T *at) {
+    Vector result;
+    for (int i = 0; i < kStep; ++i) result.v[i] = widened(at[i]);
+    return result;
+  }
+  static Sum add_product(Sum sum, const Vector &w, const Vector &x) {
+    for (int i = 0; i < kStep; ++i) sum.v[i] += w.v[i] * x.v[i];
+    return sum;
+  }
+  static void totals(const Sum (&sums)[4], float *out) {
+    for (int s = 0; s < 4; ++s) out[s] = (sums[s].v[0] + sums[s].v[1]) + (sums[s].v[2] + sums[s].v[3]);
+  }
+};
+
+}  // namespace
+
+const DenseKernels *dense_f32_portable() {
+  static const DenseKernels kernels = make_dense<Lanes, float>();
+  return &kernels;
+}
+const DenseKernels *dense_bf16_portable() {
+  static const DenseKernels kernels = make_dense<Lanes, uint16_t>();
+  return &kernels;
+}
