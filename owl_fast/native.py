@@ -18,7 +18,7 @@ from pathlib import Path
 
 from owl_fast.machine import cpu_count
 
-ABI_VERSION = 2  # OWL_ABI_VERSION in kernels/cpu/owl_cpu.h
+ABI_VERSION = 3  # OWL_ABI_VERSION in kernels/cpu/owl_cpu.h
 LIBRARY_NAME = "libowl_cpu.so"
 
 _log = logging.getLogger("owl_fast")

@@ -22,7 +22,7 @@
 #endif
 
 // Raised whenever a signature below changes its meaning; owl_fast/native.py refuses any other number.
-#define OWL_ABI_VERSION 2
+#define OWL_ABI_VERSION 3
 
 OWL_API int32_t owl_abi_version();
 

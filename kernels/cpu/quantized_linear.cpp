@@ -3,57 +3,28 @@
 
 #include <cstring>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#elif defined(__aarch64__)
-#include <sys/auxv.h>
-#endif
-
+#include "machine.h"
 #include "owl_cpu.h"
 #include "pool.h"
 #include "quantized_layout.h"
 
 namespace {
 
-constexpr int kMostPaths = 5;
 constexpr int64_t kItemsPerThread = 8;    // so that a slow thread leaves the others little to wait for
 constexpr int64_t kMostDepth = 4;         // tiles one after the other in a stream, within an item
 constexpr int64_t kFewValues = 1 << 15;   // activations that are quantized sooner than other threads wake up
 
-struct Paths {
-  const Path *path[kMostPaths];
-  int count = 0;
-  char names[64] = "";
-
-  // What this machine cannot run must not even be asked for.
-  void add(const Path *(*make)(), bool runs) {
-    const Path *candidate = runs ? make() : nullptr;
-    if (candidate == nullptr) return;
-    if (count > 0) std::strcat(names, ",");
-    std::strcat(names, candidate->name);
-    path[count++] = candidate;
-  }
-
-  Paths() {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
-    const bool avx2 = __builtin_cpu_supports("avx2") && f16c;
-    const bool avxvnni = avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & (1u << 4)) != 0;
-    add(path_avx512, avx2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"));
-    add(path_avxvnni, avxvnni);
-    add(path_avx2, avx2);
-#elif defined(__aarch64__) && defined(__linux__)
-    add(path_neon, (getauxval(AT_HWCAP) & (1ul << 20)) != 0);  // HWCAP_ASIMDDP
-#endif
-    add(path_portable, true);
-  }
-};
-
-const Paths &paths() {
-  static const Paths found;
+const PathList<Path> &paths() {
+  static const PathList<Path> found = [] {
+    const Machine &has = machine();
+    PathList<Path> list;
+    list.add(path_avx512, has.avx512vnni);
+    list.add(path_avxvnni, has.avxvnni);
+    list.add(path_avx2, has.avx2);
+    list.add(path_neon, has.dotprod);
+    list.add(path_portable, true);
+    return list;
+  }();
   return found;
 }
 
