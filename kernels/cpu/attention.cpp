@@ -26,6 +26,8 @@ const PathList<Vectors> &paths() {
 constexpr int64_t kMostRows = kTaskValues / 32;
 constexpr int64_t kSizes[3] = {4, 2, 1};  // bytes of fp32, bf16, int8
 
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 inline const void *at(const void *data, int64_t offset, int64_t type) {
   return static_cast<const char *>(data) + offset * kSizes[type];
 }
@@ -58,13 +60,19 @@ void locate_paged(const void *keys, int64_t first, int64_t count, KeyBlock *bloc
   const PagedKeys &mine = *static_cast<const PagedKeys *>(keys);
   const owl_attention &task = *mine.task;
   const float factor = score_factor(task.width);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t key = first + i, page = mine.table[key / task.block_size];
-    const int64_t place = (page * task.block_size + key % task.block_size) * task.kv_heads + mine.head;
-    block->key[i] = at(task.key_cache, place * task.width, task.cache_type);
-    block->value[i] = at(task.value_cache, place * task.width, task.cache_type);
-    block->key_factor[i] = task.key_scale != nullptr ? factor * task.key_scale[place] : factor;
-    block->value_factor[i] = task.value_scale != nullptr ? task.value_scale[place] : 1.0f;
+  const int64_t size = kSizes[task.cache_type], next = task.kv_heads * task.width * size;
+  int64_t page = first / task.block_size, row = first % task.block_size;
+  for (int64_t i = 0; i < count; ++page, row = 0) {
+    int64_t place = (mine.table[page] * task.block_size + row) * task.kv_heads + mine.head;
+    const char *key = static_cast<const char *>(task.key_cache) + place * task.width * size;
+    const char *value = static_cast<const char *>(task.value_cache) + place * task.width * size;
+    const int64_t last = smaller(i + task.block_size - row, count);
+    for (; i < last; ++i, place += task.kv_heads, key += next, value += next) {
+      block->key[i] = key;
+      block->value[i] = value;
+      block->key_factor[i] = task.key_scale != nullptr ? factor * task.key_scale[place] : factor;
+      block->value_factor[i] = task.value_scale != nullptr ? task.value_scale[place] : 1.0f;
+    }
   }
   repeat_last(block, count);
 }
@@ -135,7 +143,7 @@ void attend_sequences(owl_pool *pool, const owl_attention &task, bool paged, con
     const int64_t number = most - 1 - item / lanes;  // those with the most keys first
     if (number >= cut.tasks || number * cut.size >= tokens * group) return;
     const int64_t first = number * cut.size, end = tokens * group;
-    const int64_t last = first + cut.size < end ? first + cut.size : end;
+    const int64_t last = smaller(first + cut.size, end);
     Rows rows;
     put_rows(task, token, head, first, last, &rows);
     const int64_t length = paged ? task.lengths[b * task.length_step] : tokens;
@@ -256,7 +264,7 @@ OWL_API void owl_whole_attention(owl_pool *pool, const owl_whole_attention_task 
     const int64_t number = item % cut.tasks, head = item / cut.tasks % task.heads;
     const int64_t picture = item / cut.tasks / task.heads, first = number * cut.size;
     if (first >= task.queries) return;
-    const int64_t last = first + cut.size < task.queries ? first + cut.size : task.queries;
+    const int64_t last = smaller(first + cut.size, task.queries);
     Rows rows;
     for (int64_t row = first; row < last; ++row) {
       const int64_t place = picture * task.query_picture + row * task.query_row + head * task.query_head;

@@ -158,7 +158,10 @@ void put_values(const KeyBlock &block, const KeyBlock *next, int64_t width, type
         if (key + 1 < block.count) {
           others = load_part<Math>(static_cast<const Stored *>(block.value[key + 1]), column, width);
         }
-        Math::put_mixed(to + column, values, others);
+        typename Math::Vector low, high;
+        Math::mix(values, others, &low, &high);
+        Math::put(to + column, low);
+        Math::put(to + column + kLanes, high);
       }
     }
   }
@@ -216,6 +219,96 @@ inline float weigh(const float *scores, const KeyBlock &block, bool scaled, int6
   Floats::store(total, Floats::fma(Floats::load(total), Floats::spread(shrink), sum));
   *peak = now;
   return shrink;
+}
+
+// Scores of one row, without a copy of the keys: channels in order, as in multiply.
+template <typename Math, typename Stored>
+inline void score_one(const typename Math::Element *query, const KeyBlock &block, const KeyBlock *next, int64_t width,
+                      float *scores) {
+  constexpr int64_t kGroups = kKeys / kLanes, kWhole = kLanes * Math::kPack;
+  const int64_t groups = (block.count + kLanes - 1) / kLanes, depth = (width + Math::kPack - 1) / Math::kPack;
+  Float sum[kGroups];
+#pragma GCC unroll 16
+  for (int64_t g = 0; g < kGroups; ++g) sum[g] = Floats::spread(0.0f);
+  for (int64_t column = 0; column < width; column += kWhole) {
+    const typename Math::Element *q = query + column / Math::kPack;
+    const int64_t steps = depth - column / Math::kPack;
+#pragma GCC unroll 16
+    for (int64_t g = 0; g < kGroups; ++g) {
+      if (g >= groups) break;
+      typename Math::Vector rows[kLanes];
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < kLanes; ++j) {
+        rows[j] = load_part<Math>(static_cast<const Stored *>(block.key[g * kLanes + j]), column, width);
+        if (next != nullptr) __builtin_prefetch(static_cast<const Stored *>(next->key[g * kLanes + j]) + column);
+      }
+      Math::transpose(rows);
+      if (steps >= kLanes) {
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kLanes; ++i) sum[g] = Math::add_product(sum[g], Math::spread(q + i), rows[i]);
+      } else {
+        for (int64_t i = 0; i < steps; ++i) sum[g] = Math::add_product(sum[g], Math::spread(q + i), rows[i]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int64_t g = 0; g < kGroups; ++g) Floats::store(scores + g * kLanes, sum[g]);
+}
+
+// Values of a block into the sums of one row, without a copy: keys in order, as in multiply.
+template <typename Math, typename Stored, int kVectors>
+inline void mix_one(const typename Math::Element *weights, float shrink, const KeyBlock &block, const KeyBlock *next,
+                    int64_t column, int64_t width, float *mixed) {
+  Float sum[kVectors];
+#pragma GCC unroll 16
+  for (int n = 0; n < kVectors; ++n) {
+    sum[n] = Floats::times(Floats::load(mixed + n * kLanes), Floats::spread(shrink));
+  }
+  for (int64_t key = 0; key < block.count; key += Math::kPack) {
+    const typename Math::Vector weight = Math::spread(weights + key / Math::kPack);
+    const Stored *from = static_cast<const Stored *>(block.value[key]);
+    if constexpr (Math::kPack == 1) {
+      if (next != nullptr) __builtin_prefetch(static_cast<const Stored *>(next->value[key]) + column);
+#pragma GCC unroll 16
+      for (int n = 0; n < kVectors; ++n) {
+        sum[n] = Math::add_product(sum[n], weight, load_part<Math>(from, column + n * kLanes, width));
+      }
+    } else {
+      const Stored *other = static_cast<const Stored *>(block.value[key + 1 < block.count ? key + 1 : key]);
+#pragma GCC unroll 16
+      for (int n = 0; n < kVectors; n += 2) {
+        const int64_t here = column + n * kLanes;
+        if (next != nullptr) {
+          __builtin_prefetch(static_cast<const Stored *>(next->value[key]) + here);
+          __builtin_prefetch(static_cast<const Stored *>(next->value[key + 1]) + here);
+        }
+        typename Math::Vector b = load_part<Math>(other, here, width), low, high;
+        if (key + 1 == block.count) b = Math::zero();
+        Math::mix(load_part<Math>(from, here, width), b, &low, &high);
+        sum[n] = Math::add_product(sum[n], weight, low);
+        sum[n + 1] = Math::add_product(sum[n + 1], weight, high);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int n = 0; n < kVectors; ++n) Floats::store(mixed + n * kLanes, sum[n]);
+}
+
+// A task of one row over one block: the bits of attend_tile, without a copy of keys and values.
+template <typename Math, typename Stored>
+inline void attend_one(const AttentionTask &task, const KeyBlock &block, const KeyBlock *next, Running<Math> &running) {
+  alignas(64) float scores[kKeys];
+  alignas(64) typename Math::Element weights[kKeys / Math::kPack];
+  score_one<Math, Stored>(running.query, block, next, task.width, scores);
+  const float shrink = weigh<Math>(scores, block, task.scaled_values, block.count, running.peak, running.total, weights);
+  constexpr int kMany = 2 * Floats::kVectors, kFew = Math::kPack;
+  int64_t column = 0;
+  for (; column + kMany * kLanes <= task.width; column += kMany * kLanes) {
+    mix_one<Math, Stored, kMany>(weights, shrink, block, next, column, task.width, running.mixed + column);
+  }
+  for (; column < task.width; column += kFew * kLanes) {
+    mix_one<Math, Stored, kFew>(weights, shrink, block, next, column, task.width, running.mixed + column);
+  }
 }
 
 // Rows [row, end) of a task, at most Floats::kRows, over one block.
@@ -318,6 +411,10 @@ void attend(const AttentionTask &task) {
     if (first + kKeys < end) {
       locate(first + kKeys, &blocks[turn ^ 1]);
       next = &blocks[turn ^ 1];
+    }
+    if (task.rows == 1) {
+      attend_one<Math, Stored>(task, block, next, running);
+      continue;
     }
     turn_keys<Math, Stored>(block, next, task.width, keys);
     put_values<Math, Stored>(block, next, task.width, values);

@@ -97,12 +97,11 @@ struct Pairs {
     for (int i = 0; i < 16; ++i) v[i] = _mm512_castps_si512(wide[i]);
   }
   // 32 values of two keys -> 32 pairs.
-  static void put_mixed(Element *at, Vector a, Vector b) {
-    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
+  static void mix(Vector a, Vector b, Vector *low, Vector *high) {
+    const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
                                          38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-    put(at, _mm512_permutex2var_epi16(a, low, b));
-    put(at + 16, _mm512_permutex2var_epi16(a, high, b));
+    *low = _mm512_permutex2var_epi16(a, first, b);
+    *high = _mm512_permutex2var_epi16(a, _mm512_add_epi16(first, _mm512_set1_epi16(16)), b);
   }
   static Vector zero() { return _mm512_setzero_si512(); }
   // 32 weights, as they are multiplied.
