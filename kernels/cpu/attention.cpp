@@ -44,8 +44,8 @@ inline float score_factor(int64_t width) {
 void repeat_last(KeyBlock *block, int64_t count) {
   block->count = count;
   for (int64_t i = count; i < kKeys; ++i) {
-    block->key[i] = block->key[count - 1];
-    block->value[i] = block->value[count - 1];
+    block->place[i] = block->place[count - 1];
+    block->place[kKeys + i] = block->place[kKeys + count - 1];
     block->key_factor[i] = block->value_factor[i] = 0.0f;
   }
 }
@@ -68,8 +68,8 @@ void locate_paged(const void *keys, int64_t first, int64_t count, KeyBlock *bloc
     const char *value = static_cast<const char *>(task.value_cache) + place * task.width * size;
     const int64_t last = smaller(i + task.block_size - row, count);
     for (; i < last; ++i, place += task.kv_heads, key += next, value += next) {
-      block->key[i] = key;
-      block->value[i] = value;
+      block->place[i] = key;
+      block->place[kKeys + i] = value;
       block->key_factor[i] = task.key_scale != nullptr ? factor * task.key_scale[place] : factor;
       block->value_factor[i] = task.value_scale != nullptr ? task.value_scale[place] : 1.0f;
     }
@@ -93,8 +93,8 @@ void locate_plain(const void *keys, int64_t first, int64_t count, KeyBlock *bloc
   const PlainKeys::Part *part = mine.part;
   for (int64_t i = 0; i < count; ++i) {
     while (first + i >= part->count) first -= part++->count;
-    block->key[i] = at(part->key, (first + i) * part->key_row, mine.type);
-    block->value[i] = at(part->value, (first + i) * part->value_row, mine.type);
+    block->place[i] = at(part->key, (first + i) * part->key_row, mine.type);
+    block->place[kKeys + i] = at(part->value, (first + i) * part->value_row, mine.type);
     block->key_factor[i] = mine.factor;
     block->value_factor[i] = 1.0f;
   }

@@ -100,36 +100,31 @@ inline void multiply_rows(int64_t rows, const typename Math::Element *a, int64_t
   multiply_lanes<Math, kRows>(a, a_row, b, b_row, steps, sums, sums_row, factor, lanes);
 }
 
-// The values from `column` on of a row that ends at `width`, and zeros behind them.
-template <typename Math, typename Stored>
+// The values from `column` on of a row that ends at `width`, and zeros behind them. kWhole: none are missing.
+template <typename Math, bool kWhole, typename Stored>
 inline typename Math::Vector load_part(const Stored *row, int64_t column, int64_t width) {
-  constexpr int64_t kWhole = kLanes * Math::kPack;
-  if (column + kWhole <= width) return Math::load(row + column);
-  Stored part[kWhole] = {};
+  constexpr int64_t kSize = kLanes * Math::kPack;
+  if (kWhole || column + kSize <= width) return Math::load(row + column);
+  Stored part[kSize] = {};
   std::memcpy(part, row + column, static_cast<size_t>(width - column) * sizeof(Stored));
   return Math::load(part);
 }
 
-// The next block's bytes of this row, so that they are there in time.
 template <typename Stored>
-inline void prefetch(const void *row, int64_t width) {
-  for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(Stored)); byte += 64) {
-    __builtin_prefetch(static_cast<const char *>(row) + byte);
-  }
+inline const Stored *row_at(const KeyBlock &block, int64_t place) {
+  return static_cast<const Stored *>(block.place[place]);
 }
 
 // Keys of a block as columns: out[channel / kPack][key].
-template <typename Math, typename Stored>
-void turn_keys(const KeyBlock &block, const KeyBlock *next, int64_t width, typename Math::Element *out) {
+template <typename Math, typename Stored, bool kWhole>
+void turn_keys(const KeyBlock &block, int64_t width, typename Math::Element *out) {
   for (int64_t first = 0; first < block.count; first += kLanes) {
-    for (int64_t j = 0; next != nullptr && j < kLanes && first + j < next->count; ++j) {
-      prefetch<Stored>(next->key[first + j], width);
-    }
     for (int64_t column = 0; column < width; column += kLanes * Math::kPack) {
       typename Math::Vector rows[kLanes];
 #pragma GCC unroll 16
       for (int64_t j = 0; j < kLanes; ++j) {
-        rows[j] = load_part<Math>(static_cast<const Stored *>(block.key[first + j]), column, width);
+        rows[j] = load_part<Math, kWhole>(row_at<Stored>(block, first + j), column, width);
+        __builtin_prefetch(row_at<Stored>(block, first + j + kAhead) + column);
       }
       Math::transpose(rows);
       typename Math::Element *to = out + column / Math::kPack * kKeys + first;
@@ -140,25 +135,23 @@ void turn_keys(const KeyBlock &block, const KeyBlock *next, int64_t width, typen
 }
 
 // Values of a block: out[key][channel], or two keys' channels paired: out[key / 2][channel].
-template <typename Math, typename Stored>
-void put_values(const KeyBlock &block, const KeyBlock *next, int64_t width, typename Math::Element *out) {
+template <typename Math, typename Stored, bool kWhole>
+void put_values(const KeyBlock &block, int64_t width, typename Math::Element *out) {
   const int64_t row = padded(width, kLanes * Math::kPack);
   for (int64_t key = 0; key < block.count; key += Math::kPack) {
-    for (int64_t j = key; next != nullptr && j < key + Math::kPack && j < next->count; ++j) {
-      prefetch<Stored>(next->value[j], width);
-    }
     typename Math::Element *to = out + key / Math::kPack * row;
-    const Stored *from = static_cast<const Stored *>(block.value[key]);
+    const Stored *from = row_at<Stored>(block, kKeys + key);
     for (int64_t column = 0; column < width; column += kLanes * Math::kPack) {
-      const typename Math::Vector values = load_part<Math>(from, column, width);
+      const typename Math::Vector values = load_part<Math, kWhole>(from, column, width);
+      __builtin_prefetch(row_at<Stored>(block, kKeys + key + kAhead) + column);
       if constexpr (Math::kPack == 1) {
         Math::put(to + column, values);
       } else {
-        typename Math::Vector others = Math::zero();
+        typename Math::Vector others = Math::zero(), low, high;
         if (key + 1 < block.count) {
-          others = load_part<Math>(static_cast<const Stored *>(block.value[key + 1]), column, width);
+          others = load_part<Math, kWhole>(row_at<Stored>(block, kKeys + key + 1), column, width);
+          __builtin_prefetch(row_at<Stored>(block, kKeys + key + 1 + kAhead) + column);
         }
-        typename Math::Vector low, high;
         Math::mix(values, others, &low, &high);
         Math::put(to + column, low);
         Math::put(to + column + kLanes, high);
@@ -222,43 +215,37 @@ inline float weigh(const float *scores, const KeyBlock &block, bool scaled, int6
 }
 
 // Scores of one row, without a copy of the keys: channels in order, as in multiply.
-template <typename Math, typename Stored>
-inline void score_one(const typename Math::Element *query, const KeyBlock &block, const KeyBlock *next, int64_t width,
-                      float *scores) {
-  constexpr int64_t kGroups = kKeys / kLanes, kWhole = kLanes * Math::kPack;
-  const int64_t groups = (block.count + kLanes - 1) / kLanes, depth = (width + Math::kPack - 1) / Math::kPack;
-  Float sum[kGroups];
-#pragma GCC unroll 16
-  for (int64_t g = 0; g < kGroups; ++g) sum[g] = Floats::spread(0.0f);
-  for (int64_t column = 0; column < width; column += kWhole) {
-    const typename Math::Element *q = query + column / Math::kPack;
-    const int64_t steps = depth - column / Math::kPack;
-#pragma GCC unroll 16
-    for (int64_t g = 0; g < kGroups; ++g) {
-      if (g >= groups) break;
+template <typename Math, typename Stored, bool kWhole>
+inline void score_one(const typename Math::Element *query, const KeyBlock &block, int64_t width, float *scores) {
+  constexpr int64_t kSize = kLanes * Math::kPack;
+  const int64_t depth = (width + Math::kPack - 1) / Math::kPack;
+  for (int64_t first = 0; first < block.count; first += kLanes) {
+    Float sum = Floats::spread(0.0f);
+    for (int64_t column = 0; column < width; column += kSize) {
+      const typename Math::Element *q = query + column / Math::kPack;
       typename Math::Vector rows[kLanes];
 #pragma GCC unroll 16
       for (int64_t j = 0; j < kLanes; ++j) {
-        rows[j] = load_part<Math>(static_cast<const Stored *>(block.key[g * kLanes + j]), column, width);
-        if (next != nullptr) __builtin_prefetch(static_cast<const Stored *>(next->key[g * kLanes + j]) + column);
+        rows[j] = load_part<Math, kWhole>(row_at<Stored>(block, first + j), column, width);
+        __builtin_prefetch(row_at<Stored>(block, first + j + kAhead) + column);
       }
       Math::transpose(rows);
-      if (steps >= kLanes) {
+      const int64_t steps = depth - column / Math::kPack;
+      if (kWhole || steps >= kLanes) {
 #pragma GCC unroll 16
-        for (int64_t i = 0; i < kLanes; ++i) sum[g] = Math::add_product(sum[g], Math::spread(q + i), rows[i]);
+        for (int64_t i = 0; i < kLanes; ++i) sum = Math::add_product(sum, Math::spread(q + i), rows[i]);
       } else {
-        for (int64_t i = 0; i < steps; ++i) sum[g] = Math::add_product(sum[g], Math::spread(q + i), rows[i]);
+        for (int64_t i = 0; i < steps; ++i) sum = Math::add_product(sum, Math::spread(q + i), rows[i]);
       }
     }
+    Floats::store(scores + first, sum);
   }
-#pragma GCC unroll 16
-  for (int64_t g = 0; g < kGroups; ++g) Floats::store(scores + g * kLanes, sum[g]);
 }
 
-// Values of a block into the sums of one row, without a copy: keys in order, as in multiply.
-template <typename Math, typename Stored, int kVectors>
-inline void mix_one(const typename Math::Element *weights, float shrink, const KeyBlock &block, const KeyBlock *next,
-                    int64_t column, int64_t width, float *mixed) {
+// Values of a block into some sums of one row, without a copy: keys in order, as in multiply.
+template <typename Math, typename Stored, bool kWhole, int kVectors>
+inline void mix_one(const typename Math::Element *weights, float shrink, const KeyBlock &block, int64_t column,
+                    int64_t width, float *mixed) {
   Float sum[kVectors];
 #pragma GCC unroll 16
   for (int n = 0; n < kVectors; ++n) {
@@ -266,25 +253,21 @@ inline void mix_one(const typename Math::Element *weights, float shrink, const K
   }
   for (int64_t key = 0; key < block.count; key += Math::kPack) {
     const typename Math::Vector weight = Math::spread(weights + key / Math::kPack);
-    const Stored *from = static_cast<const Stored *>(block.value[key]);
-    if constexpr (Math::kPack == 1) {
-      if (next != nullptr) __builtin_prefetch(static_cast<const Stored *>(next->value[key]) + column);
+    const int64_t place = kKeys + key;
 #pragma GCC unroll 16
-      for (int n = 0; n < kVectors; ++n) {
-        sum[n] = Math::add_product(sum[n], weight, load_part<Math>(from, column + n * kLanes, width));
-      }
-    } else {
-      const Stored *other = static_cast<const Stored *>(block.value[key + 1 < block.count ? key + 1 : key]);
-#pragma GCC unroll 16
-      for (int n = 0; n < kVectors; n += 2) {
-        const int64_t here = column + n * kLanes;
-        if (next != nullptr) {
-          __builtin_prefetch(static_cast<const Stored *>(next->value[key]) + here);
-          __builtin_prefetch(static_cast<const Stored *>(next->value[key + 1]) + here);
+    for (int n = 0; n < kVectors; n += Math::kPack) {
+      const int64_t here = column + n * kLanes;
+      const typename Math::Vector a = load_part<Math, kWhole>(row_at<Stored>(block, place), here, width);
+      __builtin_prefetch(row_at<Stored>(block, place + kAhead) + here);
+      if constexpr (Math::kPack == 1) {
+        sum[n] = Math::add_product(sum[n], weight, a);
+      } else {
+        typename Math::Vector b = Math::zero(), low, high;
+        if (key + 1 < block.count) {
+          b = load_part<Math, kWhole>(row_at<Stored>(block, place + 1), here, width);
+          __builtin_prefetch(row_at<Stored>(block, place + 1 + kAhead) + here);
         }
-        typename Math::Vector b = load_part<Math>(other, here, width), low, high;
-        if (key + 1 == block.count) b = Math::zero();
-        Math::mix(load_part<Math>(from, here, width), b, &low, &high);
+        Math::mix(a, b, &low, &high);
         sum[n] = Math::add_product(sum[n], weight, low);
         sum[n + 1] = Math::add_product(sum[n + 1], weight, high);
       }
@@ -295,19 +278,20 @@ inline void mix_one(const typename Math::Element *weights, float shrink, const K
 }
 
 // A task of one row over one block: the bits of attend_tile, without a copy of keys and values.
-template <typename Math, typename Stored>
-inline void attend_one(const AttentionTask &task, const KeyBlock &block, const KeyBlock *next, Running<Math> &running) {
+template <typename Math, typename Stored, bool kWhole>
+inline void attend_one(const AttentionTask &task, const KeyBlock &block, Running<Math> &running) {
   alignas(64) float scores[kKeys];
   alignas(64) typename Math::Element weights[kKeys / Math::kPack];
-  score_one<Math, Stored>(running.query, block, next, task.width, scores);
-  const float shrink = weigh<Math>(scores, block, task.scaled_values, block.count, running.peak, running.total, weights);
+  score_one<Math, Stored, kWhole>(running.query, block, task.width, scores);
+  const float shrink =
+      weigh<Math>(scores, block, task.scaled_values, block.count, running.peak, running.total, weights);
   constexpr int kMany = 2 * Floats::kVectors, kFew = Math::kPack;
   int64_t column = 0;
   for (; column + kMany * kLanes <= task.width; column += kMany * kLanes) {
-    mix_one<Math, Stored, kMany>(weights, shrink, block, next, column, task.width, running.mixed + column);
+    mix_one<Math, Stored, kWhole, kMany>(weights, shrink, block, column, task.width, running.mixed + column);
   }
   for (; column < task.width; column += kFew * kLanes) {
-    mix_one<Math, Stored, kFew>(weights, shrink, block, next, column, task.width, running.mixed + column);
+    mix_one<Math, Stored, kWhole, kFew>(weights, shrink, block, column, task.width, running.mixed + column);
   }
 }
 
@@ -364,7 +348,7 @@ inline void load_queries(const AttentionTask &task, Running<Math> &running) {
     Element *to = running.query + r * (width / Math::kPack);
     for (int64_t column = 0; column < width; column += kLanes * Math::kPack) {
       const Number *from = static_cast<const Number *>(task.query[r]);
-      Math::put(to + column / Math::kPack, load_part<Math>(from, column, task.width));
+      Math::put(to + column / Math::kPack, load_part<Math, false>(from, column, task.width));
     }
     running.peak[r] = kLowest;
   }
@@ -393,8 +377,8 @@ inline void write_rows(const AttentionTask &task, const Running<Math> &running) 
   }
 }
 
-template <typename Math, typename Number, typename Stored>
-void attend(const AttentionTask &task) {
+template <typename Math, typename Number, typename Stored, bool kWhole>
+void attend_blocks(const AttentionTask &task) {
   using Element = typename Math::Element;
   alignas(64) Element keys[kWidestHead * kKeys / Math::kPack], values[kWidestHead * kKeys / Math::kPack];
   Running<Math> running;
@@ -406,24 +390,28 @@ void attend(const AttentionTask &task) {
   };
   if (end > 0) locate(0, &blocks[0]);
   for (int64_t first = 0, turn = 0; first < end; first += kKeys, turn ^= 1) {
-    const KeyBlock &block = blocks[turn];
-    const KeyBlock *next = nullptr;
-    if (first + kKeys < end) {
-      locate(first + kKeys, &blocks[turn ^ 1]);
-      next = &blocks[turn ^ 1];
-    }
+    KeyBlock &block = blocks[turn];
+    const bool more = first + kKeys < end;
+    if (more) locate(first + kKeys, &blocks[turn ^ 1]);
+    std::memcpy(block.place + 2 * kKeys, (more ? blocks[turn ^ 1] : block).place, kAhead * sizeof(void *));
     if (task.rows == 1) {
-      attend_one<Math, Stored>(task, block, next, running);
+      attend_one<Math, Stored, kWhole>(task, block, running);
       continue;
     }
-    turn_keys<Math, Stored>(block, next, task.width, keys);
-    put_values<Math, Stored>(block, next, task.width, values);
+    turn_keys<Math, Stored, kWhole>(block, task.width, keys);
+    put_values<Math, Stored, kWhole>(block, task.width, values);
     for (int64_t row = 0; row < task.rows; row += Floats::kRows) {
       const int64_t last = row + Floats::kRows < task.rows ? row + Floats::kRows : task.rows;
       attend_tile<Math>(task, block, first, row, last, keys, values, running);
     }
   }
   write_rows<Math, Number>(task, running);
+}
+
+template <typename Math, typename Number, typename Stored>
+void attend(const AttentionTask &task) {
+  const bool whole = task.width % (kLanes * Math::kPack) == 0;
+  (whole ? attend_blocks<Math, Number, Stored, true> : attend_blocks<Math, Number, Stored, false>)(task);
 }
 
 }  // namespace

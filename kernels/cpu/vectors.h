@@ -6,14 +6,16 @@
 #include "owl_cpu.h"
 
 constexpr int64_t kKeys = 64;         // of a block
+constexpr int64_t kAhead = 16;        // rows of keys or values that are on their way while one is read
 constexpr int64_t kWidestHead = 256;
 constexpr int64_t kTaskValues = 12288;  // of all queries of a task: 48 KB of fp32
 
-// Up to kKeys keys, in order. Where they lie, for one head; what a product with the query is multiplied with to
-// be a power of 2 in softmax; what a value is multiplied with. Places beyond `count` are those of the last key.
+// Up to kKeys keys, in order. Where they lie, for one head, in the order in which they are read: keys, values,
+// the first keys of the next block. What a product with the query is multiplied with to be a power of 2 in
+// softmax; what a value is multiplied with. Places beyond `count` are those of the last key.
 struct KeyBlock {
   int64_t count;
-  const void *key[kKeys], *value[kKeys];
+  const void *place[2 * kKeys + kAhead];
   float key_factor[kKeys], value_factor[kKeys];
 };
 
