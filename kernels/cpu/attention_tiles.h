@@ -214,31 +214,40 @@ inline float weigh(const float *scores, const KeyBlock &block, bool scaled, int6
   return shrink;
 }
 
-// Scores of one row, without a copy of the keys: channels in order, as in multiply.
+// Scores of one row, without a copy of the keys: channels in order, as in multiply. Several registers of keys
+// are summed at once, since each sum waits for the one before.
 template <typename Math, typename Stored, bool kWhole>
 inline void score_one(const typename Math::Element *query, const KeyBlock &block, int64_t width, float *scores) {
-  constexpr int64_t kSize = kLanes * Math::kPack;
+  constexpr int64_t kSize = kLanes * Math::kPack, kTogether = Floats::kTogether;
   const int64_t depth = (width + Math::kPack - 1) / Math::kPack;
-  for (int64_t first = 0; first < block.count; first += kLanes) {
-    Float sum = Floats::spread(0.0f);
+  for (int64_t first = 0; first < block.count; first += kTogether * kLanes) {
+    Float sum[kTogether];
+#pragma GCC unroll 16
+    for (int64_t t = 0; t < kTogether; ++t) sum[t] = Floats::spread(0.0f);
     for (int64_t column = 0; column < width; column += kSize) {
-      const typename Math::Element *q = query + column / Math::kPack;
-      typename Math::Vector rows[kLanes];
+      typename Math::Vector rows[kTogether][kLanes];
 #pragma GCC unroll 16
-      for (int64_t j = 0; j < kLanes; ++j) {
-        rows[j] = load_part<Math, kWhole>(row_at<Stored>(block, first + j), column, width);
-        __builtin_prefetch(row_at<Stored>(block, first + j + kAhead) + column);
+      for (int64_t t = 0; t < kTogether; ++t) {
+#pragma GCC unroll 16
+        for (int64_t j = 0; j < kLanes; ++j) {
+          const int64_t place = first + t * kLanes + j;
+          rows[t][j] = load_part<Math, kWhole>(row_at<Stored>(block, place), column, width);
+          __builtin_prefetch(row_at<Stored>(block, place + kAhead) + column);
+        }
+        Math::transpose(rows[t]);
       }
-      Math::transpose(rows);
-      const int64_t steps = depth - column / Math::kPack;
-      if (kWhole || steps >= kLanes) {
+      const typename Math::Element *q = query + column / Math::kPack;
+      const int64_t left = depth - column / Math::kPack, steps = kWhole || left > kLanes ? kLanes : left;
 #pragma GCC unroll 16
-        for (int64_t i = 0; i < kLanes; ++i) sum = Math::add_product(sum, Math::spread(q + i), rows[i]);
-      } else {
-        for (int64_t i = 0; i < steps; ++i) sum = Math::add_product(sum, Math::spread(q + i), rows[i]);
+      for (int64_t i = 0; i < kLanes; ++i) {
+        if (!kWhole && i >= steps) break;
+        const typename Math::Vector value = Math::spread(q + i);
+#pragma GCC unroll 16
+        for (int64_t t = 0; t < kTogether; ++t) sum[t] = Math::add_product(sum[t], value, rows[t][i]);
       }
     }
-    Floats::store(scores + first, sum);
+#pragma GCC unroll 16
+    for (int64_t t = 0; t < kTogether; ++t) Floats::store(scores + first + t * kLanes, sum[t]);
   }
 }
 

@@ -11,6 +11,7 @@ namespace {
 struct Floats {
   static constexpr int kWidth = 8;
   static constexpr int kRows = 6, kVectors = 2;  // sums of a tile: 12 of 16 registers
+  static constexpr int kTogether = 2;  // registers of keys for one row
   using Float = __m256;
 
   static Float spread(float value) { return _mm256_set1_ps(value); }
@@ -56,7 +57,7 @@ struct Floats {
     b = _mm_max_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_max_ss(b, _mm_shuffle_ps(b, b, 1)));
   }
-  static void transpose(Float v[8]) {
+  static inline __attribute__((always_inline)) void transpose(Float v[8]) {
     Float t[8], u[8];
     for (int i = 0; i < 8; i += 2) {
       t[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);

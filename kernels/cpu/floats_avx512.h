@@ -11,6 +11,7 @@ namespace {
 struct Floats {
   static constexpr int kWidth = 16;
   static constexpr int kRows = 6, kVectors = 4;  // sums of a tile: 24 of 32 registers
+  static constexpr int kTogether = 2;  // registers of keys for one row
   using Float = __m512;
 
   static Float spread(float value) { return _mm512_set1_ps(value); }
@@ -45,12 +46,14 @@ struct Floats {
     return _mm512_mask_mov_ps(other, static_cast<__mmask16>((1u << count) - 1), a);
   }
   static float largest(Float a) { return _mm512_reduce_max_ps(a); }
-  static void transpose(Float v[16]) {
+  static inline __attribute__((always_inline)) void transpose(Float v[16]) {
     Float t[16], u[16];
+#pragma GCC unroll 16
     for (int i = 0; i < 16; i += 2) {
       t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
       t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
     }
+#pragma GCC unroll 16
     for (int i = 0; i < 16; i += 4) {
       const __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 1]);
       const __m512d c = _mm512_castps_pd(t[i + 2]), d = _mm512_castps_pd(t[i + 3]);
@@ -59,6 +62,7 @@ struct Floats {
       u[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
       u[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
     }
+#pragma GCC unroll 16
     for (int i = 0; i < 4; ++i) {
       const Float even = _mm512_shuffle_f32x4(u[i], u[4 + i], 0x88);
       const Float odd = _mm512_shuffle_f32x4(u[i], u[4 + i], 0xdd);
@@ -90,10 +94,12 @@ struct Pairs {
   static Vector load(const float *at) { return narrow(Floats::load(at), Floats::load(at + 16)); }
   static Vector load(const int8_t *at) { return narrow(Floats::load(at), Floats::load(at + 16)); }
   static void put(Element *at, Vector value) { _mm512_storeu_si512(at, value); }
-  static void transpose(Vector v[16]) {
+  static inline __attribute__((always_inline)) void transpose(Vector v[16]) {
     __m512 wide[16];
+#pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) wide[i] = _mm512_castsi512_ps(v[i]);
     Floats::transpose(wide);
+#pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) v[i] = _mm512_castps_si512(wide[i]);
   }
   // 32 values of two keys -> 32 pairs.

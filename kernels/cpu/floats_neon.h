@@ -11,6 +11,7 @@ namespace {
 struct Floats {
   static constexpr int kWidth = 4;
   static constexpr int kRows = 6, kVectors = 4;  // sums of a tile: 24 of 32 registers
+  static constexpr int kTogether = 4;  // registers of keys for one row
   using Float = float32x4_t;
 
   static Float spread(float value) { return vdupq_n_f32(value); }
@@ -48,7 +49,7 @@ struct Floats {
     return vbslq_f32(vcltq_s32(vld1q_s32(lanes), vdupq_n_s32(static_cast<int32_t>(count))), a, other);
   }
   static float largest(Float a) { return vmaxvq_f32(a); }
-  static void transpose(Float v[4]) {
+  static inline __attribute__((always_inline)) void transpose(Float v[4]) {
     const float64x2_t a = vreinterpretq_f64_f32(vtrn1q_f32(v[0], v[1]));
     const float64x2_t b = vreinterpretq_f64_f32(vtrn2q_f32(v[0], v[1]));
     const float64x2_t c = vreinterpretq_f64_f32(vtrn1q_f32(v[2], v[3]));

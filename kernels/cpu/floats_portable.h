@@ -12,6 +12,7 @@ namespace {
 struct Floats {
   static constexpr int kWidth = 8;
   static constexpr int kRows = 2, kVectors = 2;
+  static constexpr int kTogether = 2;  // registers of keys for one row
   struct Float {
     float v[kWidth];
   };
@@ -77,7 +78,7 @@ struct Floats {
     for (int i = 1; i < kWidth; ++i) most = most > a.v[i] ? most : a.v[i];
     return most;
   }
-  static void transpose(Float v[kWidth]) {
+  static inline __attribute__((always_inline)) void transpose(Float v[kWidth]) {
     for (int i = 0; i < kWidth; ++i) {
       for (int j = 0; j < i; ++j) {
         const float kept = v[i].v[j];
