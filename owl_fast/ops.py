@@ -44,7 +44,12 @@ from owl_fast.kernels.kv_append import (
     rotary_append_triton,
 )
 from owl_fast.kernels.launch import supports
-from owl_fast.kernels.layer_norm import layer_norm_reference, layer_norm_triton
+from owl_fast.kernels.layer_norm import (
+    layer_norm_cpu,
+    layer_norm_cpu_takes,
+    layer_norm_reference,
+    layer_norm_triton,
+)
 from owl_fast.kernels.linear_cross_entropy import (
     linear_cross_entropy_reference,
     linear_cross_entropy_triton,
@@ -67,14 +72,19 @@ from owl_fast.kernels.paged_attention import (
     paged_attention_triton,
 )
 from owl_fast.kernels.quantized_linear import pack, quantized_linear_cpu, quantized_linear_takes, unpack
-from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
+from owl_fast.kernels.quick_gelu import (
+    quick_gelu_cpu,
+    quick_gelu_cpu_takes,
+    quick_gelu_reference,
+    quick_gelu_triton,
+)
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
 from owl_fast.kernels.rotary import rotary_reference, rotary_tables, rotary_triton
 from owl_fast.kernels.sampling import SamplingSettings, SamplingState, sampling_settings, sampling_state
 from owl_fast.kernels.sampling import draw_reference as draw
 from owl_fast.kernels.sampling_kernel import NONE_ALLOWED, NOT_FINITE
 from owl_fast.kernels.sampling_kernel import sample_triton as sample
-from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
+from owl_fast.kernels.swiglu import swiglu_cpu, swiglu_cpu_takes, swiglu_reference, swiglu_triton
 from owl_fast.kernels.varlen_attention import (
     varlen_attention_cpu,
     varlen_attention_cpu_takes,
@@ -256,27 +266,36 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D), weight (D,) -> (..., D): in libowl_cpu where it applies and no gradient is needed."""
     if uses_kernels(x):
         return rms_norm_triton(x, weight, eps)
-    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not needs_grad and rms_norm_cpu_takes(x, weight):
-        library = native.library()
-        if library is not None:
-            return rms_norm_cpu(library, x, weight, eps)
+    if rms_norm_cpu_takes(x, weight) and (library := _library(x, weight)) is not None:
+        return rms_norm_cpu(library, x, weight, eps)
     return rms_norm_reference(x, weight, eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """x (..., D), weight and bias (D,) or None -> (..., D), computed in float32."""
-    return (layer_norm_triton if uses_kernels(x) else layer_norm_reference)(x, weight, bias, eps)
+    if uses_kernels(x):
+        return layer_norm_triton(x, weight, bias, eps)
+    if layer_norm_cpu_takes(x, weight, bias) and (library := _library(x, weight, bias)) is not None:
+        return layer_norm_cpu(library, x, weight, bias, eps, native.pool())
+    return layer_norm_reference(x, weight, bias, eps)
 
 
 def quick_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., F), bias (F,) or None -> (..., F)."""
-    return (quick_gelu_triton if uses_kernels(x) else quick_gelu_reference)(x, bias)
+    if uses_kernels(x):
+        return quick_gelu_triton(x, bias)
+    if quick_gelu_cpu_takes(x, bias) and (library := _library(x, bias)) is not None:
+        return quick_gelu_cpu(library, x, bias, native.pool())
+    return quick_gelu_reference(x, bias)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """gate_up (..., 2F), gate first -> (..., F)."""
-    return (swiglu_triton if uses_kernels(gate_up) else swiglu_reference)(gate_up)
+    if uses_kernels(gate_up):
+        return swiglu_triton(gate_up)
+    if swiglu_cpu_takes(gate_up) and (library := _library(gate_up)) is not None:
+        return swiglu_cpu(library, gate_up, native.pool())
+    return swiglu_reference(gate_up)
 
 
 Activation = Literal["swiglu", "quick_gelu"]

@@ -120,3 +120,13 @@ OWL_API void owl_whole_attention(owl_pool *pool, const owl_whole_attention_task 
 
 // y = exp(x), error at most 2 ulp: what softmax and activations are made of.
 OWL_API void owl_exp(const float *x, float *y, int64_t count, int32_t path);
+
+// Rows of `width` values of one type (0 fp32, 1 bf16), weights and bias too: kernels/layer_norm.py, swiglu.py and
+// quick_gelu.py have the definitions. fp32 inside, rounded once. weight and bias may be null.
+OWL_API void owl_layer_norm(owl_pool *pool, int32_t type, const void *x, const void *weight, const void *bias,
+                            void *out, int64_t rows, int64_t width, float eps, int32_t path);
+// gate_up: (rows, 2 width), gate first.
+OWL_API void owl_swiglu(owl_pool *pool, int32_t type, const void *gate_up, void *out, int64_t rows, int64_t width,
+                        int32_t path);
+OWL_API void owl_quick_gelu(owl_pool *pool, int32_t type, const void *x, const void *bias, void *out, int64_t rows,
+                            int64_t width, int32_t path);

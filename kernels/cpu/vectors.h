@@ -39,11 +39,17 @@ using Rotate = void (*)(const void *x, const void *cos, const void *sin, int64_t
 // One head x as a cache keeps it; scale: of int8 alone.
 using Keep = void (*)(const void *x, int64_t width, void *kept, float *scale);
 
+using Norm = void (*)(const void *x, const void *weight, const void *bias, int64_t width, float eps, void *y);
+// swiglu: gate and up; quick_gelu: x and bias.
+using Activate = void (*)(const void *a, const void *b, int64_t width, void *y);
+
 struct Vectors {
   const char *name;
   Rotate rotate[2];  // fp32, bf16
   Keep keep[2][3];   // of fp32, bf16; as fp32, bf16, int8
   Attend attend[2][3];  // query fp32, bf16; keys and values fp32, bf16, int8
+  Norm layer_norm[2];  // fp32, bf16
+  Activate swiglu[2], quick_gelu[2];
   void (*exp)(const float *x, float *y, int64_t count);
 };
 

@@ -3,6 +3,7 @@
 
 #include "attention_tiles.h"
 #include "cache_rows.h"
+#include "elementwise_rows.h"
 
 namespace {
 
@@ -25,6 +26,9 @@ Vectors make_vectors(const char *name) {
            {keep<uint16_t, float>, keep<uint16_t, uint16_t>, keep<uint16_t, int8_t>}},
           {{attend<Single, float, float>, attend<Single, float, uint16_t>, attend<Single, float, int8_t>},
            {attend<Half, uint16_t, float>, attend<Half, uint16_t, uint16_t>, attend<Half, uint16_t, int8_t>}},
+          {layer_norm<float>, layer_norm<uint16_t>},
+          {swiglu<float>, swiglu<uint16_t>},
+          {quick_gelu<float>, quick_gelu<uint16_t>},
           exp_row};
 }
 
