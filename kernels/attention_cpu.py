@@ -82,7 +82,9 @@ def query_fits(query: Tensor, kv_heads: int) -> bool:
     )
 
 
-def cache_fits(query: Tensor, key_cache: Tensor, value_cache: Tensor, scales: tuple[Tensor | None, ...]) -> bool:
+def cache_fits(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, scales: tuple[Tensor | None, ...]
+) -> bool:
     """Contiguous caches (blocks, block_size, K, D) of one kind, int8 with scales and others without."""
     return (
         key_cache.dtype in CACHE_TYPES

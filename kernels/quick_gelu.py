@@ -111,7 +111,8 @@ def quick_gelu_cpu_takes(x: Tensor, bias: Tensor | None = None) -> bool:
 def quick_gelu_cpu(
     library: ctypes.CDLL, x: Tensor, bias: Tensor | None = None, pool: int | None = None, path: int = 0
 ) -> Tensor:
-    """As quick_gelu_reference, in libowl_cpu, without gradients, for what quick_gelu_cpu_takes; rounded once."""
+    """As quick_gelu_reference, in libowl_cpu, without gradients, for what quick_gelu_cpu_takes;
+    rounded once."""
     out, width = torch.empty_like(x), x.shape[-1]
     data = x.data_ptr(), place(bias), out.data_ptr()
     call(library, "quick_gelu")(pool, TYPES[x.dtype], *data, math.prod(x.shape[:-1]), width, path)

@@ -35,6 +35,9 @@ struct Single {
 };
 
 constexpr int64_t kLanes = Floats::kWidth;
+// Rows further on are sent for into the second cache. Into the first one, prefetches and what is read meanwhile
+// wait for the same few places: 1.5 x the time (one Zen 4 core, 512 keys, 32 heads of 128, bf16).
+constexpr int kInto = 2;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 constexpr int64_t padded(int64_t width, int64_t to) { return (width + to - 1) / to * to; }
@@ -115,16 +118,30 @@ inline const Stored *row_at(const KeyBlock &block, int64_t place) {
   return static_cast<const Stored *>(block.place[place]);
 }
 
+// While `count` rows from `first` on are read piece by piece (columns), whole rows further on are sent for: a
+// row's lines lie side by side in memory and are cheapest together.
+template <typename Stored>
+inline void send_for(const KeyBlock &block, int64_t first, int64_t count, int64_t piece, int64_t pieces,
+                     int64_t width) {
+  const int64_t from = count * piece / pieces, to = count * (piece + 1) / pieces;
+  for (int64_t j = from; j < to; ++j) {
+    const Stored *row = row_at<Stored>(block, first + j + kAhead);
+    for (int64_t i = 0; i < width; i += 64 / static_cast<int64_t>(sizeof(Stored))) __builtin_prefetch(row + i, 0, kInto);
+  }
+}
+
 // Keys of a block as columns: out[channel / kPack][key].
 template <typename Math, typename Stored, bool kWhole>
 void turn_keys(const KeyBlock &block, int64_t width, typename Math::Element *out) {
+  constexpr int64_t kSize = kLanes * Math::kPack;
+  const int64_t pieces = (width + kSize - 1) / kSize;
   for (int64_t first = 0; first < block.count; first += kLanes) {
-    for (int64_t column = 0; column < width; column += kLanes * Math::kPack) {
+    for (int64_t column = 0; column < width; column += kSize) {
       typename Math::Vector rows[kLanes];
+      send_for<Stored>(block, first, kLanes, column / kSize, pieces, width);
 #pragma GCC unroll 16
       for (int64_t j = 0; j < kLanes; ++j) {
         rows[j] = load_part<Math, kWhole>(row_at<Stored>(block, first + j), column, width);
-        __builtin_prefetch(row_at<Stored>(block, first + j + kAhead) + column);
       }
       Math::transpose(rows);
       typename Math::Element *to = out + column / Math::kPack * kKeys + first;
@@ -143,14 +160,14 @@ void put_values(const KeyBlock &block, int64_t width, typename Math::Element *ou
     const Stored *from = row_at<Stored>(block, kKeys + key);
     for (int64_t column = 0; column < width; column += kLanes * Math::kPack) {
       const typename Math::Vector values = load_part<Math, kWhole>(from, column, width);
-      __builtin_prefetch(row_at<Stored>(block, kKeys + key + kAhead) + column);
+      __builtin_prefetch(row_at<Stored>(block, kKeys + key + kAhead) + column, 0, kInto);
       if constexpr (Math::kPack == 1) {
         Math::put(to + column, values);
       } else {
         typename Math::Vector others = Math::zero(), low, high;
         if (key + 1 < block.count) {
           others = load_part<Math, kWhole>(row_at<Stored>(block, kKeys + key + 1), column, width);
-          __builtin_prefetch(row_at<Stored>(block, kKeys + key + 1 + kAhead) + column);
+          __builtin_prefetch(row_at<Stored>(block, kKeys + key + 1 + kAhead) + column, 0, kInto);
         }
         Math::mix(values, others, &low, &high);
         Math::put(to + column, low);
@@ -219,20 +236,20 @@ inline float weigh(const float *scores, const KeyBlock &block, bool scaled, int6
 template <typename Math, typename Stored, bool kWhole>
 inline void score_one(const typename Math::Element *query, const KeyBlock &block, int64_t width, float *scores) {
   constexpr int64_t kSize = kLanes * Math::kPack, kTogether = Floats::kTogether;
-  const int64_t depth = (width + Math::kPack - 1) / Math::kPack;
+  const int64_t depth = (width + Math::kPack - 1) / Math::kPack, pieces = (width + kSize - 1) / kSize;
   for (int64_t first = 0; first < block.count; first += kTogether * kLanes) {
     Float sum[kTogether];
 #pragma GCC unroll 16
     for (int64_t t = 0; t < kTogether; ++t) sum[t] = Floats::spread(0.0f);
     for (int64_t column = 0; column < width; column += kSize) {
       typename Math::Vector rows[kTogether][kLanes];
+      send_for<Stored>(block, first, kTogether * kLanes, column / kSize, pieces, width);
 #pragma GCC unroll 16
       for (int64_t t = 0; t < kTogether; ++t) {
 #pragma GCC unroll 16
         for (int64_t j = 0; j < kLanes; ++j) {
           const int64_t place = first + t * kLanes + j;
           rows[t][j] = load_part<Math, kWhole>(row_at<Stored>(block, place), column, width);
-          __builtin_prefetch(row_at<Stored>(block, place + kAhead) + column);
         }
         Math::transpose(rows[t]);
       }
@@ -267,14 +284,14 @@ inline void mix_one(const typename Math::Element *weights, float shrink, const K
     for (int n = 0; n < kVectors; n += Math::kPack) {
       const int64_t here = column + n * kLanes;
       const typename Math::Vector a = load_part<Math, kWhole>(row_at<Stored>(block, place), here, width);
-      __builtin_prefetch(row_at<Stored>(block, place + kAhead) + here);
+      __builtin_prefetch(row_at<Stored>(block, place + kAhead) + here, 0, kInto);
       if constexpr (Math::kPack == 1) {
         sum[n] = Math::add_product(sum[n], weight, a);
       } else {
         typename Math::Vector b = Math::zero(), low, high;
         if (key + 1 < block.count) {
           b = load_part<Math, kWhole>(row_at<Stored>(block, place + 1), here, width);
-          __builtin_prefetch(row_at<Stored>(block, place + 1 + kAhead) + here);
+          __builtin_prefetch(row_at<Stored>(block, place + 1 + kAhead) + here, 0, kInto);
         }
         Math::mix(a, b, &low, &high);
         sum[n] = Math::add_product(sum[n], weight, low);

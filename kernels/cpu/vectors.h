@@ -6,7 +6,7 @@
 #include "owl_cpu.h"
 
 constexpr int64_t kKeys = 64;         // of a block
-constexpr int64_t kAhead = 32;        // rows of keys or values that are on their way while one is read
+constexpr int64_t kAhead = 64;        // rows of keys or values that are on their way while one is read
 constexpr int64_t kWidestHead = 256;
 constexpr int64_t kTaskValues = 12288;  // of all queries of a task: 48 KB of fp32
 

@@ -50,7 +50,9 @@ def pools(cpu_library: ctypes.CDLL) -> Iterator[list[int | None]]:
         pool.close()
 
 
-def pages_of(lengths: list[int], kv_heads: int, head_dim: int, kind: torch.dtype, block_size: int = 16) -> Pages:
+def pages_of(
+    lengths: list[int], kv_heads: int, head_dim: int, kind: torch.dtype, block_size: int = 16
+) -> Pages:
     dtype = torch.float32 if kind == torch.int8 else kind
     int8 = kind == torch.int8
     return make_pages(
@@ -66,7 +68,8 @@ def test_exp_is_within_two_ulp(cpu_library: ctypes.CDLL, path: int) -> None:
     x = torch.cat((
         torch.empty(200_000).uniform_(-104, 89, generator=generator),
         torch.empty(20_000).uniform_(-1, 1, generator=generator),
-        torch.tensor([0.0, -0.0, 88.72, 88.73, 1e30, math.inf, -87.4, -103.9, -104.1, -1e30, -math.inf, math.nan]),
+        torch.tensor([0.0, -0.0, 88.72, 88.73, 1e30, math.inf, math.nan]),
+        -torch.tensor([87.4, 103.9, 104.1, 1e30, math.inf]),
     ))  # fmt: skip
     y = torch.empty_like(x)
     function = cpu_library.owl_exp
@@ -139,7 +142,9 @@ CHUNKS = {
 }
 
 
-def chunk(library: ctypes.CDLL, query: Tensor, pages: Pages, rows: list[int], **options: int | None) -> Tensor:
+def chunk(
+    library: ctypes.CDLL, query: Tensor, pages: Pages, rows: list[int], **options: int | None
+) -> Tensor:
     bounds = torch.tensor((0, *accumulate(rows)), dtype=torch.int32)
     args = query, *pages.caches[:2], pages.tables, bounds, pages.lengths, *pages.scales
     return paged_attention_cpu(library, *args, **options)
@@ -162,7 +167,9 @@ def test_chunks_match_float64(
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.int8], ids=["bf16", "int8"])
-@pytest.mark.parametrize(("head_dim", "block_size"), [(1, 1), (7, 3), (48, 4), (80, 64), (128, 16), (256, 16)])
+@pytest.mark.parametrize(
+    ("head_dim", "block_size"), [(1, 1), (7, 3), (48, 4), (80, 64), (128, 16), (256, 16)]
+)
 def test_chunks_of_other_widths_and_blocks(
     cpu_library: ctypes.CDLL, path: int, head_dim: int, block_size: int, kind: torch.dtype
 ) -> None:
@@ -203,7 +210,9 @@ def test_dense_matches_float64(
     for query in (q, q[:, : length // 2]):
         ours = dense_attention_cpu(cpu_library, query, k, v, path=path)
         plain = dense_attention_reference(query, k, v)
-        assert_as_good_as_torch(ours, plain, dense_attention_reference(query.double(), k.double(), v.double()))
+        assert_as_good_as_torch(
+            ours, plain, dense_attention_reference(query.double(), k.double(), v.double())
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -251,7 +260,7 @@ def test_a_rows_bits_are_its_own(
     dtype: torch.dtype,
     kind: torch.dtype,
 ) -> None:
-    """As a decode step, in chunks of any size, in the whole prompt, beside neighbours, with 1 to 3 threads."""
+    """As a decode step, in chunks of any size, in the whole prompt, beside neighbours, by 1 to 3 threads."""
     length = 149
     query, key, value = fused_qkv(length, *heads, head_dim, dtype=dtype, device=CPU)
     angles = rotary_tables(torch.arange(length), head_dim, 10000.0, dtype)
@@ -277,7 +286,8 @@ def test_a_rows_bits_are_its_own(
         for pool in pools:
             again = decode_attention_cpu(
                 cpu_library, query[one], key[one], value[one], *angles, torch.tensor([place]), *caches,
-                slots[one], table, torch.tensor([place + 1], dtype=torch.int32), *scales, pool=pool, path=path,
+                slots[one], table, torch.tensor([place + 1], dtype=torch.int32), *scales,
+                pool=pool, path=path,
             )  # fmt: skip
             assert torch.equal(again[0], whole[place]), place
     neighbour = random(5, *query.shape[1:], dtype=dtype)
@@ -371,7 +381,9 @@ def test_varlen_matches_float64(cpu_library: ctypes.CDLL, path: int) -> None:
         starts = torch.tensor(bounds, dtype=torch.int32)
         ours = varlen_attention_cpu(cpu_library, q, k, v, starts, path=path)
         plain = varlen_attention_reference(q, k, v, bounds)
-        assert_as_good_as_torch(ours, plain, varlen_attention_reference(*(x.double() for x in (q, k, v)), bounds))
+        assert_as_good_as_torch(
+            ours, plain, varlen_attention_reference(*(x.double() for x in (q, k, v)), bounds)
+        )
 
 
 def test_ops_use_it_where_no_gradient_is_wanted(cpu_library: ctypes.CDLL) -> None:
@@ -392,7 +404,10 @@ def test_sizes_of_zero(cpu_library: ctypes.CDLL) -> None:
     starts = torch.tensor([0], dtype=torch.int32)
     none = random(0, 2, 16)
     assert varlen_attention_cpu(cpu_library, none, none, none, starts).shape == none.shape
-    assert varlen_attention_cpu(cpu_library, none, none, none, torch.zeros(3, dtype=torch.int32)).shape == none.shape
+    assert (
+        varlen_attention_cpu(cpu_library, none, none, none, torch.zeros(3, dtype=torch.int32)).shape
+        == none.shape
+    )
     q, k = random(2, 0, 2, 16), random(2, 3, 2, 16)
     assert dense_attention_cpu(cpu_library, q, k, k).shape == q.shape
     pages = pages_of([], 2, 16, torch.float32)
