@@ -149,7 +149,7 @@ def call(library: ctypes.CDLL, name: str) -> Callable[..., None]:
     function = getattr(library, f"owl_{name}")
     kind = WholeTask if name == "whole_attention" else Task
     function.argtypes, function.restype = (c_void_p, ctypes.POINTER(kind), c_int32), None
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 @functools.cache

@@ -37,4 +37,4 @@ def call(library: ctypes.CDLL, name: str) -> Callable[..., None]:
     """owl_<name>."""
     function = getattr(library, f"owl_{name}")
     function.argtypes, function.restype = _TAKES[name], None
-    return function  # type: ignore[no-any-return]
+    return function

@@ -139,7 +139,8 @@ _chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
 
 @contextmanager
 def kernels(used: bool) -> Iterator[None]:
-    """Inside the block Triton's kernels are used always (interpreted, say), or never (to compare with)."""
+    """Inside the block Triton's kernels are used always (interpreted, say), or neither they nor libowl_cpu on
+    dense values (to compare with)."""
     token = _chosen.set(used)
     try:
         yield
@@ -156,12 +157,12 @@ def uses_kernels(x: Tensor) -> bool:
 def decodes_at_once(x: Tensor) -> bool:
     """Whether decode_attention is one call for a model whose rows are like x."""
     native_types = x.device.type == "cpu" and x.dtype in TYPES and not torch.is_grad_enabled()
-    return uses_kernels(x) or (native_types and native.library() is not None)
+    return uses_kernels(x) or (native_types and _library() is not None)
 
 
 def _library(*inputs: Tensor | None) -> ctypes.CDLL | None:
     """libowl_cpu, where no gradient is wanted."""
-    return None if _records(*inputs) else native.library()
+    return None if _chosen.get() is False or _records(*inputs) else native.library()
 
 
 def dequantizes(device: torch.device) -> bool:

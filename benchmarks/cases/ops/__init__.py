@@ -34,5 +34,5 @@ CASES: tuple[Case, ...] = (
     *varlen_attention.CASES,
 )
 
-# What only a CPU runs, at full size: operations of libowl_cpu that have no counterpart on GPUs.
-CPU_CASES: tuple[Case, ...] = quantized_linear.CASES
+# What only a CPU runs, at full size: what libowl_cpu alone has, or has to be measured in another way.
+CPU_CASES: tuple[Case, ...] = (*quantized_linear.CASES, *paged_attention.CPU_CASES)
