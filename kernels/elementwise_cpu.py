@@ -19,8 +19,11 @@ _TAKES = {
 
 
 def rows_fit(x: Tensor, *vectors: Tensor | None) -> bool:
-    """x (..., H) and vectors (H,): contiguous fp32 or bf16 on the CPU, one dtype."""
-    fits = x.device.type == "cpu" and x.dtype in TYPES and x.dim() > 0 and x.is_contiguous()
+    """x (..., H) of any strides and contiguous vectors (H,): fp32 or bf16 on the CPU, one dtype.
+
+    Strides may follow the number of rows (expanded ones), and must not decide about bits.
+    """
+    fits = x.device.type == "cpu" and x.dtype in TYPES and x.dim() > 0
     return fits and all(
         v is None
         or (v.dtype == x.dtype and v.device == x.device and v.shape == x.shape[-1:] and v.is_contiguous())

@@ -175,6 +175,7 @@ def layer_norm_cpu(
 ) -> Tensor:
     """As layer_norm_reference, in libowl_cpu, without gradients, for what layer_norm_cpu_takes. A row's bits
     depend on the row and the path alone."""
+    x = x.contiguous()
     out, width = torch.empty_like(x), x.shape[-1]
     data = x.data_ptr(), place(weight), place(bias), out.data_ptr()
     call(library, "layer_norm")(pool, TYPES[x.dtype], *data, math.prod(x.shape[:-1]), width, eps, path)

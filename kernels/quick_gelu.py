@@ -113,6 +113,7 @@ def quick_gelu_cpu(
 ) -> Tensor:
     """As quick_gelu_reference, in libowl_cpu, without gradients, for what quick_gelu_cpu_takes;
     rounded once."""
+    x = x.contiguous()
     out, width = torch.empty_like(x), x.shape[-1]
     data = x.data_ptr(), place(bias), out.data_ptr()
     call(library, "quick_gelu")(pool, TYPES[x.dtype], *data, math.prod(x.shape[:-1]), width, path)

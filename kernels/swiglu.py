@@ -96,6 +96,7 @@ def swiglu_cpu_takes(gate_up: Tensor) -> bool:
 
 def swiglu_cpu(library: ctypes.CDLL, gate_up: Tensor, pool: int | None = None, path: int = 0) -> Tensor:
     """As swiglu_reference, in libowl_cpu, without gradients, for what swiglu_cpu_takes; rounded once."""
+    gate_up = gate_up.contiguous()
     *rows, width = gate_up.shape
     out = torch.empty((*rows, width // 2), dtype=gate_up.dtype)
     data = gate_up.data_ptr(), out.data_ptr()
