@@ -8,12 +8,14 @@ N pictures, Q queries, P image rows, H heads, D head width. See flash.py for the
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_fast.kernels.attention_cpu import heads_fit, query_fits, whole_attention_cpu
 from owl_fast.kernels.flash import (
     LOG2_E,
     as_autocast,
@@ -332,3 +334,33 @@ def _counts(query_kv: Tensor, image_kv: Tensor, extra: Tensor | None) -> tuple[i
     """Queries, image rows, and all keys."""
     queries, rows = query_kv.shape[1], image_kv.shape[1]
     return queries, rows, queries + rows + (extra is not None)
+
+
+def cross_attention_cpu_takes(
+    query: Tensor, query_key_value: Tensor, image_key_value: Tensor, extra_key_value: Tensor | None = None
+) -> bool:
+    """Whether cross_attention_cpu can run it."""
+    pictures, _, heads, width = query.shape
+    parts = [query_key_value, image_key_value]
+    if extra_key_value is not None:
+        parts.append(extra_key_value.expand(pictures, 1, -1, -1, -1))
+    return query_fits(query, heads) and all(
+        heads_fit(part, query) and part.shape == (pictures, part.shape[1], 2, heads, width) for part in parts
+    )
+
+
+def cross_attention_cpu(
+    library: ctypes.CDLL,
+    query: Tensor,
+    query_key_value: Tensor,
+    image_key_value: Tensor,
+    extra_key_value: Tensor | None = None,
+    pool: int | None = None,
+    path: int = 0,
+) -> Tensor:
+    """As cross_attention_reference without dropout, in libowl_cpu, without gradients and without joining the
+    parts, for what cross_attention_cpu_takes."""
+    parts = [query_key_value, image_key_value]
+    if extra_key_value is not None:
+        parts.append(extra_key_value.expand(len(query), 1, -1, -1, -1))
+    return whole_attention_cpu(library, query, [part.unbind(2) for part in parts], pool, path)

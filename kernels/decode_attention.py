@@ -10,13 +10,16 @@ B sequences, H query heads, K key heads (H a multiple of K), D head width, S spl
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from owl_fast.kernels.attention_cpu import call, put_cache, put_new, put_tables, task_of
 from owl_fast.kernels.kv_append import (
+    append_cpu_takes,
     as_cached,
     check_cache,
     check_new,
@@ -25,7 +28,7 @@ from owl_fast.kernels.kv_append import (
     rotary_append_reference,
 )
 from owl_fast.kernels.launch import check, jit, launch, tl
-from owl_fast.kernels.paged_attention import check_tables, paged_attention_reference
+from owl_fast.kernels.paged_attention import check_tables, paged_attention_reference, tables_fit
 from owl_fast.kernels.rotary import check_rows, rotated
 
 # Tokens of a split. At D = 128 in bf16 a program of 256 threads loads 32 KB at once and takes 80 registers a
@@ -279,4 +282,62 @@ def decode_attention_triton(
         GROUP=heads // kv_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
         **spec,
     )  # fmt: skip
+    return out
+
+
+def decode_attention_cpu_takes(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> bool:
+    """Whether decode_attention_cpu can run it."""
+    cache = key_cache, value_cache, slot_mapping, key_scale, value_scale
+    return (
+        append_cpu_takes(query, key, value, cos, sin, *cache)
+        and tables_fit(block_tables, context_lens)
+        and positions.dtype == torch.int64
+        and positions.is_contiguous()
+    )
+
+
+def decode_attention_cpu(
+    library: ctypes.CDLL,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    pool: int | None = None,
+    path: int = 0,
+) -> Tensor:
+    """As decode_attention_reference, in one call of libowl_cpu, for what decode_attention_cpu_takes.
+
+    The bits of rotary_append_cpu and paged_attention_cpu. A sequence of context 0 is padding: zeros out,
+    nothing appended. A position without an angle gives NaN.
+    """
+    task, out = task_of(query, key.shape[1], len(query))
+    put_new(task, key, value)
+    put_cache(task, key_cache, value_cache, key_scale, value_scale)
+    put_tables(task, block_tables, context_lens)
+    task.cos, task.sin, task.angles = cos.data_ptr(), sin.data_ptr(), len(cos)
+    task.positions, task.slots = positions.data_ptr(), slot_mapping.data_ptr()
+    call(library, "decode_attention")(pool, task, path)
     return out

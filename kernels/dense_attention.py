@@ -5,9 +5,12 @@ N pictures, L rows, S keys, H heads, D head width.
 
 from __future__ import annotations
 
+import ctypes
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_fast.kernels.attention_cpu import heads_fit, query_fits, whole_attention_cpu
 from owl_fast.kernels.flash import as_autocast, check_heads
 from owl_fast.kernels.launch import check
 from owl_fast.kernels.whole_attention import whole_attention
@@ -32,3 +35,17 @@ def dense_attention_triton(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     check(key.shape[1] > 0, key, "one key at least")
     check_heads(value, tuple(key.shape), query)
     return whole_attention(query, key, value, None, query.shape[1], causal=False)
+
+
+def dense_attention_cpu_takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether dense_attention_cpu can run it."""
+    pictures, _, heads, width = query.shape
+    shaped = key.shape == value.shape == (pictures, key.shape[1], heads, width)
+    return shaped and query_fits(query, heads) and heads_fit(key, query) and heads_fit(value, query)
+
+
+def dense_attention_cpu(
+    library: ctypes.CDLL, query: Tensor, key: Tensor, value: Tensor, pool: int | None = None, path: int = 0
+) -> Tensor:
+    """As dense_attention_reference, in libowl_cpu, without gradients, for what dense_attention_cpu_takes."""
+    return whole_attention_cpu(library, query, ((key, value),), pool, path)

@@ -9,9 +9,12 @@ N rows, H query heads, K key heads, D head width.
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
+from owl_fast.kernels.attention_cpu import cache_fits, call, heads_fit, put_cache, put_new, task_of
 from owl_fast.kernels.launch import check, jit, launch, tl
 from owl_fast.kernels.rotary import GPU_DTYPES, check_rows, launch_spec, rotary_reference, rotated
 
@@ -203,4 +206,57 @@ def rotary_append_triton(
         *query.stride()[:2], *key.stride()[:2], *value.stride()[:2],
         HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, **spec,
     )  # fmt: skip
+    return out
+
+
+def append_cpu_takes(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> bool:
+    """Whether rotary_append_cpu can run it."""
+    return (
+        cache_fits(query, key_cache, value_cache, (key_scale, value_scale))
+        and query.shape[2] % 2 == 0
+        and heads_fit(key, query)
+        and heads_fit(value, query)
+        and key.shape == value.shape == (len(query), *key_cache.shape[2:])
+        and cos.dtype == sin.dtype == query.dtype
+        and cos.is_contiguous()
+        and sin.is_contiguous()
+        and slot_mapping.dtype == torch.int64
+        and slot_mapping.is_contiguous()
+    )
+
+
+def rotary_append_cpu(
+    library: ctypes.CDLL,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    pool: int | None = None,
+    path: int = 0,
+) -> Tensor:
+    """As rotary_append_reference, in libowl_cpu, for what append_cpu_takes. A turned value is rounded once.
+    Of a row whose slot is negative nothing is written. pool: native.Pool.handle."""
+    task, out = task_of(query, key.shape[1], 0)
+    put_new(task, key, value)
+    put_cache(task, key_cache, value_cache, key_scale, value_scale)
+    task.cos, task.sin, task.angles = cos.data_ptr(), sin.data_ptr(), len(cos)
+    task.slots = slot_mapping.data_ptr()
+    call(library, "rotary_append")(pool, task, path)
     return out

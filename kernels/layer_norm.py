@@ -11,12 +11,16 @@ Shapes: x (..., H), weight and bias (H,), each of any of the three dtypes -> (..
 
 from __future__ import annotations
 
+import ctypes
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_fast.kernels.attention_cpu import TYPES
+from owl_fast.kernels.elementwise_cpu import call, place, rows_fit
 from owl_fast.kernels.launch import jit, launch, tl
 from owl_fast.kernels.rows import as_rows, block_of, check_rows, check_vector
 
@@ -153,3 +157,26 @@ class _LayerNorm(torch.autograd.Function):
             None if db is None else db.sum(0).to(bias.dtype),
             None,
         )
+
+
+def layer_norm_cpu_takes(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether layer_norm_cpu can run it."""
+    return rows_fit(x, weight, bias)
+
+
+def layer_norm_cpu(
+    library: ctypes.CDLL,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    pool: int | None = None,
+    path: int = 0,
+) -> Tensor:
+    """As layer_norm_reference, in libowl_cpu, without gradients, for what layer_norm_cpu_takes. A row's bits
+    depend on the row and the path alone."""
+    x = x.contiguous()
+    out, width = torch.empty_like(x), x.shape[-1]
+    data = x.data_ptr(), place(weight), place(bias), out.data_ptr()
+    call(library, "layer_norm")(pool, TYPES[x.dtype], *data, math.prod(x.shape[:-1]), width, eps, path)
+    return out

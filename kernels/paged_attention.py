@@ -8,6 +8,7 @@ step are the same call. T tokens, H query heads, K key heads, D head width. An i
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_fast.kernels.attention_cpu import cache_fits, call, put_cache, put_tables, task_of
 from owl_fast.kernels.kv_append import check_cache, dequantize_heads, operand
 from owl_fast.kernels.launch import capability, check, jit, launch, tl
 from owl_fast.kernels.rotary import GPU_DTYPES
@@ -177,4 +179,52 @@ def paged_attention_triton(
         math.log2(math.e) / math.sqrt(head_dim),
         GROUP=group, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, **spec,
     )  # fmt: skip
+    return out
+
+
+def paged_attention_cpu_takes(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    cu_seqlens: Tensor,
+    context_lens: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> bool:
+    """Whether paged_attention_cpu can run it."""
+    return (
+        cache_fits(query, key_cache, value_cache, (key_scale, value_scale))
+        and tables_fit(block_tables, context_lens)
+        and cu_seqlens.dtype == torch.int32
+        and cu_seqlens.is_contiguous()
+    )
+
+
+def tables_fit(block_tables: Tensor, context_lens: Tensor) -> bool:
+    """int32 (B, max_blocks), blocks of a sequence side by side, and int32 (B,)."""
+    int32 = block_tables.dtype == context_lens.dtype == torch.int32
+    return int32 and block_tables.dim() == 2 and block_tables.stride(1) == 1
+
+
+def paged_attention_cpu(
+    library: ctypes.CDLL,
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    cu_seqlens: Tensor,
+    context_lens: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    pool: int | None = None,
+    path: int = 0,
+) -> Tensor:
+    """As paged_attention_reference, in libowl_cpu, for what paged_attention_cpu_takes: bounds and lengths as
+    tensors. pool: native.Pool.handle. path: a place in attention_cpu.paths()."""
+    task, out = task_of(query, key_cache.shape[2], len(context_lens))
+    put_cache(task, key_cache, value_cache, key_scale, value_scale)
+    put_tables(task, block_tables, context_lens)
+    task.bounds = cu_seqlens.data_ptr()
+    call(library, "paged_attention")(pool, task, path)
     return out

@@ -5,11 +5,15 @@ Shapes: x (..., F), bias (F,) -> (..., F). The kernels compute in float32 and ro
 
 from __future__ import annotations
 
+import ctypes
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from owl_fast.kernels.attention_cpu import TYPES
+from owl_fast.kernels.elementwise_cpu import call, place, rows_fit
 from owl_fast.kernels.launch import jit, launch, tl
 from owl_fast.kernels.rows import as_rows, block_of, check_rows, check_vector
 
@@ -97,3 +101,20 @@ class _QuickGelu(torch.autograd.Function):
         args = (rows, bias, given, dx, db, rows.stride(0), given.stride(0), len(rows))
         launch(_quick_gelu_bwd_kernel, grid, *args, **spec)
         return dx, None if db is None else db.sum(0).to(bias.dtype)
+
+
+def quick_gelu_cpu_takes(x: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether quick_gelu_cpu can run it."""
+    return rows_fit(x, bias)
+
+
+def quick_gelu_cpu(
+    library: ctypes.CDLL, x: Tensor, bias: Tensor | None = None, pool: int | None = None, path: int = 0
+) -> Tensor:
+    """As quick_gelu_reference, in libowl_cpu, without gradients, for what quick_gelu_cpu_takes;
+    rounded once."""
+    x = x.contiguous()
+    out, width = torch.empty_like(x), x.shape[-1]
+    data = x.data_ptr(), place(bias), out.data_ptr()
+    call(library, "quick_gelu")(pool, TYPES[x.dtype], *data, math.prod(x.shape[:-1]), width, path)
+    return out

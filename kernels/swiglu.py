@@ -5,12 +5,16 @@ Shapes: gate_up (..., 2F), gate first -> (..., F). The kernels compute in float3
 
 from __future__ import annotations
 
+import ctypes
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_fast.kernels.attention_cpu import TYPES
+from owl_fast.kernels.elementwise_cpu import call, rows_fit
 from owl_fast.kernels.launch import check, jit, launch, tl
 from owl_fast.kernels.rows import as_rows, block_of, check_rows
 
@@ -83,3 +87,18 @@ class _Swiglu(torch.autograd.Function):
         grid = len(rows), -(-dy.shape[-1] // spec["BLOCK"])
         launch(_swiglu_bwd_kernel, grid, rows, given, dx, rows.stride(0), given.stride(0), **spec)
         return dx
+
+
+def swiglu_cpu_takes(gate_up: Tensor) -> bool:
+    """Whether swiglu_cpu can run it."""
+    return rows_fit(gate_up) and gate_up.shape[-1] % 2 == 0
+
+
+def swiglu_cpu(library: ctypes.CDLL, gate_up: Tensor, pool: int | None = None, path: int = 0) -> Tensor:
+    """As swiglu_reference, in libowl_cpu, without gradients, for what swiglu_cpu_takes; rounded once."""
+    gate_up = gate_up.contiguous()
+    *rows, width = gate_up.shape
+    out = torch.empty((*rows, width // 2), dtype=gate_up.dtype)
+    data = gate_up.data_ptr(), out.data_ptr()
+    call(library, "swiglu")(pool, TYPES[gate_up.dtype], *data, math.prod(rows), width // 2, path)
+    return out

@@ -5,6 +5,7 @@ T tokens, B sequences, H query heads, K key heads (H a multiple of K: grouped qu
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_fast.kernels.attention_cpu import call, heads_fit, put_new, query_fits, task_of
 from owl_fast.kernels.flash import as_autocast, check_heads
 from owl_fast.kernels.launch import check
 from owl_fast.kernels.whole_attention import whole_attention
@@ -141,3 +143,33 @@ def _check(query: Tensor, key: Tensor, value: Tensor, bounds: Sequence[int], sta
     check(fits, f"bounds {tuple(bounds)!s:.60}", f"rising from 0 to {tokens}")
     fits = starts.shape == (len(bounds),) and starts.dtype == torch.int32 and starts.device == query.device
     check(fits and starts.is_contiguous(), starts, f"a contiguous int32 ({len(bounds)},) on {query.device}")
+
+
+def varlen_attention_cpu_takes(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> bool:
+    """Whether varlen_attention_cpu can run it."""
+    return (
+        query_fits(query, key.shape[1])
+        and heads_fit(key, query)
+        and heads_fit(value, query)
+        and key.shape == value.shape == (len(query), key.shape[1], query.shape[2])
+        and starts.dtype == torch.int32
+        and starts.is_contiguous()
+    )
+
+
+def varlen_attention_cpu(
+    library: ctypes.CDLL,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor,
+    pool: int | None = None,
+    path: int = 0,
+) -> Tensor:
+    """As varlen_attention_reference, in libowl_cpu, without gradients, for what varlen_attention_cpu_takes;
+    the bits of paged_attention_cpu over the same keys and values. starts: bounds as a tensor."""
+    task, out = task_of(query, key.shape[1], len(starts) - 1)
+    put_new(task, key, value)
+    task.bounds = starts.data_ptr()
+    call(library, "packed_attention")(pool, task, path)
+    return out

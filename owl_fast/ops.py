@@ -15,17 +15,40 @@ import torch
 from torch import Tensor
 
 from owl_fast import native
-from owl_fast.kernels.cross_attention import cross_attention_reference, cross_attention_triton
+from owl_fast.kernels.attention_cpu import TYPES
+from owl_fast.kernels.cross_attention import (
+    cross_attention_cpu,
+    cross_attention_cpu_takes,
+    cross_attention_reference,
+    cross_attention_triton,
+)
 from owl_fast.kernels.decode_attention import (
     DecodeWorkspace,
+    decode_attention_cpu,
+    decode_attention_cpu_takes,
     decode_attention_reference,
     decode_attention_triton,
 )
-from owl_fast.kernels.dense_attention import dense_attention_reference, dense_attention_triton
+from owl_fast.kernels.dense_attention import (
+    dense_attention_cpu,
+    dense_attention_cpu_takes,
+    dense_attention_reference,
+    dense_attention_triton,
+)
 from owl_fast.kernels.embedding import embedding_reference, embedding_triton
-from owl_fast.kernels.kv_append import rotary_append_reference, rotary_append_triton
+from owl_fast.kernels.kv_append import (
+    append_cpu_takes,
+    rotary_append_cpu,
+    rotary_append_reference,
+    rotary_append_triton,
+)
 from owl_fast.kernels.launch import supports
-from owl_fast.kernels.layer_norm import layer_norm_reference, layer_norm_triton
+from owl_fast.kernels.layer_norm import (
+    layer_norm_cpu,
+    layer_norm_cpu_takes,
+    layer_norm_reference,
+    layer_norm_triton,
+)
 from owl_fast.kernels.linear_cpu import linear_cpu, linear_cpu_takes
 from owl_fast.kernels.linear_cross_entropy import (
     linear_cross_entropy_reference,
@@ -40,17 +63,32 @@ from owl_fast.kernels.lora_linear import (
     lora_linear_triton,
     stack_updates,
 )
-from owl_fast.kernels.paged_attention import paged_attention_reference, paged_attention_triton
+from owl_fast.kernels.paged_attention import (
+    paged_attention_cpu,
+    paged_attention_cpu_takes,
+    paged_attention_reference,
+    paged_attention_triton,
+)
 from owl_fast.kernels.quantized_linear import pack, unpack
-from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
+from owl_fast.kernels.quick_gelu import (
+    quick_gelu_cpu,
+    quick_gelu_cpu_takes,
+    quick_gelu_reference,
+    quick_gelu_triton,
+)
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
 from owl_fast.kernels.rotary import rotary_reference, rotary_tables, rotary_triton
 from owl_fast.kernels.sampling import SamplingSettings, SamplingState, sampling_settings, sampling_state
 from owl_fast.kernels.sampling import draw_reference as draw
 from owl_fast.kernels.sampling_kernel import NONE_ALLOWED, NOT_FINITE
 from owl_fast.kernels.sampling_kernel import sample_triton as sample
-from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
-from owl_fast.kernels.varlen_attention import varlen_attention_gpu, varlen_attention_reference
+from owl_fast.kernels.swiglu import swiglu_cpu, swiglu_cpu_takes, swiglu_reference, swiglu_triton
+from owl_fast.kernels.varlen_attention import (
+    varlen_attention_cpu,
+    varlen_attention_cpu_takes,
+    varlen_attention_gpu,
+    varlen_attention_reference,
+)
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, TiledWeight, Weight, dequantize
 
 __all__ = [
@@ -68,6 +106,7 @@ __all__ = [
     "canonical",
     "cross_attention",
     "decode_attention",
+    "decodes_at_once",
     "dense_attention",
     "dequantize",
     "dequantizes",
@@ -100,7 +139,8 @@ _chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
 
 @contextmanager
 def kernels(used: bool) -> Iterator[None]:
-    """Inside the block Triton's kernels are used always (interpreted, say), or never (to compare with)."""
+    """Inside the block Triton's kernels are used always (interpreted, say), or neither they nor libowl_cpu on
+    dense values (to compare with)."""
     token = _chosen.set(used)
     try:
         yield
@@ -112,6 +152,17 @@ def uses_kernels(x: Tensor) -> bool:
     """Whether operations on x run as Triton's kernels, as far as there are some."""
     chosen = _chosen.get()
     return supports(x.device) if chosen is None else chosen
+
+
+def decodes_at_once(x: Tensor) -> bool:
+    """Whether decode_attention is one call for a model whose rows are like x."""
+    native_types = x.device.type == "cpu" and x.dtype in TYPES and not torch.is_grad_enabled()
+    return uses_kernels(x) or (native_types and _library() is not None)
+
+
+def _library(*inputs: Tensor | None) -> ctypes.CDLL | None:
+    """libowl_cpu, where no gradient is wanted."""
+    return None if _chosen.get() is False or _records(*inputs) else native.library()
 
 
 def dequantizes(device: torch.device) -> bool:
@@ -147,8 +198,12 @@ def rotary_append(
 ) -> Tensor:
     """query (N, H, D) rotated; key (N, K, D) rotated and value are written into the slots (N,) of the caches
     (blocks, block_size, K, D), an int8 cache with its scales (blocks, block_size, K). No gradients."""
-    run = rotary_append_triton if uses_kernels(query) else rotary_append_reference
-    return run(query, key, value, cos, sin, key_cache, value_cache, slot_mapping, key_scale, value_scale)
+    args = (query, key, value, cos, sin, key_cache, value_cache, slot_mapping, key_scale, value_scale)
+    if uses_kernels(query):
+        return rotary_append_triton(*args)
+    if append_cpu_takes(*args) and (library := _library(query, key, value)) is not None:
+        return rotary_append_cpu(library, *args, native.pool())
+    return rotary_append_reference(*args)
 
 
 def paged_attention(
@@ -173,6 +228,9 @@ def paged_attention(
         return paged_attention_triton(
             query, key_cache, value_cache, block_tables, cu_seqlens, context_lens, longest, *scales
         )
+    args = (query, key_cache, value_cache, block_tables, cu_seqlens, context_lens, *scales)
+    if paged_attention_cpu_takes(*args) and (library := _library(query)) is not None:
+        return paged_attention_cpu(library, *args, native.pool())
     return paged_attention_reference(query, key_cache, value_cache, block_tables, bounds, lengths, *scales)
 
 
@@ -196,37 +254,49 @@ def decode_attention(
 
     workspace: for kernels; without one they make one for the call.
     """
-    args = (query, key, value, cos, sin, positions, key_cache, value_cache, slot_mapping, block_tables)
+    new = query, key, value, cos, sin, positions
+    args = (*new, key_cache, value_cache, slot_mapping, block_tables, context_lens, key_scale, value_scale)
     if uses_kernels(query):
-        return decode_attention_triton(*args, context_lens, key_scale, value_scale, workspace)
-    return decode_attention_reference(*args, context_lens, key_scale, value_scale)
+        return decode_attention_triton(*args, workspace)
+    if decode_attention_cpu_takes(*args) and (library := _library(query, key, value)) is not None:
+        return decode_attention_cpu(library, *args, native.pool())
+    return decode_attention_reference(*args)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D), weight (D,) -> (..., D): in libowl_cpu where it applies and no gradient is needed."""
     if uses_kernels(x):
         return rms_norm_triton(x, weight, eps)
-    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not needs_grad and rms_norm_cpu_takes(x, weight):
-        library = native.library()
-        if library is not None:
-            return rms_norm_cpu(library, x, weight, eps)
+    if rms_norm_cpu_takes(x, weight) and (library := _library(x, weight)) is not None:
+        return rms_norm_cpu(library, x, weight, eps)
     return rms_norm_reference(x, weight, eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """x (..., D), weight and bias (D,) or None -> (..., D), computed in float32."""
-    return (layer_norm_triton if uses_kernels(x) else layer_norm_reference)(x, weight, bias, eps)
+    if uses_kernels(x):
+        return layer_norm_triton(x, weight, bias, eps)
+    if layer_norm_cpu_takes(x, weight, bias) and (library := _library(x, weight, bias)) is not None:
+        return layer_norm_cpu(library, x, weight, bias, eps, native.pool())
+    return layer_norm_reference(x, weight, bias, eps)
 
 
 def quick_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., F), bias (F,) or None -> (..., F)."""
-    return (quick_gelu_triton if uses_kernels(x) else quick_gelu_reference)(x, bias)
+    if uses_kernels(x):
+        return quick_gelu_triton(x, bias)
+    if quick_gelu_cpu_takes(x, bias) and (library := _library(x, bias)) is not None:
+        return quick_gelu_cpu(library, x, bias, native.pool())
+    return quick_gelu_reference(x, bias)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """gate_up (..., 2F), gate first -> (..., F)."""
-    return (swiglu_triton if uses_kernels(gate_up) else swiglu_reference)(gate_up)
+    if uses_kernels(gate_up):
+        return swiglu_triton(gate_up)
+    if swiglu_cpu_takes(gate_up) and (library := _library(gate_up)) is not None:
+        return swiglu_cpu(library, gate_up, native.pool())
+    return swiglu_reference(gate_up)
 
 
 Activation = Literal["swiglu", "quick_gelu"]
@@ -248,7 +318,7 @@ def stacks_updates(x: Tensor, weight: Weight | TiledWeight) -> bool:
     if uses_kernels(x):
         return True
     fits = linear_cpu_takes(x, weight) and not torch.is_autocast_enabled("cpu")
-    return fits and native.library() is not None
+    return fits and _library() is not None
 
 
 def lora_linear(
@@ -314,14 +384,11 @@ def _linear_cpu(
     pair = (lora.a, lora.b) if isinstance(lora, StackedLora) else ()
     if not linear_cpu_takes(x, weight, bias, residual, gain, *pair) or torch.is_autocast_enabled("cpu"):
         return None
-    library = native.library()
-    if library is None:
-        return None
     updates = () if isinstance(lora, StackedLora) else lora
-    if torch.is_grad_enabled():
-        dense = weight if isinstance(weight, Tensor) else None
-        if _records(x, dense, bias, residual, gain, *(t for update in updates for t in (update.a, update.b))):
-            return None
+    dense = weight if isinstance(weight, Tensor) else None
+    pairs = (t for update in updates for t in (update.a, update.b))
+    if (library := _library(x, dense, bias, residual, gain, *pairs)) is None:
+        return None
     if updates:
         if any(update.dropout for update in updates):
             return None
@@ -375,14 +442,23 @@ def cross_attention(
     extra_key_value: Tensor | None = None,
 ) -> Tensor:
     """query (N, Q, H, D) over keys and values (N, Q, 2, H, D), (N, P, 2, H, D), and (2, H, D) for all."""
-    attend = cross_attention_triton if uses_kernels(query) else cross_attention_reference
-    return attend(query, query_key_value, image_key_value, dropout, extra_key_value)
+    inputs = query, query_key_value, image_key_value
+    if uses_kernels(query):
+        return cross_attention_triton(*inputs, dropout, extra_key_value)
+    fits = not dropout and cross_attention_cpu_takes(*inputs, extra_key_value)
+    if fits and (library := _library(*inputs, extra_key_value)) is not None:
+        return cross_attention_cpu(library, *inputs, extra_key_value, native.pool())
+    return cross_attention_reference(*inputs, dropout, extra_key_value)
 
 
 def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """query (N, L, H, D), key and value (N, S, H, D) -> (N, L, H, D), unmasked."""
-    attend = dense_attention_triton if uses_kernels(query) else dense_attention_reference
-    return attend(query, key, value)
+    if uses_kernels(query):
+        return dense_attention_triton(query, key, value)
+    fits = dense_attention_cpu_takes(query, key, value)
+    if fits and (library := _library(query, key, value)) is not None:
+        return dense_attention_cpu(library, query, key, value, native.pool())
+    return dense_attention_reference(query, key, value)
 
 
 def varlen_attention(
@@ -394,4 +470,7 @@ def varlen_attention(
     """
     if uses_kernels(query):
         return varlen_attention_gpu(query, key, value, bounds, starts)
+    fits = varlen_attention_cpu_takes(query, key, value, starts)
+    if fits and (library := _library(query, key, value)) is not None:
+        return varlen_attention_cpu(library, query, key, value, starts, native.pool())
     return varlen_attention_reference(query, key, value, bounds)

@@ -84,3 +84,71 @@ OWL_API const char *owl_linear_paths();
 // Bytes of workspace, at a multiple of 64, that owl_linear needs.
 OWL_API int64_t owl_linear_workspace(const owl_linear_task *task);
 OWL_API void owl_linear(owl_pool *pool, const owl_linear_task *task, uint8_t *workspace);
+
+// Attention, softmax(q k^T / sqrt(width)) v, of `heads` query heads over kv_heads heads of keys and values, each
+// shared by heads / kv_heads of them: kernels/paged_attention.py, decode_attention.py, varlen_attention.py and
+// kv_append.py have the definitions. A query's result depends on the path, itself and its own keys alone.
+// Limits: width at most 256, and heads / kv_heads * (width, rounded up to 32) at most 12288.
+// x_row and x_head: x[n][h][i] lies x_row * n + x_head * h + i values behind x.
+typedef struct owl_attention {
+  int64_t type;  // of queries, new keys and values, angles and results: 0 fp32, 1 bf16
+  int64_t rows, sequences, heads, kv_heads, width;
+  const void *query, *key, *value;  // of all rows
+  int64_t query_row, query_head, key_row, key_head, value_row, value_head;
+  void *out;              // (rows, heads, width), contiguous
+  const int32_t *bounds;  // (sequences + 1): the rows of each
+  // Rotation. Row n turns by angle positions[n], or n if that is null; an angle that is not there is NaN.
+  const void *cos, *sin;  // (angles, width / 2)
+  const int64_t *positions;
+  int64_t angles;
+  // The cache. Slot s is block s / block_size, row s % block_size.
+  int64_t cache_type;              // 0 fp32, 1 bf16, 2 int8 with scales
+  void *key_cache, *value_cache;   // (blocks, block_size, kv_heads, width)
+  float *key_scale, *value_scale;  // (blocks, block_size, kv_heads)
+  int64_t block_size;
+  const int64_t *slots;     // (rows): where a row's key and value go; negative: nowhere
+  const int32_t *tables;    // [sequence * table_row + i]: its i-th block
+  int64_t table_row;
+  const int32_t *lengths;   // [sequence * length_step]: its keys, those of its rows included; 0 gives zeros
+  int64_t length_step;
+} owl_attention;
+
+// path: a place in owl_vector_paths(), as in owl_linear_task; here paths differ in bits.
+OWL_API const char *owl_vector_paths();
+// out = queries turned; keys turned and values go into the cache.
+OWL_API void owl_rotary_append(owl_pool *pool, const owl_attention *task, int32_t path);
+// Queries, already turned, over the cache, which has their own keys: row i of n of a sequence sees length - n + i + 1.
+OWL_API void owl_paged_attention(owl_pool *pool, const owl_attention *task, int32_t path);
+// Both at once for one row per sequence.
+OWL_API void owl_decode_attention(owl_pool *pool, const owl_attention *task, int32_t path);
+// Queries over key and value: each row sees the rows of its own sequence up to itself.
+OWL_API void owl_packed_attention(owl_pool *pool, const owl_attention *task, int32_t path);
+
+// One part of the keys and values of all pictures: (pictures, count, heads, width) each, of any strides.
+typedef struct owl_key_part {
+  const void *key, *value;
+  int64_t count, key_picture, key_row, key_head, value_picture, value_row, value_head;
+} owl_key_part;
+
+// Every query of a picture over all keys of the picture, parts one behind the other. out: contiguous.
+typedef struct owl_whole_attention_task {
+  int64_t type, pictures, queries, heads, width;
+  const void *query;
+  int64_t query_picture, query_row, query_head;
+  void *out;
+  owl_key_part part[3];
+} owl_whole_attention_task;
+OWL_API void owl_whole_attention(owl_pool *pool, const owl_whole_attention_task *task, int32_t path);
+
+// y = exp(x), error at most 2 ulp: what softmax and activations are made of.
+OWL_API void owl_exp(const float *x, float *y, int64_t count, int32_t path);
+
+// Rows of `width` values of one type (0 fp32, 1 bf16), weights and bias too: kernels/layer_norm.py, swiglu.py and
+// quick_gelu.py have the definitions. fp32 inside, rounded once. weight and bias may be null.
+OWL_API void owl_layer_norm(owl_pool *pool, int32_t type, const void *x, const void *weight, const void *bias,
+                            void *out, int64_t rows, int64_t width, float eps, int32_t path);
+// gate_up: (rows, 2 width), gate first.
+OWL_API void owl_swiglu(owl_pool *pool, int32_t type, const void *gate_up, void *out, int64_t rows, int64_t width,
+                        int32_t path);
+OWL_API void owl_quick_gelu(owl_pool *pool, int32_t type, const void *x, const void *bias, void *out, int64_t rows,
+                            int64_t width, int32_t path);

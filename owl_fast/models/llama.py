@@ -56,8 +56,8 @@ def _attend_cached(
     scales: tuple[Tensor | None, Tensor | None] = (int8[0], int8[1]) if int8 else (None, None)
     caches, slots, tables = (key_cache, value_cache), cache.slot_mapping, cache.block_tables
     lengths = cache.context_lens
-    if batch.decodes and ops.uses_kernels(query):
-        if cache.workspace is None:
+    if batch.decodes and ops.decodes_at_once(query):
+        if cache.workspace is None and ops.uses_kernels(query):
             longest = tables.shape[1] * key_cache.shape[1]
             cache.workspace = ops.DecodeWorkspace.make(len(query), query.shape[1], longest, key_cache)
         args = (query, key, value, cos, sin, batch.positions, *caches, slots, tables, lengths, *scales)
@@ -123,10 +123,10 @@ class LlamaModel(nn.Module):
         return self.norm(x)
 
     def _angles(self, x: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """cos and sin (., D/2) of the rows; for a decode step by kernels of every position, made once."""
+        """cos and sin (., D/2) of the rows; for a decode step in one call of every position, made once."""
         config = self.config
         tables = partial(ops.rotary_tables, head_dim=config.head_dim, theta=config.rope_theta, dtype=x.dtype)
-        if not (batch.decodes and ops.uses_kernels(x)):
+        if not (batch.decodes and ops.decodes_at_once(x)):
             return tables(batch.positions)
         kept = self._every_angle
         if kept is None or kept[0].dtype != x.dtype or kept[0].device != x.device:

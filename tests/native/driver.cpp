@@ -102,14 +102,14 @@ void expect(bool fine, const char *what) {
   std::fprintf(stderr, "differs: %s\n", what);
 }
 
-int32_t path_count() {
+int32_t paths_in(const char *names) {
   int32_t count = 1;
-  for (const char *at = owl_linear_paths(); *at != '\0'; ++at) count += *at == ',';
+  for (; *names != '\0'; ++names) count += *names == ',';
   return count;
 }
 
 void all_paths(uint64_t *hash) {
-  const int32_t count = path_count();
+  const int32_t count = paths_in(owl_linear_paths());
   owl_pool *pool = owl_pool_create(3);
   for (const int64_t group : {0, 2, 6, 32, 128, 300}) {
     for (const int64_t k : {1, 31, 128, 331}) {
@@ -200,7 +200,7 @@ void rows_alone_and_together() {
     for (const int64_t k : {1, 33, 1100}) {
       for (const int64_t n : {2, 34}) {
         const Layer layer(51, n, k, 5, type);
-        for (int32_t path = 0; path < path_count(); ++path) {
+        for (int32_t path = 0; path < paths_in(owl_linear_paths()); ++path) {
           for (const int32_t form : {OWL_DENSE, OWL_INT4}) {
             for (const int32_t activation : {OWL_NONE, OWL_SWIGLU, OWL_QUICK_GELU}) {
               const int64_t bytes = (activation == OWL_SWIGLU ? n / 2 : n) * layer.size;
@@ -222,6 +222,159 @@ void rows_alone_and_together() {
         }
       }
     }
+  }
+  owl_pool_destroy(pool);
+}
+
+// A prompt of one sequence, in a cache of exactly its blocks: whole, and its last row as a decode step.
+struct Prompt {
+  static constexpr int64_t kBlock = 8;
+  int64_t length, kv_heads, group, width, type, cache_type, blocks;
+  std::vector<int32_t> table, bounds, lengths;
+  std::vector<int64_t> slots, positions;
+  Buffer qkv, cos, sin, key, value, key_scale, value_scale, turned, out;
+
+  static int64_t bytes(int64_t type) { return type == 0 ? 4 : type == 1 ? 2 : 1; }
+
+  Prompt(int64_t length_, int64_t kv_heads_, int64_t group_, int64_t width_, int64_t type_, int64_t cache_type_)
+      : length(length_), kv_heads(kv_heads_), group(group_), width(width_), type(type_), cache_type(cache_type_),
+        blocks((length + kBlock - 1) / kBlock), bounds{0, static_cast<int32_t>(length)},
+        lengths{static_cast<int32_t>(length)}, qkv(length * row() * bytes(type)),
+        cos(length * width / 2 * bytes(type)), sin(length * width / 2 * bytes(type)),
+        key(places() * width * bytes(cache_type)), value(places() * width * bytes(cache_type)),
+        key_scale(places() * 4), value_scale(places() * 4), turned(result_bytes()), out(result_bytes()) {
+    Random random;
+    for (Buffer *one : {&qkv, &cos, &sin}) {
+      const int64_t count = one == &qkv ? length * row() : length * width / 2;
+      for (int64_t i = 0; i < count; ++i) put(one, i, (static_cast<float>(random.next() % 2001) - 1000.0f) / 500.0f);
+    }
+    for (int64_t b = 0; b < blocks; ++b) table.push_back(static_cast<int32_t>(blocks - 1 - b));
+    for (int64_t i = 0; i < length; ++i) {
+      positions.push_back(i);
+      slots.push_back(table[static_cast<size_t>(i / kBlock)] * kBlock + i % kBlock);
+    }
+  }
+
+  int64_t row() const { return (group + 2) * kv_heads * width; }
+  int64_t places() const { return blocks * kBlock * kv_heads; }
+  int64_t result_bytes() const { return length * group * kv_heads * width * bytes(type); }
+
+  void put(Buffer *to, int64_t i, float value_) const {
+    uint32_t bits;
+    std::memcpy(&bits, &value_, sizeof bits);
+    const uint16_t half = static_cast<uint16_t>(bits >> 16);
+    if (type == 0) std::memcpy(to->data + 4 * i, &bits, 4);
+    else std::memcpy(to->data + 2 * i, &half, 2);
+  }
+
+  owl_attention task(int64_t first) const {
+    owl_attention all = {};
+    const int64_t heads = group * kv_heads, from = first * row();
+    all.type = type, all.rows = length - first, all.sequences = 1, all.heads = heads, all.kv_heads = kv_heads;
+    all.width = width;
+    all.query = qkv.data + from * bytes(type);
+    all.key = qkv.data + (from + heads * width) * bytes(type);
+    all.value = qkv.data + (from + (heads + kv_heads) * width) * bytes(type);
+    all.query_row = all.key_row = all.value_row = row();
+    all.query_head = all.key_head = all.value_head = width;
+    all.out = turned.data;
+    all.bounds = bounds.data();
+    all.cos = cos.data, all.sin = sin.data, all.angles = length, all.positions = positions.data() + first;
+    all.cache_type = cache_type, all.key_cache = key.data, all.value_cache = value.data;
+    if (cache_type == 2) {
+      all.key_scale = reinterpret_cast<float *>(key_scale.data);
+      all.value_scale = reinterpret_cast<float *>(value_scale.data);
+    }
+    all.block_size = kBlock, all.slots = slots.data() + first, all.tables = table.data();
+    all.lengths = lengths.data();
+    return all;
+  }
+
+  std::vector<float> values() const {
+    std::vector<float> all;
+    for (int64_t i = 0; i < result_bytes() / bytes(type); ++i) {
+      uint32_t bits = 0;
+      std::memcpy(reinterpret_cast<uint8_t *>(&bits) + (type == 1 ? 2 : 0), out.data + i * bytes(type),
+                  static_cast<size_t>(bytes(type)));
+      float value_;
+      std::memcpy(&value_, &bits, sizeof value_);
+      all.push_back(value_);
+    }
+    return all;
+  }
+
+  bool run(owl_pool *pool, int32_t path) {
+    owl_attention whole = task(0);
+    owl_rotary_append(pool, &whole, path);
+    whole.query = turned.data;
+    whole.query_row = group * kv_heads * width;
+    whole.out = out.data;
+    owl_paged_attention(pool, &whole, path);
+    owl_attention last = task(length - 1);
+    const Buffer again(group * kv_heads * width * bytes(type));
+    last.out = again.data;
+    owl_decode_attention(pool, &last, path);
+    const size_t size = static_cast<size_t>(group * kv_heads * width * bytes(type));
+    return std::memcmp(again.data, out.data + result_bytes() - static_cast<int64_t>(size), size) == 0;
+  }
+};
+
+bool close(const std::vector<float> &a, const std::vector<float> &b, float most) {
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (!(std::fabs(a[i] - b[i]) <= most * (1.0f + std::fabs(b[i])))) return false;
+  }
+  return true;
+}
+
+// Paths differ by rounding alone.
+void attention() {
+  owl_pool *pool = owl_pool_create(3);
+  const int32_t count = paths_in(owl_vector_paths());
+  for (const int64_t width : {2, 26, 64, 80, 256}) {
+    for (const int64_t length : {1, 7, 65, 130}) {
+      for (const int64_t group : {1, 3}) {
+        for (int64_t kind = 0; kind < 6; ++kind) {
+          Prompt one(length, 2, group, width, kind / 3, kind % 3);
+          std::vector<float> expected;
+          for (int32_t path = count - 1; path >= 0; --path) {
+            expect(one.run(pool, path), "decode step");
+            if (expected.empty()) expected = one.values();
+            expect(close(one.values(), expected, kind < 3 ? 1e-4f : 3e-2f), "attention");
+          }
+        }
+      }
+    }
+  }
+  owl_pool_destroy(pool);
+}
+
+void pictures_and_rows() {
+  owl_pool *pool = owl_pool_create(3);
+  for (int32_t path = 0; path < paths_in(owl_vector_paths()); ++path) {
+    for (int64_t type = 0; type < 2; ++type) {
+      for (const int64_t width : {1, 15, 64, 100}) {
+        const int64_t rows = 67, bytes = Prompt::bytes(type);
+        const Buffer x(3 * rows * width * bytes), out(rows * width * bytes);
+        std::memset(x.data, 0, static_cast<size_t>(3 * rows * width * bytes));
+        const auto at = [&](int64_t row) { return x.data + row * width * bytes; };
+        owl_whole_attention_task task = {type, 1, rows, 1, width, at(0), 0, width, 0, out.data, {}};
+        task.part[0] = {at(rows), at(2 * rows), rows - 1, 0, width, 0, 0, width, 0};
+        task.part[1] = {at(2 * rows - 1), at(3 * rows - 1), 1, 0, width, 0, 0, width, 0};
+        owl_whole_attention(pool, &task, path);
+        const int32_t kind = static_cast<int32_t>(type);
+        owl_layer_norm(pool, kind, at(0), at(1), nullptr, out.data, rows, width, 1e-5f, path);
+        owl_quick_gelu(pool, kind, at(0), at(1), out.data, rows, width, path);
+        owl_swiglu(pool, kind, at(0), out.data, rows, width, path);
+      }
+    }
+    std::vector<float> x, y(1999), expected;
+    for (int i = 0; i < 1999; ++i) {
+      x.push_back(static_cast<float>(i - 1000) / 12.0f);
+      expected.push_back(std::exp(x.back()));
+    }
+    owl_exp(x.data(), y.data(), 1999, path);
+    for (size_t i = 0; i < y.size(); ++i) y[i] /= expected[i], expected[i] = 1.0f;
+    expect(close(y, expected, 3e-7f), "exp");
   }
   owl_pool_destroy(pool);
 }
@@ -279,6 +432,8 @@ int main() {
   uint64_t hash = 14695981039346656037u;
   all_paths(&hash);
   rows_alone_and_together();
+  attention();
+  pictures_and_rows();
   items_once();
   shared_pool();
   forked();

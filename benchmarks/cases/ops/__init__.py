@@ -35,5 +35,5 @@ CASES: tuple[Case, ...] = (
     *varlen_attention.CASES,
 )
 
-# What only a CPU runs, at full size: linear layers of libowl_cpu.
-CPU_CASES: tuple[Case, ...] = (*quantized_linear.CASES, *dense_linear.CASES)
+# What only a CPU runs, at full size: what libowl_cpu alone has, or has to be measured in another way.
+CPU_CASES: tuple[Case, ...] = (*quantized_linear.CASES, *dense_linear.CASES, *paged_attention.CPU_CASES)

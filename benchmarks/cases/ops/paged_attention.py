@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from benchmarks.cases.ops.case import Case, Work
 from benchmarks.timing import Run
 from owl_fast import ops
 
+COPIES_BYTES = 200 << 20  # of all layers' caches together; a processor's own are smaller
 HEADS, HEAD_DIM, BLOCK, CONTEXT, THETA = 32, 128, 16, 2048, 10000.0
 DTYPE = torch.bfloat16
 
@@ -98,6 +100,52 @@ def append(rows: int, kind: torch.dtype, device: torch.device) -> Work:
     )
 
 
+def decode_on_cpu(context: int, kind: torch.dtype, device: torch.device) -> Work:
+    """One sequence; each run takes the next of several layers, more than a processor's cache holds.
+
+    plain read: torch's maximum over the same bytes.
+    """
+    first, tables = cache_of(1, context, kind, device)
+    caches = [first, *(cache_of(1, context, kind, device)[0] for _ in range(COPIES_BYTES // nbytes(first)))]
+    dtype = torch.float32 if kind == torch.float32 else DTYPE
+    query, key, value = (x.to(dtype) for x in qkv_of(1, device))
+    cos, sin = ops.rotary_tables(torch.arange(CONTEXT), HEAD_DIM, THETA, dtype)
+    slots = tables[:, (context - 1) // BLOCK].long() * BLOCK + (context - 1) % BLOCK
+    new = query, key, value, cos, sin, torch.tensor([context - 1])
+    lengths = torch.tensor([context], dtype=torch.int32)
+    q = query.transpose(0, 1)[None]
+    pairs = [torch.randn(2, 1, HEADS, context, HEAD_DIM).to(dtype) for _ in caches]
+    ours, read, torchs = itertools.cycle(caches), itertools.cycle(caches), itertools.cycle(pairs)
+
+    def run() -> object:
+        keys, values, key_scale, value_scale = next(ours)
+        return ops.decode_attention(
+            *new, keys, values, slots, tables, lengths, key_scale=key_scale, value_scale=value_scale
+        )
+
+    def torch_run() -> object:
+        keys, values = next(torchs).unbind()
+        return F.scaled_dot_product_attention(q, keys, values)
+
+    return Work(
+        run=run,
+        nbytes=nbytes(first),
+        flops=4 * HEADS * context * HEAD_DIM,
+        peers={
+            "torch sdpa": torch_run,
+            "plain read": lambda: [x.view(torch.int32).amax() for x in next(read)[:2]],
+        },
+    )
+
+
+CPU_CASES = (
+    *(
+        Case("decode_attention of layers", f"B1-L512-H32-D128-{name}", partial(decode_on_cpu, 512, kind))
+        for name, kind in (("bf16", DTYPE), ("int8", torch.int8), ("fp32", torch.float32))
+    ),
+    Case("paged_attention", "N165-L165-H32-D128-bf16", partial(chunk, 165, 165, DTYPE)),
+    Case("paged_attention", "N165-L512-H32-D128-bf16 as a chunk", partial(chunk, 165, 512, DTYPE)),
+)
 CASES = (
     *(
         Case(
