@@ -14,8 +14,6 @@ struct Lanes {
   using Vector = __m256;
   using Sum = __m256;
   static Sum zero() { return _mm256_setzero_ps(); }
-  static Sum load(const float *at) { return _mm256_loadu_ps(at); }
-  static void store(float *at, Sum sum) { _mm256_storeu_ps(at, sum); }
   static Vector vector(const float *at) { return _mm256_loadu_ps(at); }
   static Vector vector(const uint16_t *at) {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i *>(at));

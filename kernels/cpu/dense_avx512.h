@@ -9,8 +9,6 @@ struct Sums512 {
   static constexpr int kMostRows = 6;  // times 4 streams: 24 sums of 32 registers
   using Sum = __m512;
   static Sum zero() { return _mm512_setzero_ps(); }
-  static Sum load(const float *at) { return _mm512_loadu_ps(at); }
-  static void store(float *at, Sum sum) { _mm512_storeu_ps(at, sum); }
   static void totals(const Sum (&sums)[4], float *out) {
     const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(sums[0], sums[1]), _mm512_unpackhi_ps(sums[0], sums[1]));
     const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(sums[2], sums[3]), _mm512_unpackhi_ps(sums[2], sums[3]));

@@ -9,19 +9,16 @@
 
 constexpr int64_t kStreams = 4;        // rows of the weight that are read side by side
 constexpr int64_t kDenseTile = 16;     // rows of the weight that an item of work takes
-constexpr int64_t kSumBytes = 64;      // of an unfinished sum, at most
 constexpr int kMostDenseRows = 6;
 
-// What a kernel computes: 4 rows of the weight times the rows of one block, over a part of the inputs.
+// What a kernel computes: 4 rows of the weight times the rows of one block.
 struct DenseTask {
-  const void *weights[kStreams];  // where the part begins
+  const void *weights[kStreams];
   const uint8_t *x;
   int64_t x_step;  // bytes from one step to the next
   int64_t steps;   // whole ones; then `rest` inputs
   int64_t rest;
-  bool first, last;  // part of the inputs
-  float *unfinished;  // [row][stream][lanes], at multiples of 64; from the part before, or for the next
-  float *sums;        // with the last part: row m, stream s at sums[m * sums_row + s * sums_stream]
+  float *sums;     // row m, stream s at sums[m * sums_row + s * sums_stream]
   int64_t sums_row, sums_stream;
 };
 

@@ -3,15 +3,13 @@
 
 namespace {
 
-constexpr int64_t kChunkBlocks = 8;    // whose unfinished sums are kept beside each other
-constexpr int64_t kPartBytes = 2048;   // of a row of W, so that those of a tile stay in the nearest cache
+constexpr int64_t kChunkBlocks = 8;    // that meet a tile of W one after the other
 
-// Pointers to 4 rows of W from column `from`, `apart` rows from each other, the last row instead of missing ones.
-void point_at(DenseTask &task, const void *weight, int64_t row, int64_t apart, int64_t rows, int64_t row_bytes,
-              int64_t from) {
+// To 4 rows of W, `apart` from each other, the last one instead of those that are missing.
+void point_at(DenseTask &task, const void *weight, int64_t row, int64_t apart, int64_t rows, int64_t row_bytes) {
   for (int64_t s = 0; s < kStreams; ++s) {
     const int64_t at = smaller(row + s * apart, rows - 1);
-    task.weights[s] = static_cast<const uint8_t *>(weight) + at * row_bytes + from;
+    task.weights[s] = static_cast<const uint8_t *>(weight) + at * row_bytes;
   }
 }
 
@@ -19,52 +17,33 @@ struct Product {
   const Linear &linear;
   const DenseKernels &kernels;
   const Blocks &blocks;
-  int64_t element, row_bytes;       // bytes, of W
-  int64_t part_steps, parts;        // of the inputs
+  int64_t row_bytes;  // of W
 
   explicit Product(const Linear &linear_)
-      : linear(linear_), kernels(linear.dense), blocks(linear.dense_blocks), element(linear.type_bytes()) {
-    const int64_t steps = kernels.steps(linear.task.k);
-    row_bytes = linear.task.k * element;
-    part_steps = blocks.count == 1 ? steps : kPartBytes / (kernels.step * element);
-    parts = steps > part_steps ? (steps + part_steps - 1) / part_steps : 1;
-  }
+      : linear(linear_), kernels(linear.dense), blocks(linear.dense_blocks),
+        row_bytes(linear.task.k * linear.type_bytes()) {}
 
   // Columns tile * 16, ... of the rows in blocks first, ... before end. Stream s takes every fourth part of the
   // tile, so that it reads rows of W that follow each other.
   void multiply(int64_t tile, int64_t first, int64_t end) const {
     constexpr int64_t apart = kDenseTile / kStreams;
-    alignas(64) float unfinished[kChunkBlocks * kMostDenseRows * kDenseTile * kSumBytes / 4];
     alignas(64) float sums[kChunkBlocks * kMostDenseRows * kDenseTile];
     DenseTask task;
+    task.steps = linear.task.k / kernels.step;
+    task.rest = linear.task.k % kernels.step;
     task.sums_row = kDenseTile;
     task.sums_stream = apart;
-    for (int64_t part = 0; part < parts; ++part) {
-      const int64_t step = part * part_steps;
-      limit(task, step, part);
-      for (int64_t block = first; block < end; ++block) {
-        const int64_t rows = blocks.size(block), before = blocks.first(block) - blocks.first(first);
-        task.x_step = rows * kernels.step * kernels.value_bytes;
-        task.x = linear.dense_block(block) + step * task.x_step;
-        for (int64_t i = 0; i < apart; ++i) {
-          point_at(task, linear.task.weight, tile * kDenseTile + i, apart, linear.task.n, row_bytes,
-                   step * kernels.step * element);
-          task.unfinished = unfinished + (before * apart + rows * i) * kStreams * kSumBytes / 4;
-          task.sums = sums + before * kDenseTile + i;
-          kernels.dot[rows](task);
-        }
+    const int64_t row = blocks.first(first);
+    for (int64_t block = first; block < end; ++block) {
+      task.x_step = blocks.size(block) * kernels.step * kernels.value_bytes;
+      task.x = linear.dense_block(block);
+      for (int64_t i = 0; i < apart; ++i) {
+        point_at(task, linear.task.weight, tile * kDenseTile + i, apart, linear.task.n, row_bytes);
+        task.sums = sums + (blocks.first(block) - row) * kDenseTile + i;
+        kernels.dot[blocks.size(block)](task);
       }
     }
-    const int64_t row = blocks.first(first);
     finish_tile(linear, sums, row, blocks.first(end) - row, tile * kDenseTile);
-  }
-
-  void limit(DenseTask &task, int64_t step, int64_t part) const {
-    const int64_t whole = linear.task.k / kernels.step;
-    task.first = part == 0;
-    task.last = part + 1 == parts;
-    task.steps = smaller(whole - step, part_steps);
-    task.rest = task.last ? linear.task.k % kernels.step : 0;
   }
 };
 
@@ -99,8 +78,6 @@ void multiply_down_part(const Linear &linear, int64_t block, int64_t first) {
   dots.x_step = rows * step_bytes;
   dots.steps = task.k / kernels.step;
   dots.rest = task.k % kernels.step;
-  dots.first = dots.last = true;
-  dots.unfinished = nullptr;
   dots.sums = sums;
   dots.sums_row = kStreams;
   dots.sums_stream = 1;
@@ -108,7 +85,7 @@ void multiply_down_part(const Linear &linear, int64_t block, int64_t first) {
     const int64_t adapter = linear.adapter(row + m);
     if (adapter < 0) continue;
     const uint8_t *a = static_cast<const uint8_t *>(task.lora_a) + adapter * task.rank * row_bytes;
-    point_at(dots, a, first, 1, task.rank, row_bytes, 0);
+    point_at(dots, a, first, 1, task.rank, row_bytes);
     dots.x = linear.dense_block(block) + m * step_bytes;
     kernels.dot[taken](dots);
     for (int64_t i = 0; i < taken; ++i) {

@@ -14,8 +14,6 @@ struct Lanes {
   using Vector = float32x4_t;
   using Sum = float32x4_t;
   static Sum zero() { return vdupq_n_f32(0.0f); }
-  static Sum load(const float *at) { return vld1q_f32(at); }
-  static void store(float *at, Sum sum) { vst1q_f32(at, sum); }
   static Vector vector(const float *at) { return vld1q_f32(at); }
   static Vector vector(const uint16_t *at) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(at), 16)); }
   static Sum add_product(Sum sum, Vector w, Vector x) { return vfmaq_f32(sum, w, x); }

@@ -12,8 +12,6 @@ struct Lanes {
   using Sum = Vector;
 
   static Sum zero() { return {}; }
-  static Vector load(const float *at) { return vector(at); }
-  static void store(float *at, const Sum &sum) { std::memcpy(at, sum.v, sizeof sum.v); }
   template <typename T>
   static Vector vector(const T *at) {
     Vector result;

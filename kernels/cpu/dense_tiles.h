@@ -38,13 +38,10 @@ void dense_dot(const DenseTask &task) {
   for (int s = 0; s < kStreams; ++s) w[s] = static_cast<const Weight *>(task.weights[s]);
   const uint8_t *x = task.x;
   typename L::Sum sums[kRows][kStreams];
-  constexpr int64_t kBetween = kSumBytes / 4;
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-    for (int s = 0; s < kStreams; ++s) {
-      sums[m][s] = task.first ? L::zero() : L::load(task.unfinished + (m * kStreams + s) * kBetween);
-    }
+    for (int s = 0; s < kStreams; ++s) sums[m][s] = L::zero();
   }
   for (int64_t step = 0; step < task.steps; ++step, x += task.x_step) {
     dense_step<L, Weight, kRows>(sums, w, reinterpret_cast<const typename L::Value *>(x));
@@ -64,16 +61,9 @@ void dense_dot(const DenseTask &task) {
   }
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
-    if (task.last) {
-      float found[kStreams];
-      L::totals(sums[m], found);
-      for (int s = 0; s < kStreams; ++s) task.sums[m * task.sums_row + s * task.sums_stream] = found[s];
-    } else {
-#pragma GCC unroll 4
-      for (int s = 0; s < kStreams; ++s) {
-        L::store(task.unfinished + (m * kStreams + s) * kBetween, sums[m][s]);
-      }
-    }
+    float found[kStreams];
+    L::totals(sums[m], found);
+    for (int s = 0; s < kStreams; ++s) task.sums[m * task.sums_row + s * task.sums_stream] = found[s];
   }
 }
 
