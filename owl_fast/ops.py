@@ -5,6 +5,7 @@ Triton kernels on GPUs, libowl_cpu where it has the operation, plain torch for e
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar

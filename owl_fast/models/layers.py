@@ -61,11 +61,12 @@ class PackedWeight(nn.Module):
         self.register_buffer("scale", weight.scale)
         self.shape = weight.shape
         self.group = weight.group if isinstance(weight, ops.Int4Weight) else None
+        self._narrow = False  # of the tiles: see ops.TiledWeight
 
     @property
     def value(self) -> ops.Int8Weight | ops.Int4Weight | ops.TiledWeight:
         if self.laid_out:
-            return ops.TiledWeight(self.tiles, *self.shape, self.group or 0)
+            return ops.TiledWeight(self.tiles, *self.shape, self.group or 0, self._narrow)
         if self.group is None:
             return ops.Int8Weight(self.q, self.scale)
         return ops.Int4Weight(self.q, self.scale, self.shape[1], self.group)
@@ -84,6 +85,7 @@ class PackedWeight(nn.Module):
         if not self.laid_out and (tiled := ops.tiled(self.canonical)) is not None:
             del self.q, self.scale
             self.register_buffer("tiles", tiled.data)
+            self._narrow = tiled.narrow
 
     @property
     def device(self) -> torch.device:
