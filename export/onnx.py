@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(args: argparse.Namespace) -> None:
     import torch
 
+    from owl_fast import ops
     from owl_fast.checkpoints import load_model
     from owl_fast.checkpoints.writer import check_new, whole_folder
     from owl_fast.export.onnx_file import OPSET, Gap, Session, check_packages, write_onnx
@@ -91,7 +92,7 @@ def _write(args: argparse.Namespace) -> None:
     dequantize_(model)
     part = PicturePart(model, args.part)
     batches = _batches(part.image_size)
-    with torch.inference_mode():
+    with torch.inference_mode(), ops.kernels(False):
         wanted = [part(pixels) for pixels in batches]
     with whole_folder(out) as folder:
         _say(args, "writing the graph ...")

@@ -95,6 +95,7 @@ from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, TiledW
 __all__ = [
     "NONE_ALLOWED",
     "NOT_FINITE",
+    "Backend",
     "DecodeWorkspace",
     "Int4Weight",
     "Int8Weight",
@@ -104,13 +105,13 @@ __all__ = [
     "StackedLora",
     "TiledWeight",
     "Weight",
+    "backend",
     "canonical",
     "cross_attention",
     "decode_attention",
     "decodes_at_once",
     "dense_attention",
     "dequantize",
-    "dequantizes",
     "draw",
     "embedding",
     "kernels",
@@ -166,9 +167,14 @@ def _library(*inputs: Tensor | None) -> ctypes.CDLL | None:
     return None if _chosen.get() is False or _records(*inputs) else native.library()
 
 
-def dequantizes(device: torch.device) -> bool:
-    """Whether a linear layer on this device writes a quantized weight out dense before it multiplies."""
-    return not supports(device) and native.library() is None
+Backend = Literal["triton", "libowl_cpu", "torch"]
+
+
+def backend(device: torch.device) -> Backend:
+    """What runs linear layers of inference on this device; torch writes quantized weights out dense before."""
+    if supports(device):
+        return "triton"
+    return "torch" if device.type != "cpu" or native.library() is None else "libowl_cpu"
 
 
 def embedding(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:

@@ -262,7 +262,7 @@ def test_gradients_of_every_tensor() -> None:
     (token_loss(model, batch) / batch.labelled).backward()
     stored, norms = GOLDEN.tensors("train_grad"), GOLDEN.meta("train_grad")["l2_of_all_gradients"]
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    views = {n: gradients[s.parameter].narrow(0, s.start, s.shape[0]) for n, s in slots(model).items()}
+    views = {n: gradients[s.tensor].narrow(0, s.start, s.shape[0]) for n, s in slots(model).items()}
     places = FIRST.places(views, model.config)
     ours = {}
     for name in norms:

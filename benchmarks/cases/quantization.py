@@ -3,7 +3,8 @@
 owl-nano on held-out dialogues of its recipe, and a language model with heavy-tailed random weights (Student's
 t of 4 and of 3 degrees of freedom) on random tokens: relative error of the logits, KL divergence from the
 model as it is and agreement on the likeliest token, over all positions; of owl-nano also the share of right
-answers. `plain` rounds with the scale that holds the largest weight, without a search.
+answers. `plain` rounds with the scale that holds the largest weight, without a search; `on a CPU` rounds the
+inputs of these layers as well, as libowl_cpu does.
 
 --model tiny: few dialogues, for trying it out.
 """
@@ -14,6 +15,7 @@ import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from torch.distributions import StudentT
 
 from benchmarks import models
 from benchmarks.harness import Row, row
+from owl_fast import native
 from owl_fast.checkpoints import load_model
 from owl_fast.config import OwlConfig, Quantization
 from owl_fast.engine.placement import pick_device
@@ -28,7 +31,7 @@ from owl_fast.models.batch import PackedBatch
 from owl_fast.models.layers import Linear, init_weights
 from owl_fast.models.owl import Owl
 from owl_fast.prompts import IMAGE_ID, chat_pieces, encode
-from owl_fast.quantization.whole import quantize_
+from owl_fast.quantization.whole import lay_out_, quantize_
 from recipes.owl_nano import evaluate
 from recipes.owl_nano.scoring import is_right
 
@@ -37,22 +40,43 @@ TAILS = (4.0, 3.0)
 SEQUENCES, LENGTH = 8, 256  # of random tokens
 SEED = 5
 
-# (name, how it is held, plain)
+
+class Variant(NamedTuple):
+    """How a model is held. laid_out: for libowl_cpu, which rounds inputs too."""
+
+    name: str
+    held: Quantization
+    plain: bool = False
+    laid_out: bool = False
+
+    def of(self, model: Owl) -> Owl:
+        model = copy.deepcopy(model)
+        quantize_(model, self.held, self.plain)
+        if self.laid_out:
+            lay_out_(model)
+        return model
+
+
 LANGUAGE = [
-    ("int8", Quantization("int8"), False),
-    ("int8 plain", Quantization("int8"), True),
+    Variant("int8", Quantization("int8")),
+    Variant("int8 plain", Quantization("int8"), plain=True),
     *(
-        (f"int4 groups of {group}{' plain' * plain}", Quantization("int4", None, group), plain)
+        Variant(f"int4 groups of {group}{' plain' * plain}", Quantization("int4", None, group), plain)
         for group in (32, 64, 128)
         for plain in (False, True)
     ),
 ]
 VISION = [
-    ("vision int8", Quantization(None, "int8"), False),
-    ("int8, vision int8", Quantization("int8", "int8"), False),
-    ("int4, vision int8", Quantization("int4", "int8"), False),
+    Variant("vision int8", Quantization(None, "int8")),
+    Variant("int8, vision int8", Quantization("int8", "int8")),
+    Variant("int4, vision int8", Quantization("int4", "int8")),
 ]
-ANSWERED = ("int8", "int4 groups of 32", "int4 groups of 128", *(name for name, *_ in VISION))
+ON_A_CPU = [
+    variant._replace(name=f"{variant.name} on a CPU", laid_out=True)
+    for variant in (*LANGUAGE, *VISION)
+    if variant.name in ("int8", "int4 groups of 32", "vision int8", "int4, vision int8")
+]
+NOT_ANSWERED = ("plain", "64")
 
 
 def run(args: argparse.Namespace) -> list[Row]:
@@ -60,12 +84,15 @@ def run(args: argparse.Namespace) -> list[Row]:
     device, small = pick_device(args.device), args.model == "tiny"
     nano = load_model(models.NANO, dtype=torch.float32, device=device)
     dialogues = evaluate.cases("own", 1 if small else DIALOGUES, SEED)
-    rows = _compared("owl-nano", nano, [*LANGUAGE, *VISION], lambda model: _dialogue_logits(model, dialogues))
+    has_library = device.type == "cpu" and native.library() is not None
+    variants = [*LANGUAGE, *VISION, *(ON_A_CPU if has_library else ())]
+    rows = _compared("owl-nano", nano, variants, lambda model: _dialogue_logits(model, dialogues))
     questions = evaluate.cases("own", 1 if small else QUESTIONS, SEED + 1)
-    held = {name: quantization for name, quantization, _ in [*LANGUAGE, *VISION]}
     rows.append(_right("as it is", nano, questions))
-    for name in ("int8",) if small else ANSWERED:
-        rows.append(_right(name, _quantized(nano, held[name], plain=False), questions))
+    answered = [variant for variant in variants if not variant.name.endswith(NOT_ANSWERED)]
+    rows += [
+        _right(variant.name, variant.of(nano), questions) for variant in answered[: 1 if small else None]
+    ]
     for tail in TAILS[:1] if small else TAILS:
         rows += _compared(
             f"student-t-{tail:g}", heavy_tailed(nano.config, tail, device), LANGUAGE, _random_logits
@@ -88,29 +115,23 @@ def heavy_tailed(config: OwlConfig, tail: float, device: torch.device) -> Owl:
     return model.to(device).requires_grad_(False).eval()
 
 
-def _quantized(model: Owl, quantization: Quantization, plain: bool) -> Owl:
-    model = copy.deepcopy(model)
-    quantize_(model, quantization, plain)
-    return model
-
-
 def _compared(
     name: str,
     model: Owl,
-    variants: list[tuple[str, Quantization, bool]],
+    variants: list[Variant],
     logits_of: Callable[[Owl], Tensor],
 ) -> list[Row]:
     """Logits of each variant beside those of the model as it is."""
     exact = logits_of(model)
     before = exact.log_softmax(-1)
     shape, rows = f"{name}, {len(exact)} tokens", []
-    for contender, quantization, plain in variants:
-        logits = logits_of(_quantized(model, quantization, plain))
+    for variant in variants:
+        logits = logits_of(variant.of(model))
         after = logits.log_softmax(-1)
         error = ((logits - exact).norm() / exact.norm()).item()
         divergence = (before.exp() * (before - after)).sum(-1).tolist()
         same = (logits.argmax(-1) == exact.argmax(-1)).double().mean().item()
-        where = "quantization", shape, contender
+        where = "quantization", shape, variant.name
         rows += [
             row(*where, "logit error", "relative", [error]),
             row(*where, "KL", "nats, mean", [sum(divergence) / len(divergence)]),

@@ -319,7 +319,7 @@ class Engine:
                 self._loop.scheduler.step_tokens,
                 self.max_batch,
                 self.max_context,
-                ops.dequantizes(self.model.device),
+                ops.backend(self.model.device),
             ),
         )
 

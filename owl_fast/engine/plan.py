@@ -40,7 +40,7 @@ class Setup:
             adapters=0,
             cache=2 * llama.num_hidden_layers * positions * row,
             activations=activation_bytes(
-                config, self.dtype, self.step_tokens, self.max_batch, context, ops.dequantizes(self.device)
+                config, self.dtype, self.step_tokens, self.max_batch, context, ops.backend(self.device)
             ),
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from owl_fast import ops
 from owl_fast.config import OwlConfig
 from owl_fast.engine.outputs import FinishReason, Timings, Usage
 
@@ -89,14 +90,15 @@ def activation_bytes(
     step_tokens: int,
     max_batch: int,
     context: int,
-    dequantizes: bool,
+    backend: ops.Backend,
 ) -> int:
     """An estimate of what the largest step holds at its widest point, beside the weights and the cache.
 
-    dequantizes: each product writes its quantized weight out in dtype before.
+    backend: of the device. For torch each product writes its quantized weight out in dtype before; libowl_cpu
+    holds gate | up in float32.
     """
     llama, vision, width = config.llama, config.vision, dtype.itemsize
-    held_as = config.quantization if dequantizes else None
+    held_as = config.quantization if backend == "torch" else None
     language, tower = (held_as.scheme, held_as.vision) if held_as is not None else (None, None)
     rows = min(step_tokens, max_batch * context)
     kv = llama.num_key_value_heads * llama.head_dim
@@ -104,7 +106,10 @@ def activation_bytes(
     # gate | up and the factors of SwiGLU; or q | k | v, q and k rotated, the answer and its parts, and the
     # keys and values of one sequence.
     held = 3 * llama.hidden_size
-    mlp = rows * (held + llama.hidden_size + 4 * llama.intermediate_size)
+    mlp = rows * (held + llama.hidden_size + 4 * llama.intermediate_size) * width
+    if backend == "libowl_cpu":
+        gate_up = 2 * llama.intermediate_size * 4
+        mlp = rows * ((held + 2 * llama.hidden_size + llama.intermediate_size) * width + gate_up)
     attention = rows * (held + 4 * llama.hidden_size + 3 * kv) + 2 * context * kv
     patches = vision.num_patches + 1
     picture = patches * (2 * vision.hidden_size + 3 * vision.intermediate_size)
@@ -115,4 +120,4 @@ def activation_bytes(
     head = llama.vocab_size * llama.hidden_size + max_batch * llama.vocab_size
     fc1 = vision.hidden_size * vision.intermediate_size + picture
     written = max(max(gate_up, head) if language else 0, fc1 if tower else 0)
-    return max(max(mlp, attention, picture, written) * width, logits)
+    return max(mlp, max(attention, picture, written) * width, logits)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from owl_fast import Engine, doctor, machine, native
+from owl_fast import Engine, doctor, machine, native, ops
 from owl_fast.checkpoints import open_source, read_tensors, write_tensors
 from owl_fast.config import OwlConfig
 from owl_fast.doctor.model import Heads, candidates, memory_rows, taken_row
@@ -77,6 +77,7 @@ def test_a_folder_is_described_without_loading_it(
 def test_the_memory_of_the_7b_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "free_memory", lambda device: 20 << 30)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(ops, "backend", lambda device: "torch")
     rows, context = dict(memory_rows(OwlConfig.mplug_owl_7b())), "for 2048 positions"
     assert rows == {
         "weights": "7123.1 M",

@@ -77,7 +77,9 @@ def test_the_plan_is_near_the_measured_peak(
             max_batch=2,
         )
         memory = engine.memory()
-        assert memory == plan
+        assert replace(memory, weights=plan.weights) == plan
+        # On CPUs int4's scales take less than in files.
+        assert 0.94 * plan.weights < memory.weights <= plan.weights
         engine.generate(["word " * 80] * 2, max_tokens=2)
         engine.encode_images(image_files()[:1])
 
@@ -111,7 +113,7 @@ def test_what_would_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_memory_of_a_gpu_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "free_memory", lambda device: (4 if device.type == "cuda" else 64) * GIB)
     monkeypatch.setattr(machine, "device_name", lambda device: "cuda:0 GPU")
-    monkeypatch.setattr(ops, "dequantizes", lambda device: device.type == "cpu")
+    monkeypatch.setattr(ops, "backend", lambda device: "torch" if device.type == "cpu" else "triton")
     with pytest.raises(UnsupportedError, match=r'4.00 GiB free on cuda:0 GPU; what would fit: device="cpu"'):
         choose(FULL, Setup(torch.device("cuda"), torch.bfloat16, 2048, 1), "auto", None)
 

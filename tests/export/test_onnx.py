@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from owl_fast import Engine, quantize
+from owl_fast import Engine, ops, quantize
 from owl_fast.checkpoints import load_model
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.config import OwlConfig, Quantization, VisionConfig
@@ -46,7 +46,9 @@ SHAPES = [
 @torch.inference_mode()
 def test_numbers_are_torchs(name: str, part: str, start: int, count: int, exported: Exported) -> None:
     pixels = MODELS[name].pictures()[start : start + count]
-    ours, wanted = Session(exported(name, part, "fp32"))(pixels), MODELS[name].reference(part)(pixels)
+    ours = Session(exported(name, part, "fp32"))(pixels)
+    with ops.kernels(False):
+        wanted = MODELS[name].reference(part)(pixels)
     assert ours.shape == wanted.shape
     assert (ours - wanted).abs().max() <= MOST_ERROR
 
