@@ -20,6 +20,10 @@ from owl_fast.machine import cpu_count
 
 ABI_VERSION = 3  # OWL_ABI_VERSION in kernels/cpu/owl_cpu.h
 LIBRARY_NAME = "libowl_cpu.so"
+COST = (
+    "on a CPU answers take longer without them, with quantized weights many times as long, and their last "
+    "digits may depend on what else is in the batch"
+)
 
 _log = logging.getLogger("owl_fast")
 
@@ -76,9 +80,9 @@ def library() -> ctypes.CDLL | None:
     found = status()
     if found.library is None:
         _log.warning(
-            "native CPU operations are off: %s. Answers stay right, CPU runs are slower; "
-            "`pip install .` or `make native` builds them.",
+            "native CPU operations are off: %s. %s; `pip install .` or `make native` builds them.",
             found.reason,
+            COST.capitalize(),
         )
     return found.library
 

@@ -171,7 +171,7 @@ Backend = Literal["triton", "libowl_cpu", "torch"]
 
 
 def backend(device: torch.device) -> Backend:
-    """What runs linear layers of inference on this device; torch writes quantized weights out dense before."""
+    """What runs linear layers of inference on this device; torch writes quantized weights out dense."""
     if supports(device):
         return "triton"
     return "torch" if device.type != "cpu" or native.library() is None else "libowl_cpu"

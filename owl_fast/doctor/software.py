@@ -63,7 +63,7 @@ def _library() -> str:
     found = native.status()
     if found.path is not None:
         return str(found.path)
-    return f"not found: {found.reason}; `pip install .` or `make native` builds it, CPU runs get faster"
+    return f"not found: {found.reason}; {native.COST}; `pip install .` or `make native` builds it"
 
 
 def _version(name: str) -> str | None:
