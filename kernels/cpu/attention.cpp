@@ -101,6 +101,8 @@ void locate_plain(const void *keys, int64_t first, int64_t count, KeyBlock *bloc
   repeat_last(block, count);
 }
 
+constexpr int64_t kItemsPerThread = 4;  // of a decode step: so that a slow thread leaves little to wait for
+
 // How many tasks some rows are cut into, each of them of at most kTaskValues values.
 struct Cut {
   int64_t size, tasks;
@@ -148,7 +150,7 @@ void attend_sequences(owl_pool *pool, const owl_attention &task, bool paged, con
     put_rows(task, token, head, first, last, &rows);
     const int64_t length = paged ? task.lengths[b * task.length_step] : tokens;
     AttentionTask mine = {last - first, task.width, rows.query, rows.out, group, first, length - tokens + 1, 1,
-                          false, nullptr, nullptr};
+                          false, nullptr, nullptr, 0};
     if (paged) {
       const PagedKeys keys = {&task, task.tables + b * task.table_row, head};
       mine.scaled_values = task.value_scale != nullptr;
@@ -234,9 +236,12 @@ OWL_API void owl_packed_attention(owl_pool *pool, const owl_attention *task, int
 OWL_API void owl_decode_attention(owl_pool *pool, const owl_attention *given, int32_t path) {
   const owl_attention &task = *given;
   const Vectors &vectors = vectors_of(path);
-  const int64_t group = task.heads / task.kv_heads;
-  parallel(pool, task.sequences * task.kv_heads, [&](int64_t item) {
-    const int64_t row = item / task.kv_heads, head = item % task.kv_heads;
+  const int64_t group = task.heads / task.kv_heads, threads = pool == nullptr ? 1 : owl_pool_threads(pool);
+  // Heads beside each other are one item, so that each can send for the next one's keys.
+  const int64_t fair = task.sequences * task.kv_heads / (threads * kItemsPerThread);
+  const int64_t together = fair < 1 ? 1 : smaller(fair, task.kv_heads);
+  const int64_t parts = (task.kv_heads + together - 1) / together;
+  const auto attend = [&](int64_t row, int64_t head) {
     const int64_t length = task.lengths[row * task.length_step];
     const Turn turn(task, row);
     if (length > 0) append(task, row, head, turn, vectors);
@@ -250,7 +255,12 @@ OWL_API void owl_decode_attention(owl_pool *pool, const owl_attention *given, in
     }
     const PagedKeys keys = {&task, task.tables + row * task.table_row, head};
     vectors.attend[task.type][task.cache_type](
-        {group, task.width, rows.query, rows.out, group, 0, length, 0, task.value_scale != nullptr, locate_paged, &keys});
+        {group, task.width, rows.query, rows.out, group, 0, length, 0, task.value_scale != nullptr, locate_paged, &keys,
+         head + 1 < task.kv_heads ? task.width * kSizes[task.cache_type] : 0});
+  };
+  parallel(pool, task.sequences * parts, [&](int64_t item) {
+    const int64_t first = item % parts * together, last = smaller(first + together, task.kv_heads);
+    for (int64_t head = first; head < last; ++head) attend(item / parts, head);
   });
 }
 
@@ -280,6 +290,6 @@ OWL_API void owl_whole_attention(owl_pool *pool, const owl_whole_attention_task 
                       part.key_row, part.value_row};
     }
     vectors.attend[task.type][task.type](
-        {last - first, task.width, rows.query, rows.out, 1, 0, count, 0, false, locate_plain, &keys});
+        {last - first, task.width, rows.query, rows.out, 1, 0, count, 0, false, locate_plain, &keys, 0});
   });
 }

@@ -414,12 +414,16 @@ void attend_blocks(const AttentionTask &task) {
   const auto locate = [&](int64_t first, KeyBlock *block) {
     task.locate(task.keys, first, end - first < kKeys ? end - first : kKeys, block);
   };
-  if (end > 0) locate(0, &blocks[0]);
+  const void *after[kAhead] = {};  // where the task behind this one begins
+  if (end > 0) {
+    locate(0, &blocks[0]);
+    for (int64_t i = 0; i < kAhead; ++i) after[i] = static_cast<const char *>(blocks[0].place[i]) + task.next;
+  }
   for (int64_t first = 0, turn = 0; first < end; first += kKeys, turn ^= 1) {
     KeyBlock &block = blocks[turn];
     const bool more = first + kKeys < end;
     if (more) locate(first + kKeys, &blocks[turn ^ 1]);
-    std::memcpy(block.place + 2 * kKeys, (more ? blocks[turn ^ 1] : block).place, kAhead * sizeof(void *));
+    std::memcpy(block.place + 2 * kKeys, more ? blocks[turn ^ 1].place : after, kAhead * sizeof(void *));
     if (task.rows == 1) {
       attend_one<Math, Stored, kWhole>(task, block, running);
       continue;

@@ -29,6 +29,7 @@ struct AttentionTask {
   bool scaled_values;  // whether value_factor is anything but 1
   void (*locate)(const void *keys, int64_t first, int64_t count, KeyBlock *block);
   const void *keys;
+  int64_t next;  // bytes from its keys and values to those that are likely to be read behind them
 
   int64_t seen(int64_t row) const { return visible + (offset + row) / group * step; }
 };
