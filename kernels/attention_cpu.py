@@ -139,17 +139,17 @@ def whole_attention_cpu(
     ]
     sizes = TYPES[query.dtype], *query.shape, query.data_ptr(), *query.stride()[:3]
     task = WholeTask(*sizes, out.data_ptr(), (KeyPart * 3)(*given))
-    call(library, "whole_attention")(pool, task, path)
+    function(library, "whole_attention")(pool, task, path)
     return out
 
 
 @functools.cache
-def call(library: ctypes.CDLL, name: str) -> Callable[..., None]:
+def function(library: ctypes.CDLL, name: str) -> Callable[..., None]:
     """owl_<name>(pool, task, path)."""
-    function = getattr(library, f"owl_{name}")
+    found = getattr(library, f"owl_{name}")
     kind = WholeTask if name == "whole_attention" else Task
-    function.argtypes, function.restype = (c_void_p, ctypes.POINTER(kind), c_int32), None
-    return function
+    found.argtypes, found.restype = (c_void_p, ctypes.POINTER(kind), c_int32), None
+    return found
 
 
 @functools.cache

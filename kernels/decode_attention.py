@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.attention_cpu import call, put_cache, put_new, put_tables, task_of
+from owl_fast.kernels.attention_cpu import function, put_cache, put_new, put_tables, task_of
+from owl_fast.kernels.cpu_calls import call
 from owl_fast.kernels.kv_append import (
     append_cpu_takes,
     as_cached,
@@ -339,5 +340,7 @@ def decode_attention_cpu(
     put_tables(task, block_tables, context_lens)
     task.cos, task.sin, task.angles = cos.data_ptr(), sin.data_ptr(), len(cos)
     task.positions, task.slots = positions.data_ptr(), slot_mapping.data_ptr()
-    call(library, "decode_attention")(pool, task, path)
+    given = query, key, value, cos, sin, positions, key_cache, value_cache, key_scale, value_scale
+    kept = given, slot_mapping, block_tables, context_lens, out
+    call(function(library, "decode_attention"), pool, task, path, keep=kept)
     return out

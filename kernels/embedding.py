@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_fast.kernels.cpu_calls import call
 from owl_fast.kernels.launch import check, jit, launch, tl
 
 BLOCK = 1024  # columns of one program: 128 threads with 16 bytes each, of a 16-bit table
@@ -17,6 +18,17 @@ BLOCK = 1024  # columns of one program: 128 threads with 16 bytes each, of a 16-
 def embedding_reference(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
     """padding: the row that gets no gradient."""
     return F.embedding(ids, table, padding_idx=padding)
+
+
+def embedding_cpu(ids: Tensor, table: Tensor) -> Tensor:
+    """As embedding_reference on a CPU, without gradients; part of a step that can be repeated."""
+    y = table.new_empty(len(ids), table.shape[1])
+    call(_take, None, ids, table, y, keep=None)
+    return y
+
+
+def _take(pool: int | None, ids: Tensor, table: Tensor, y: Tensor) -> None:
+    torch.index_select(table, 0, ids, out=y)
 
 
 @jit

@@ -14,7 +14,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.attention_cpu import cache_fits, call, heads_fit, put_cache, put_new, task_of
+from owl_fast.kernels.attention_cpu import cache_fits, function, heads_fit, put_cache, put_new, task_of
 from owl_fast.kernels.launch import check, jit, launch, tl
 from owl_fast.kernels.rotary import GPU_DTYPES, check_rows, launch_spec, rotary_reference, rotated
 
@@ -258,5 +258,5 @@ def rotary_append_cpu(
     put_cache(task, key_cache, value_cache, key_scale, value_scale)
     task.cos, task.sin, task.angles = cos.data_ptr(), sin.data_ptr(), len(cos)
     task.slots = slot_mapping.data_ptr()
-    call(library, "rotary_append")(pool, task, path)
+    function(library, "rotary_append")(pool, task, path)
     return out

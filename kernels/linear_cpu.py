@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from owl_fast.kernels.cpu_calls import call
 from owl_fast.kernels.launch import check
 from owl_fast.kernels.quantized_linear import form_of, tiled_bytes
 from owl_fast.kernels.weights import StackedLora, TiledWeight
@@ -113,7 +114,8 @@ def linear_cpu(
         eps,
     )
     workspace = x.new_empty(calls.workspace(task), dtype=torch.uint8)
-    calls.run(pool, task, workspace.data_ptr())
+    kept = x, weight, bias, lora, norm, residual, y, workspace
+    call(calls.run, pool, task, workspace.data_ptr(), keep=kept)
     return y
 
 

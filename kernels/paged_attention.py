@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_fast.kernels.attention_cpu import cache_fits, call, put_cache, put_tables, task_of
+from owl_fast.kernels.attention_cpu import cache_fits, function, put_cache, put_tables, task_of
 from owl_fast.kernels.kv_append import check_cache, dequantize_heads, operand
 from owl_fast.kernels.launch import capability, check, jit, launch, tl
 from owl_fast.kernels.rotary import GPU_DTYPES
@@ -226,5 +226,5 @@ def paged_attention_cpu(
     put_cache(task, key_cache, value_cache, key_scale, value_scale)
     put_tables(task, block_tables, context_lens)
     task.bounds = cu_seqlens.data_ptr()
-    call(library, "paged_attention")(pool, task, path)
+    function(library, "paged_attention")(pool, task, path)
     return out

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from owl_fast.kernels.cpu_calls import call
 from owl_fast.kernels.launch import check, jit, launch, tl
 from owl_fast.kernels.rows import as_rows, block_of, check_rows
 
@@ -134,7 +135,8 @@ def rms_norm_cpu(library: ctypes.CDLL, x: Tensor, weight: Tensor, eps: float) ->
     out = torch.empty_like(x)
     width = x.shape[-1]
     rows = math.prod(x.shape[:-1])
-    _function(library, _NAMES[x.dtype])(x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, width, eps)
+    data = x.data_ptr(), weight.data_ptr(), out.data_ptr()
+    call(_function(library, _NAMES[x.dtype]), None, *data, rows, width, eps, keep=(x, weight, out))
     return out
 
 
@@ -144,4 +146,4 @@ def _function(library: ctypes.CDLL, name: str) -> Callable[..., None]:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = (pointer, pointer, pointer, count, count, ctypes.c_float)
     function.restype = None
-    return function
+    return lambda pool, *args: function(*args)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_fast.kernels.attention_cpu import call, heads_fit, put_new, query_fits, task_of
+from owl_fast.kernels.attention_cpu import function, heads_fit, put_new, query_fits, task_of
 from owl_fast.kernels.flash import as_autocast, check_heads
 from owl_fast.kernels.launch import check
 from owl_fast.kernels.whole_attention import whole_attention
@@ -171,5 +171,5 @@ def varlen_attention_cpu(
     task, out = task_of(query, key.shape[1], len(starts) - 1)
     put_new(task, key, value)
     task.bounds = starts.data_ptr()
-    call(library, "packed_attention")(pool, task, path)
+    function(library, "packed_attention")(pool, task, path)
     return out

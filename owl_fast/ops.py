@@ -6,7 +6,7 @@ Triton kernels on GPUs, libowl_cpu where it has the operation, plain torch for e
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from owl_fast import native
 from owl_fast.kernels.attention_cpu import TYPES
+from owl_fast.kernels.cpu_calls import recording, repeat
 from owl_fast.kernels.cross_attention import (
     cross_attention_cpu,
     cross_attention_cpu_takes,
@@ -36,7 +37,7 @@ from owl_fast.kernels.dense_attention import (
     dense_attention_reference,
     dense_attention_triton,
 )
-from owl_fast.kernels.embedding import embedding_reference, embedding_triton
+from owl_fast.kernels.embedding import embedding_cpu, embedding_reference, embedding_triton
 from owl_fast.kernels.kv_append import (
     append_cpu_takes,
     rotary_append_cpu,
@@ -120,6 +121,8 @@ __all__ = [
     "lora_linear",
     "paged_attention",
     "quick_gelu",
+    "recorded",
+    "repeats",
     "rms_norm",
     "rotary",
     "rotary_append",
@@ -177,10 +180,31 @@ def backend(device: torch.device) -> Backend:
     return "torch" if device.type != "cpu" or native.library() is None else "libowl_cpu"
 
 
+def repeats(x: Tensor) -> bool:
+    """Whether a decode step of a model whose rows are like x can be recorded by `recorded`."""
+    return decodes_at_once(x) and not uses_kernels(x)
+
+
+def recorded(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """work, a decode step over fixed tensors on a CPU, done again by each call of the result, which gives the
+    same tensor every time; as far as work is calls of libowl_cpu."""
+    with recording() as calls:
+        result = work()
+
+    def again() -> Tensor:
+        repeat(calls, native.pool())
+        return result
+
+    return again
+
+
 def embedding(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
     """ids (N,), table (V, C) -> (N, C); the row `padding` gets no gradient."""
-    if uses_kernels(table) and not (torch.is_grad_enabled() and table.requires_grad):
-        return embedding_triton(ids, table)
+    if not _records(table):
+        if uses_kernels(table):
+            return embedding_triton(ids, table)
+        if table.device.type == "cpu" and ids.dim() == 1:
+            return embedding_cpu(ids, table)
     return embedding_reference(ids, table, padding)
 
 

@@ -21,7 +21,7 @@ from owl_fast.engine.adapters import Adapters
 from owl_fast.engine.async_stream import AsyncStream, Pump
 from owl_fast.engine.dialogue import Chat
 from owl_fast.engine.drawing import DeviceSampler
-from owl_fast.engine.graphs import Recorder
+from owl_fast.engine.graphs import Recorder, cpu_capture
 from owl_fast.engine.inputs import InputReader, Prompt, PromptItem, is_messages
 from owl_fast.engine.kv_cache import BlockAllocator, KVCache, blocks_for
 from owl_fast.engine.loop import Loop
@@ -85,6 +85,9 @@ class Engine:
         self._loop = Loop(scheduler, self._runner, tokenizer.eos_id, sampler if on_device else None)
         if model.device.type == "cuda":
             self._runner.record(Recorder(self._loop.between_steps), max_batch, self.max_context)
+        elif ops.backend(model.device) == "libowl_cpu":
+            recorder = Recorder(self._loop.between_steps, cpu_capture, ops.repeats)
+            self._runner.record(recorder, max_batch, self.max_context)
         self._pump = Pump(self._loop)
 
     @classmethod

@@ -1,8 +1,9 @@
-"""CUDA graphs: work over fixed tensors is recorded once and replayed with new contents.
+"""Work over fixed tensors, recorded once and replayed with new contents: CUDA graphs, or libowl_cpu's calls.
 
 A decode step launches some 160 kernels that take microseconds each; replaying them as one costs the host one
-call. Sizes are rounded up to a bucket; the rows in excess write nothing and are not looked at. Until a bucket
-is recorded its steps run eagerly, with the same kernels and the same results.
+call, and on a CPU those of libowl_cpu come with their arguments ready. Sizes are rounded up to a bucket; the
+rows in excess write nothing and are not looked at. Until a bucket is recorded its steps run eagerly, with the
+same kernels and the same results.
 
 n sequences, B the bucket's size, V vocabulary.
 """
@@ -22,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from owl_fast import ops
 from owl_fast.engine.kv_cache import KVCache, blocks_for
 from owl_fast.engine.scheduler import Span
 from owl_fast.models.batch import PackedBatch, PagedCache
@@ -56,14 +58,36 @@ def cuda_capture(work: Work) -> Work:
     return replay
 
 
+def cpu_capture(work: Work) -> Work:
+    """Believed once it has said what work says, of other contents than it was recorded with."""
+    work()  # what is done only the first time
+    again, believed = ops.recorded(work), False
+
+    def replay() -> Tensor:
+        nonlocal again, believed
+        result = again()
+        if not believed:
+            result, wanted, believed = result.clone(), work(), True
+            if not torch.equal(result.view(torch.uint8), wanted.view(torch.uint8)):
+                _log.warning("steps are not recorded and run slower: a recording said something else")
+                again, result = work, wanted
+        return result
+
+    return replay
+
+
 class Recorder:
     """Records in a thread of its own, between two steps. Until then, or if it fails, work runs eagerly."""
 
     def __init__(
-        self, between_steps: Callable[[], AbstractContextManager[None]], capture: Capture = cuda_capture
+        self,
+        between_steps: Callable[[], AbstractContextManager[None]],
+        capture: Capture = cuda_capture,
+        takes: Callable[[Tensor], bool] = ops.uses_kernels,
     ) -> None:
-        """between_steps: lends the model to this thread."""
-        self._between_steps, self._capture = between_steps, capture
+        """between_steps: lends the model to this thread. takes: whether capture can record work on tensors
+        like the one given."""
+        self._between_steps, self._capture, self.takes = between_steps, capture, takes
         self._recorded: dict[object, Work] = {}
         self._wanted: set[object] = set()
         self._off = False
@@ -89,7 +113,7 @@ class Recorder:
                 self._recorded[key] = self._capture(work)
             except RuntimeError as error:
                 self._off = True
-                _log.warning("CUDA graphs are off, steps run eagerly and slower: %s", error)
+                _log.warning("steps are not recorded and run slower: %s", error)
             finally:
                 self._wanted.discard(key)
 
@@ -141,7 +165,9 @@ class DecodeGraphs:
     ) -> None:
         """model: a batch -> logits (rows, V)."""
         self._model, self._recorder = model, recorder
-        self._sizes = (*(size for size in BUCKETS if size < max_batch), max_batch)
+        # A CPU multiplies rows in excess like others, and a recording takes it next to no memory.
+        steps = BUCKETS if device.type == "cuda" else range(1, max_batch)
+        self._sizes = (*(size for size in steps if size < max_batch), max_batch)
         max_blocks = blocks_for(max_context, cache.block_size)
         self._make = partial(DecodeInputs, cache, max_blocks=max_blocks, device=device)
         self._inputs: dict[int, DecodeInputs] = {}

@@ -11,7 +11,6 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from owl_fast import ops
 from owl_fast.engine.adapters import Adapters
 from owl_fast.engine.graphs import DecodeGraphs, PictureGraph, Recorder
 from owl_fast.engine.kv_cache import KVCache
@@ -30,15 +29,16 @@ class Runner:
         self.cache = cache
         self.adapters = adapters
         self._recorder: Recorder | None = None
+        self._picture: PictureGraph | None = None
 
     def record(self, recorder: Recorder, max_batch: int, max_context: int) -> None:
-        """From now on steps of single rows, and pictures, are recorded and replayed."""
+        """From now on steps of single rows, and pictures on a GPU, are recorded and replayed."""
         model, device = self.model, self.model.device
         self._recorder = recorder
         self._decode = DecodeGraphs(
             lambda batch: model.logits(model(batch)), self.cache, max_batch, max_context, device, recorder
         )
-        self._picture = PictureGraph(model.encode_images, recorder)
+        self._picture = PictureGraph(model.encode_images, recorder) if device.type == "cuda" else None
 
     def use_adapter(self, adapter: Adapter | None) -> None:
         if self.adapters.use(adapter) and self._recorder is not None:
@@ -54,7 +54,7 @@ class Runner:
         return torch.cat(rows) if rows else self.model.query_tokens.new_empty(none)
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        if pixels.dim() == 3 and self._records():
+        if pixels.dim() == 3 and self._picture is not None and self._records():
             self.model.abstractor.encoder.renew_folded()
             return self._picture.run(pixels[None], self.model.query_tokens)
         if pixels.dim() == 3:
@@ -80,7 +80,7 @@ class Runner:
         return logits
 
     def _records(self) -> bool:
-        return self._recorder is not None and ops.uses_kernels(self.model.query_tokens)
+        return self._recorder is not None and self._recorder.takes(self.model.query_tokens)
 
     def _batch(self, spans: Seq[Span]) -> PackedBatch:
         pictures = [rows for span in spans if (rows := _picture_rows(span)) is not None]

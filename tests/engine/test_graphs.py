@@ -11,15 +11,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from owl_fast import Engine, ops
 from owl_fast.config import OwlConfig
-from owl_fast.engine.graphs import BUCKETS, DecodeInputs, Recorder, Work
+from owl_fast.engine.graphs import BUCKETS, DecodeInputs, Recorder, Work, cpu_capture
 from owl_fast.engine.kv_cache import KVCache
+from owl_fast.kernels import cpu_calls
 from owl_fast.kernels.launch import recording
 from owl_fast.models.owl import Owl
 from tests.golden_data import Golden
 
+CPU = torch.device("cpu")
 # What makes room or looks at the same memory in another way: nothing that a device computes.
 FREE = {
-    *("alias", "as_strided", "detach", "empty", "empty_strided", "expand", "new_empty", "select", "slice"),
+    *("alias", "as_strided", "detach", "empty", "empty_like", "empty_strided", "expand", "flatten"),
+    *("new_empty", "select", "slice", "unflatten"),
     *(
         "split",
         "split_with_sizes",
@@ -110,5 +113,55 @@ def test_a_recording_that_fails_leaves_eager_steps(caplog: pytest.LogCaptureFixt
         assert recorder.run("key", lambda: torch.ones(2)).tolist() == [1, 1]
         settled(recorder)
     assert [record.message for record in caplog.records] == [
-        "CUDA graphs are off, steps run eagerly and slower: out of memory"
+        "steps are not recorded and run slower: out of memory"
+    ]
+
+
+def conversation(engine: Engine, count: int = 3) -> list[tuple[list[int], list[float]]]:
+    prompts = [{"prompt": text} for text in ("a", "b c d e f", "c d", "a b c")[:count]]
+    outputs = engine.generate(prompts, max_tokens=6, temperature=0.0, ignore_eos=True)
+    return [(out.token_ids, out.logprobs) for out in outputs]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("quant", ["none", "int8", "int4"])
+def test_a_cpu_repeats_its_calls(quant: str, dtype: str, cpu_library: object) -> None:
+    """One row and three, again and again, with the bits of steps that are not recorded."""
+    options = {"device": "cpu", "dtype": dtype, "quant": quant, "max_batch": 4}
+    engine = Engine.from_pretrained(Golden("micro").checkpoint, **options)
+    recorder = engine._runner._recorder
+    assert recorder is not None
+    eager = Engine.from_pretrained(Golden("micro").checkpoint, **options)
+    eager._runner._recorder = None
+    for count in (1, 3, 3, 1):
+        assert conversation(engine, count) == conversation(eager, count)
+        settled(recorder)
+    assert settled(recorder) == {1, 3}
+    assert conversation(engine) == conversation(eager)
+
+
+@torch.inference_mode()
+def test_a_cpus_decode_step_is_calls_and_nothing_else(cpu_library: object) -> None:
+    engine = Engine.from_pretrained(Golden("micro").checkpoint, device="cpu", dtype="fp32", quant="int4")
+    model = engine.model
+    inputs = DecodeInputs(KVCache(model.config.llama, 8, torch.float32, CPU), 3, 8, CPU)
+    model.logits(model(inputs.batch))  # the tables of angles
+    with Operations() as operations, cpu_calls.recording() as calls:
+        model.logits(model(inputs.batch))
+    # The embedding is a call that torch carries out.
+    assert set(operations.seen) <= FREE | {"index_select"}
+    assert len(calls) == 5 * model.config.llama.num_hidden_layers + 3
+
+
+def test_a_recording_that_says_something_else_is_not_believed(
+    cpu_library: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of work that is more than calls of the library."""
+    x = torch.zeros(2)
+    again = cpu_capture(lambda: x + 1)
+    for value in (1.0, 2.0, 3.0):
+        x.fill_(value)
+        assert again().tolist() == [value + 1] * 2
+    assert [record.message for record in caplog.records] == [
+        "steps are not recorded and run slower: a recording said something else"
     ]
