@@ -80,9 +80,9 @@ def library() -> ctypes.CDLL | None:
     found = status()
     if found.library is None:
         _log.warning(
-            "native CPU operations are off: %s. %s; `pip install .` or `make native` builds them.",
+            "native CPU operations are off: %s; %s; `pip install .` or `make native` builds them",
             found.reason,
-            COST.capitalize(),
+            COST,
         )
     return found.library
 
