@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 Function = Callable[..., None]  # of a pool's handle, and of arguments that are valid while they are kept
 
 
@@ -43,6 +45,15 @@ def recording() -> Iterator[list[Call]]:
         _recording.reset(token)
 
 
-def repeat(calls: list[Call], pool: int | None) -> None:
-    for function, args, _ in calls:
-        function(pool, *args)
+def recorded(work: Callable[[], Tensor], pool: Callable[[], int | None]) -> Callable[[], Tensor]:
+    """work, done again by each call of the result as far as it is calls; the same tensor comes back."""
+    with recording() as calls:
+        result = work()
+
+    def again() -> Tensor:
+        handle = pool()
+        for function, args, _ in calls:
+            function(handle, *args)
+        return result
+
+    return again

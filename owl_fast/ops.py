@@ -17,7 +17,7 @@ from torch import Tensor
 
 from owl_fast import native
 from owl_fast.kernels.attention_cpu import TYPES
-from owl_fast.kernels.cpu_calls import recording, repeat
+from owl_fast.kernels.cpu_calls import recorded as recorded_calls
 from owl_fast.kernels.cross_attention import (
     cross_attention_cpu,
     cross_attention_cpu_takes,
@@ -188,14 +188,7 @@ def repeats(x: Tensor) -> bool:
 def recorded(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """work, a decode step over fixed tensors on a CPU, done again by each call of the result, which gives the
     same tensor every time; as far as work is calls of libowl_cpu."""
-    with recording() as calls:
-        result = work()
-
-    def again() -> Tensor:
-        repeat(calls, native.pool())
-        return result
-
-    return again
+    return recorded_calls(work, native.pool)
 
 
 def embedding(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:

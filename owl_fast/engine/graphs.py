@@ -59,8 +59,8 @@ def cuda_capture(work: Work) -> Work:
 
 
 def cpu_capture(work: Work) -> Work:
-    """Believed once it has said what work says, of other contents than it was recorded with."""
-    work()  # what is done only the first time
+    """Of work that has been done once. Believed after it has said what work says, of other contents than it
+    was recorded with."""
     again, believed = ops.recorded(work), False
 
     def replay() -> Tensor:
@@ -100,7 +100,8 @@ class Recorder:
         if key not in self._wanted and not self._off:
             self._wanted.add(key)
             context = contextvars.copy_context()  # which kernels are in use is part of it
-            threading.Thread(target=context.run, args=(self._record, key, work), daemon=True).start()
+            # A process that ends waits for it: torch must not be cut off in the middle.
+            threading.Thread(target=context.run, args=(self._record, key, work)).start()
         return work()
 
     def forget(self) -> None:
