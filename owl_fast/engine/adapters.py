@@ -117,10 +117,10 @@ class Adapters:
                 "other_precision=True"
             )
 
-    def release(self) -> None:
-        """Take an unloaded adapter off the model, so that its memory is free."""
-        if self._carried is not None and self._carried not in self._loaded.values():
-            self.use(None)
+    @property
+    def is_unloaded(self) -> bool:
+        """Whether the model still carries an adapter that is not loaded any more."""
+        return self._carried is not None and self._carried not in self._loaded.values()
 
     def _check_base(self, folder: str | Path, adapter: Adapter) -> None:
         base = adapter.base

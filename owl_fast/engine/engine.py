@@ -87,7 +87,8 @@ class Engine:
             self._runner.record(Recorder(self._loop.between_steps), max_batch, self.max_context)
         elif ops.backend(model.device) == "libowl_cpu":
             recorder = Recorder(self._loop.between_steps, cpu_capture, ops.repeats)
-            self._runner.record(recorder, max_batch, self.max_context)
+            # A CPU multiplies rows in excess like others, and a recording takes it next to no memory.
+            self._runner.record(recorder, max_batch, self.max_context, range(1, max_batch))
         self._pump = Pump(self._loop)
 
     @classmethod
@@ -235,7 +236,7 @@ class Engine:
         model's input."""
         pixels, chosen = self._reader.pixels(images), self._adapters.find(adapter)
         with self._loop.between_steps():
-            self._adapters.use(chosen)
+            self._runner.use_adapter(chosen)
             # A clone made here is an ordinary tensor, free to take part in training.
             return self._runner.encode_images(pixels).clone()
 
@@ -278,7 +279,7 @@ class Engine:
         self._adapters.unload(name)
         with self._loop.between_steps():
             if not self._loop.scheduler.running:
-                self._adapters.release()
+                self._runner.release_adapter()
 
     def save_pretrained(
         self,
@@ -299,7 +300,7 @@ class Engine:
         if chosen is not None and not other_precision:
             self._adapters.check_precision(chosen)
         with self._loop.between_steps():
-            self._adapters.use(None)
+            self._runner.use_adapter(None)
             save_model(
                 self.model,
                 folder,

@@ -163,12 +163,11 @@ class DecodeGraphs:
         max_context: int,
         device: torch.device,
         recorder: Recorder,
+        sizes: Seq[int],
     ) -> None:
-        """model: a batch -> logits (rows, V)."""
+        """model: a batch -> logits (rows, V). sizes: of buckets, ascending."""
         self._model, self._recorder = model, recorder
-        # A CPU multiplies rows in excess like others, and a recording takes it next to no memory.
-        steps = BUCKETS if device.type == "cuda" else range(1, max_batch)
-        self._sizes = (*(size for size in steps if size < max_batch), max_batch)
+        self._sizes = (*(size for size in sizes if size < max_batch), max_batch)
         max_blocks = blocks_for(max_context, cache.block_size)
         self._make = partial(DecodeInputs, cache, max_blocks=max_blocks, device=device)
         self._inputs: dict[int, DecodeInputs] = {}

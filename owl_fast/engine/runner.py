@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from owl_fast.engine.adapters import Adapters
-from owl_fast.engine.graphs import DecodeGraphs, PictureGraph, Recorder
+from owl_fast.engine.graphs import BUCKETS, DecodeGraphs, PictureGraph, Recorder
 from owl_fast.engine.kv_cache import KVCache
 from owl_fast.engine.scheduler import Span, StepPlan
 from owl_fast.lora import Adapter
@@ -31,18 +31,30 @@ class Runner:
         self._recorder: Recorder | None = None
         self._picture: PictureGraph | None = None
 
-    def record(self, recorder: Recorder, max_batch: int, max_context: int) -> None:
-        """From now on steps of single rows, and pictures on a GPU, are recorded and replayed."""
+    def record(self, recorder: Recorder, max_batch: int, max_context: int, sizes: Seq[int] = BUCKETS) -> None:
+        """From now on steps of single rows, in buckets of these sizes, and pictures on a GPU are recorded and
+        replayed."""
         model, device = self.model, self.model.device
         self._recorder = recorder
         self._decode = DecodeGraphs(
-            lambda batch: model.logits(model(batch)), self.cache, max_batch, max_context, device, recorder
+            lambda batch: model.logits(model(batch)),
+            self.cache,
+            max_batch,
+            max_context,
+            device,
+            recorder,
+            sizes,
         )
         self._picture = PictureGraph(model.encode_images, recorder) if device.type == "cuda" else None
 
     def use_adapter(self, adapter: Adapter | None) -> None:
         if self.adapters.use(adapter) and self._recorder is not None:
             self._recorder.forget()
+
+    def release_adapter(self) -> None:
+        """Take an unloaded adapter off the model, so that its memory is free."""
+        if self.adapters.is_unloaded:
+            self.use_adapter(None)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Seq[Tensor]) -> Tensor:
