@@ -9,7 +9,7 @@ namespace {
 
 struct Lanes {
   static constexpr int kMostRows = 12;
-  static constexpr int kSums = 24;  // of 32 registers
+  static constexpr int kSums = 12;  // and as many totals, of 32 registers
   static constexpr int32_t kInt8Offset = 128;
   using Int = __m512i;
   using Float = __m512;

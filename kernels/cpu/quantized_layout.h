@@ -69,9 +69,9 @@ struct RowTask {
 constexpr int kMostRows = 12;
 
 // One instruction set. few: for a single block of rows, several tiles at once, as many as `streams` says;
-// many: for blocks of more rows in all, `wide` tiles at once. By form of the weight; then by rows of a block.
+// many: for more blocks of rows, one tile at once. By form of the weight; then by rows of a block.
 struct QuantizedKernels {
-  int most_rows, wide;
+  int most_rows;
   int streams[kMostRows + 1];
   TileKernel few[kForms][kMostRows + 1], many[kForms][kMostRows + 1];
   void (*quantize_f32)(const float *row, const RowTask &task);

@@ -43,8 +43,12 @@ void tile_kernel(const TileTask &task) {
   constexpr bool kInt4 = kForm != OWL_INT8;
   const uint8_t *w[kStreams];
   for (int s = 0; s < kStreams; ++s) w[s] = task.weights[s];
-  float *const sums = task.sums;  // in memory: the registers are for the sums within a group
-  for (int i = 0; i < kStreams * kRows; ++i) Lanes::store(sums + i * kTileRows, Lanes::zero());
+  typename Lanes::Float total[kStreams][kRows];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+    for (int s = 0; s < kStreams; ++s) total[s][m] = Lanes::zero();
+  }
   const int8_t *x = task.x;
   for (int64_t g = 0; g < task.groups; ++g) {
     typename Lanes::Int dots[kStreams][kRows];
@@ -87,11 +91,14 @@ void tile_kernel(const TileTask &task) {
       for (int m = 0; m < kRows; ++m) {
         const typename Lanes::Float factor =
             Lanes::times(Lanes::spread(task.x_scale[g * kRows + m]), scale);
-        float *const sum = sums + (s * kRows + m) * kTileRows;
-        const typename Lanes::Float part = Lanes::times(Lanes::to_float(dots[s][m]), factor);
-        Lanes::store(sum, Lanes::plus(Lanes::floats(sum), part));
+        total[s][m] = Lanes::plus(total[s][m], Lanes::times(Lanes::to_float(dots[s][m]), factor));
       }
     }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+    for (int s = 0; s < kStreams; ++s) Lanes::store(task.sums + (s * kRows + m) * kTileRows, total[s][m]);
   }
 }
 
@@ -162,14 +169,14 @@ constexpr int streams_of() {
 template <int kRows>
 void add_kernels(QuantizedKernels &kernels) {
   if constexpr (kRows > 0) {
-    constexpr int streams = streams_of<kRows>(), wide = streams_of<Lanes::kMostRows>();
+    constexpr int streams = streams_of<kRows>();
     kernels.streams[kRows] = streams;
     kernels.few[OWL_INT8][kRows] = tile_kernel<OWL_INT8, kRows, streams>;
     kernels.few[OWL_INT4][kRows] = tile_kernel<OWL_INT4, kRows, streams>;
     kernels.few[OWL_INT4_NARROW][kRows] = tile_kernel<OWL_INT4_NARROW, kRows, streams>;
-    kernels.many[OWL_INT8][kRows] = tile_kernel<OWL_INT8, kRows, wide>;
-    kernels.many[OWL_INT4][kRows] = tile_kernel<OWL_INT4, kRows, wide>;
-    kernels.many[OWL_INT4_NARROW][kRows] = tile_kernel<OWL_INT4_NARROW, kRows, wide>;
+    kernels.many[OWL_INT8][kRows] = tile_kernel<OWL_INT8, kRows, 1>;
+    kernels.many[OWL_INT4][kRows] = tile_kernel<OWL_INT4, kRows, 1>;
+    kernels.many[OWL_INT4_NARROW][kRows] = tile_kernel<OWL_INT4_NARROW, kRows, 1>;
     add_kernels<kRows - 1>(kernels);
   }
 }
@@ -177,7 +184,6 @@ void add_kernels(QuantizedKernels &kernels) {
 QuantizedKernels make_quantized() {
   QuantizedKernels kernels = {};
   kernels.most_rows = Lanes::kMostRows;
-  kernels.wide = streams_of<Lanes::kMostRows>();
   add_kernels<Lanes::kMostRows>(kernels);
   kernels.quantize_f32 = quantize_row<float>;
   kernels.quantize_bf16 = quantize_row<uint16_t>;

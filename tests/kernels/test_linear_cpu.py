@@ -324,8 +324,8 @@ def test_ops_run_it_where_they_can(cpu_library: ctypes.CDLL, monkeypatch: pytest
 
 ARM = "aarch64-linux-gnu"
 DRIVERS = {
-    "memory": (["-DCMAKE_CXX_FLAGS=-g -fsanitize=address,undefined -fno-sanitize-recover=all"], []),
-    "races": (["-DCMAKE_CXX_FLAGS=-g -fsanitize=thread"], []),
+    "memory": (["-DCMAKE_CXX_FLAGS=-g1 -fsanitize=address,undefined -fno-sanitize-recover=all"], []),
+    "races": (["-DCMAKE_CXX_FLAGS=-g1 -fsanitize=thread"], []),
     "aarch64": (
         [f"-DCMAKE_SYSTEM_{name}" for name in ("NAME=Linux", "PROCESSOR=aarch64")]
         + [f"-DCMAKE_CXX_COMPILER={ARM}-g++"],
