@@ -33,10 +33,10 @@ class Task(ctypes.Structure):
         "query key value out bounds cos sin positions key_cache value_cache key_scale value_scale slots "
         "tables lengths",
         "type rows sequences heads kv_heads width query_row query_head key_row key_head value_row value_head "
-        "angles cache_type block_size table_row length_step",
+        "angles cache_type block_size cache_row cache_head table_row length_step",
         "type rows sequences heads kv_heads width query key value query_row query_head key_row key_head "
         "value_row value_head out bounds cos sin positions angles cache_type key_cache value_cache key_scale "
-        "value_scale block_size slots tables table_row lengths length_step",
+        "value_scale block_size cache_row cache_head slots tables table_row lengths length_step",
     )
 
 
@@ -85,24 +85,36 @@ def query_fits(query: Tensor, kv_heads: int) -> bool:
 def cache_fits(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, scales: tuple[Tensor | None, ...]
 ) -> bool:
-    """Contiguous caches (blocks, block_size, K, D) of one kind, int8 with scales and others without."""
+    """Caches (blocks, block_size, K, D) of one kind in one order, int8 with scales and others without."""
+    order = cache_order(key_cache)
     return (
         key_cache.dtype in CACHE_TYPES
         and key_cache.dtype == value_cache.dtype
         and key_cache.shape == value_cache.shape
         and key_cache.shape[3] == query.shape[-1]
-        and key_cache.is_contiguous()
-        and value_cache.is_contiguous()
+        and order is not None
+        and order == cache_order(value_cache)
         and all((s is not None) == (key_cache.dtype == torch.int8) for s in scales)
-        and all(s is None or (s.dtype == torch.float32 and s.is_contiguous()) for s in scales)
+        and all(s is None or (s.dtype == torch.float32 and cache_order(s) == order) for s in scales)
         and query_fits(query, key_cache.shape[2])
     )
+
+
+def cache_order(cache: Tensor) -> tuple[int, int] | None:
+    """Vectors from one row of a block to the next, and from head to head; None where blocks have gaps."""
+    _, rows, heads = cache.shape[:3]
+    if cache.is_contiguous():
+        return heads, 1
+    return (1, rows) if cache.transpose(1, 2).is_contiguous() else None
 
 
 def put_cache(
     task: Task, key_cache: Tensor, value_cache: Tensor, key_scale: Tensor | None, value_scale: Tensor | None
 ) -> None:
+    order = cache_order(key_cache)
+    assert order is not None, key_cache.stride()
     task.cache_type, task.block_size = CACHE_TYPES[key_cache.dtype], key_cache.shape[1]
+    task.cache_row, task.cache_head = order
     task.key_cache, task.value_cache = key_cache.data_ptr(), value_cache.data_ptr()
     if key_scale is not None and value_scale is not None:
         task.key_scale, task.value_scale = key_scale.data_ptr(), value_scale.data_ptr()

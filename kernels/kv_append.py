@@ -46,11 +46,12 @@ def kv_append_reference(
 
     The caches (blocks, block_size, K, D) are changed in place.
     """
+    block, row = slot_mapping // key_cache.shape[1], slot_mapping % key_cache.shape[1]
     for x, cache, scales in ((key, key_cache, key_scale), (value, value_cache, value_scale)):
         if scales is not None:
             x, scale = quantize_heads(x)
-            scales.view(-1, x.shape[1]).index_copy_(0, slot_mapping, scale)
-        cache.view(-1, *x.shape[1:]).index_copy_(0, slot_mapping, x.to(cache.dtype))
+            scales[block, row] = scale
+        cache[block, row] = x.to(cache.dtype)
 
 
 def rotary_append_reference(

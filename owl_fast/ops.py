@@ -155,8 +155,7 @@ def kernels(used: bool) -> Iterator[None]:
 
 def uses_kernels(x: Tensor) -> bool:
     """Whether operations on x run as Triton's kernels, as far as there are some."""
-    chosen = _chosen.get()
-    return supports(x.device) if chosen is None else chosen
+    return backend(x.device) == "triton"
 
 
 def decodes_at_once(x: Tensor) -> bool:
@@ -175,7 +174,8 @@ Backend = Literal["triton", "libowl_cpu", "torch"]
 
 def backend(device: torch.device) -> Backend:
     """What runs linear layers of inference on this device; torch writes quantized weights out dense."""
-    if supports(device):
+    chosen = _chosen.get()
+    if supports(device) if chosen is None else chosen:
         return "triton"
     return "torch" if device.type != "cpu" or native.library() is None else "libowl_cpu"
 

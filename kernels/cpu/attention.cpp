@@ -50,6 +50,11 @@ void repeat_last(KeyBlock *block, int64_t count) {
   }
 }
 
+// A vector of the cache.
+inline int64_t place_of(const owl_attention &task, int64_t block, int64_t row, int64_t head) {
+  return block * task.block_size * task.kv_heads + row * task.cache_row + head * task.cache_head;
+}
+
 struct PagedKeys {
   const owl_attention *task;
   const int32_t *table;
@@ -60,14 +65,14 @@ void locate_paged(const void *keys, int64_t first, int64_t count, KeyBlock *bloc
   const PagedKeys &mine = *static_cast<const PagedKeys *>(keys);
   const owl_attention &task = *mine.task;
   const float factor = score_factor(task.width);
-  const int64_t size = kSizes[task.cache_type], next = task.kv_heads * task.width * size;
+  const int64_t size = kSizes[task.cache_type], next = task.cache_row * task.width * size;
   int64_t page = first / task.block_size, row = first % task.block_size;
   for (int64_t i = 0; i < count; ++page, row = 0) {
-    int64_t place = (mine.table[page] * task.block_size + row) * task.kv_heads + mine.head;
+    int64_t place = place_of(task, mine.table[page], row, mine.head);
     const char *key = static_cast<const char *>(task.key_cache) + place * task.width * size;
     const char *value = static_cast<const char *>(task.value_cache) + place * task.width * size;
     const int64_t last = smaller(i + task.block_size - row, count);
-    for (; i < last; ++i, place += task.kv_heads, key += next, value += next) {
+    for (; i < last; ++i, place += task.cache_row, key += next, value += next) {
       block->place[i] = key;
       block->place[kKeys + i] = value;
       block->key_factor[i] = task.key_scale != nullptr ? factor * task.key_scale[place] : factor;
@@ -191,7 +196,7 @@ void append(const owl_attention &task, int64_t row, int64_t head, const Turn &tu
   const int64_t slot = task.slots[row];
   if (slot < 0) return;
   alignas(64) float turned[kWidestHead];
-  const int64_t place = slot * task.kv_heads + head, type = task.cache_type;
+  const int64_t place = place_of(task, slot / task.block_size, slot % task.block_size, head), type = task.cache_type;
   const void *key = at(task.key, row * task.key_row + head * task.key_head, task.type);
   const void *value = at(task.value, row * task.value_row + head * task.value_head, task.type);
   vectors.rotate[task.type](key, turn.cos, turn.sin, task.width, turned);
@@ -256,7 +261,7 @@ OWL_API void owl_decode_attention(owl_pool *pool, const owl_attention *given, in
     const PagedKeys keys = {&task, task.tables + row * task.table_row, head};
     vectors.attend[task.type][task.cache_type](
         {group, task.width, rows.query, rows.out, group, 0, length, 0, task.value_scale != nullptr, locate_paged, &keys,
-         head + 1 < task.kv_heads ? task.width * kSizes[task.cache_type] : 0});
+         head + 1 < task.kv_heads ? task.cache_head * task.width * kSizes[task.cache_type] : 0});
   };
   parallel(pool, task.sequences * parts, [&](int64_t item) {
     const int64_t first = item % parts * together, last = smaller(first + together, task.kv_heads);

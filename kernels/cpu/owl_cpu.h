@@ -23,7 +23,7 @@
 #endif
 
 // Raised whenever a signature below changes its meaning; owl_fast/native.py refuses any other number.
-#define OWL_ABI_VERSION 3
+#define OWL_ABI_VERSION 4
 
 OWL_API int32_t owl_abi_version();
 
@@ -101,11 +101,12 @@ typedef struct owl_attention {
   const void *cos, *sin;  // (angles, width / 2)
   const int64_t *positions;
   int64_t angles;
-  // The cache. Slot s is block s / block_size, row s % block_size.
+  // The cache: blocks of block_size * kv_heads vectors of `width`, that of row r and head h of a block the
+  // (r * cache_row + h * cache_head)-th of it. Slot s is block s / block_size, row s % block_size.
   int64_t cache_type;              // 0 fp32, 1 bf16, 2 int8 with scales
-  void *key_cache, *value_cache;   // (blocks, block_size, kv_heads, width)
-  float *key_scale, *value_scale;  // (blocks, block_size, kv_heads)
-  int64_t block_size;
+  void *key_cache, *value_cache;
+  float *key_scale, *value_scale;  // one for each vector, in their order
+  int64_t block_size, cache_row, cache_head;
   const int64_t *slots;     // (rows): where a row's key and value go; negative: nowhere
   const int32_t *tables;    // [sequence * table_row + i]: its i-th block
   int64_t table_row;

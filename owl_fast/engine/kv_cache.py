@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from owl_fast import ops
 from owl_fast.config import LlamaConfig
 from owl_fast.errors import ParameterError
 
@@ -78,9 +80,19 @@ class BlockAllocator:
         return block
 
 
+def _empty_by_heads(shape: tuple[int, ...], **options: Any) -> Tensor:
+    """(blocks, rows, heads, ...), whose heads lie one behind the other."""
+    blocks, rows, heads, *rest = shape
+    return torch.empty((blocks, heads, rows, *rest), **options).transpose(1, 2)
+
+
 class KVCache:
     """Keys and values of every layer: (num_blocks, block_size, kv_heads, head_dim), in int8 with their
-    float32 scales (num_blocks, block_size, kv_heads) behind them."""
+    float32 scales (num_blocks, block_size, kv_heads) behind them.
+
+    For libowl_cpu a head's rows of a block lie side by side: memory serves few long pieces sooner than many
+    short ones (benchmarks/LOG.md).
+    """
 
     def __init__(
         self,
@@ -91,6 +103,8 @@ class KVCache:
         block_size: int = BLOCK_SIZE,
     ) -> None:
         shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
+        by_heads = ops.backend(torch.device(device)) == "libowl_cpu"
+        empty = _empty_by_heads if by_heads else torch.empty
         self.block_size = block_size
         self.num_blocks = num_blocks
         parts: list[tuple[tuple[int, ...], torch.dtype]] = [(shape, dtype)] * 2
@@ -98,7 +112,7 @@ class KVCache:
             parts += [(shape[:3], torch.float32)] * 2
         try:
             self.layers: list[tuple[Tensor, ...]] = [
-                tuple(torch.empty(size, dtype=kind, device=device) for size, kind in parts)
+                tuple(empty(size, dtype=kind, device=device) for size, kind in parts)
                 for _ in range(config.num_hidden_layers)
             ]
         except RuntimeError:  # whatever the device calls it

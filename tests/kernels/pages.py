@@ -30,6 +30,11 @@ class Pages:
     def copy(self) -> Pages:
         return Pages([x.clone() for x in self.caches], self.tables, self.lengths, self.block_size)
 
+    def by_heads(self) -> Pages:
+        """The same, a head's rows of a block side by side, as the engine keeps them on a CPU."""
+        caches = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in self.caches]
+        return Pages(caches, self.tables, self.lengths, self.block_size)
+
     def slots(self, positions: Tensor, sequence: int) -> Tensor:
         blocks = self.tables[sequence, positions // self.block_size].long()
         return blocks * self.block_size + positions % self.block_size

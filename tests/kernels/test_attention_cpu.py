@@ -57,7 +57,7 @@ def pages_of(
     int8 = kind == torch.int8
     return make_pages(
         lengths, kv_heads, head_dim, dtype=dtype, device=CPU, quantized=int8, block_size=block_size
-    )
+    ).by_heads()
 
 
 # --- exp ---
@@ -340,7 +340,7 @@ def test_decode_matches_float64(
     rows = fused_qkv(len(lengths), *heads, head_dim, dtype=dtype, device=CPU)
     slots, positions = pages.last_slots(), (pages.lengths.long() - 1).clamp(min=0)
     for cache in pages.scales or pages.caches:
-        cache.flatten(0, 1)[slots[:4]] = math.nan
+        cache[slots[:4] // 16, slots[:4] % 16] = math.nan
     mine, torchs = pages.copy(), pages.copy()
     angles = rotary_tables(torch.arange(150), head_dim, 10000.0, dtype)
 
@@ -360,6 +360,25 @@ def test_decode_matches_float64(
     )
     assert_as_good_as_torch(ours[:4], plain, exact)
     assert (ours[4] == 0).all()
+
+
+@pytest.mark.parametrize("kind", CACHES.values(), ids=CACHES)
+def test_the_order_of_the_cache_changes_no_bit(
+    cpu_library: ctypes.CDLL, path: int, kind: torch.dtype
+) -> None:
+    lengths = [1, 17, 129]
+    by_heads = pages_of(lengths, 2, 24, kind)
+    by_rows = Pages([x.contiguous() for x in by_heads.caches], *(by_heads.tables, by_heads.lengths, 16))
+    query, *rows = fused_qkv(3, 6, 2, 24, dtype=torch.bfloat16, device=CPU)
+    angles = rotary_tables(torch.arange(150), 24, 10000.0, torch.bfloat16)
+    found = []
+    for pages in (by_heads, by_rows):
+        place = pages.lengths.long() - 1, *pages.caches[:2], pages.last_slots(), pages.tables, pages.lengths
+        step = decode_attention_cpu(cpu_library, query, *rows, *angles, *place, *pages.scales, path=path)
+        found.append([step, chunk(cpu_library, query, pages, [1, 1, 1], path=path), *pages.caches])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.float().nan_to_num(9.0), other.float().nan_to_num(9.0))
+    assert by_heads.caches[0].stride() != by_rows.caches[0].stride()
 
 
 def test_a_position_without_angles_is_seen(cpu_library: ctypes.CDLL) -> None:
