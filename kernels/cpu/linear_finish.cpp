@@ -10,6 +10,7 @@ namespace {
 #define OWL_INLINE inline __attribute__((always_inline))
 
 constexpr int64_t kRanks = 32;           // of an adapter, turned round at a time
+constexpr int64_t kRounded = 12 * kTile;  // values at once
 constexpr int64_t kSwigluColumns = 512;  // of a row, an item of work
 
 // e^x within 2 units in the last place, infinite above 88.4, NaN for NaN: 2^n times a polynomial on the rest.
@@ -46,19 +47,12 @@ OWL_INLINE void copy(const T *from, int64_t count, T *to) {
   }
 }
 
-// As fp32, zeros for those that are not there.
+// The first of 16 values as fp32, zeros for those that are not there.
 template <typename T>
 OWL_INLINE void read(const T *from, int64_t count, float *to) {
   T values[kTile] = {};
   copy(from, count, values);
   for (int64_t i = 0; i < kTile; ++i) to[i] = widened(values[i]);
-}
-
-template <typename T>
-OWL_INLINE void write(const float *from, int64_t count, T *to) {
-  T values[kTile];
-  for (int64_t i = 0; i < kTile; ++i) put(from[i], values + i);
-  copy(values, count, to);
 }
 
 // sums[m][i] += sum_r low[m][r] b[i][r], r in order, for rows of one adapter whose rows of B begin at b.
@@ -96,10 +90,11 @@ OWL_INLINE void add_update(const Linear &linear, float *sums, int64_t row, int64
   }
 }
 
+// Step by step for all rows: long loops over values side by side are what compilers make vectors of.
 template <typename T>
 OWL_INLINE void finish(const Linear &linear, float *sums, int64_t row, int64_t rows, int64_t column) {
   const owl_linear_task &task = linear.task;
-  const int64_t count = smaller(kTile, task.n - column);
+  const int64_t count = smaller(kTile, task.n - column), values = rows * kTile;
   float other[kTile];
   if (task.bias != nullptr) {
     read(static_cast<const T *>(task.bias) + column, count, other);
@@ -108,40 +103,41 @@ OWL_INLINE void finish(const Linear &linear, float *sums, int64_t row, int64_t r
     }
   }
   if (linear.has_update) add_update<T>(linear, sums, row, rows, column, count);
-  for (int64_t m = 0; m < rows; ++m) {
-    const int64_t place = (row + m) * task.n + column;
-    float *const values = sums + m * kTile;
-    if (linear.gate_up != nullptr) {
-      copy(values, count, linear.gate_up + place);
-      continue;
+  const int64_t first = row * task.n + column;
+  if (linear.gate_up != nullptr) {
+    for (int64_t m = 0; m < rows; ++m) copy(sums + m * kTile, count, linear.gate_up + first + m * task.n);
+    return;
+  }
+  if (task.activation == OWL_QUICK_GELU) {
+    for (int64_t i = 0; i < values; ++i) sums[i] = gated(sums[i], 1.702f);
+  }
+  if (task.residual != nullptr) {
+    for (int64_t m = 0; m < rows; ++m) {
+      read(static_cast<const T *>(task.residual) + first + m * task.n, count, other);
+      for (int64_t i = 0; i < kTile; ++i) sums[m * kTile + i] += other[i];
     }
-    if (task.activation == OWL_QUICK_GELU) {
-      for (int64_t i = 0; i < kTile; ++i) values[i] = gated(values[i], 1.702f);
-    }
-    if (task.residual != nullptr) {
-      read(static_cast<const T *>(task.residual) + place, count, other);
-      for (int64_t i = 0; i < kTile; ++i) values[i] += other[i];
-    }
-    write(values, count, static_cast<T *>(task.y) + place);
+  }
+  T *y = static_cast<T *>(task.y) + first;
+  for (int64_t from = 0; from < values; from += kRounded) {
+    T out[kRounded];
+    const int64_t end = smaller(kRounded, values - from);
+    for (int64_t i = 0; i < end; ++i) put(sums[from + i], out + i);
+    for (int64_t i = 0; i < end; i += kTile, y += task.n) copy(out + i, count, y);
   }
 }
 
 template <typename T>
 OWL_INLINE void swiglu(const owl_linear_task &task, const float *gate_up, int64_t row, int64_t column) {
-  const int64_t width = task.n / 2, last = smaller(column + kSwigluColumns, width);
-  const float *gate = gate_up + row * task.n;
-  for (; column < last; column += kTile) {
-    const int64_t count = smaller(kTile, last - column), place = row * width + column;
-    float values[kTile], up[kTile];
-    read(gate + column, count, values);
-    read(gate + width + column, count, up);
-    for (int64_t i = 0; i < kTile; ++i) values[i] = gated(values[i], 1.0f) * up[i];
-    if (task.residual != nullptr) {
-      read(static_cast<const T *>(task.residual) + place, count, up);
-      for (int64_t i = 0; i < kTile; ++i) values[i] += up[i];
-    }
-    write(values, count, static_cast<T *>(task.y) + place);
+  const int64_t width = task.n / 2, count = smaller(kSwigluColumns, width - column), first = row * width + column;
+  const float *gate = gate_up + row * task.n + column, *up = gate + width;
+  float values[kSwigluColumns];
+  for (int64_t i = 0; i < count; ++i) values[i] = gated(gate[i], 1.0f) * up[i];
+  if (task.residual != nullptr) {
+    const T *residual = static_cast<const T *>(task.residual) + first;
+    for (int64_t i = 0; i < count; ++i) values[i] += widened(residual[i]);
   }
+  T *y = static_cast<T *>(task.y) + first;
+  for (int64_t i = 0; i < count; ++i) put(values[i], y + i);
 }
 
 }  // namespace

@@ -137,6 +137,7 @@ template <typename T>
 void quantize_row(const T *row, const RowTask &task) {
   const Layout &layout = *task.layout;
   const int32_t offset = layout.int4 ? 8 : Lanes::kInt8Offset;
+  const int64_t line = 4 * task.rows;
   int8_t *out = task.x + 4 * task.row;
   for (int64_t g = 0; g < layout.groups; ++g) {
     const bool last = g + 1 == layout.groups;
@@ -148,11 +149,12 @@ void quantize_row(const T *row, const RowTask &task) {
     std::memcpy(&amax, &largest, sizeof amax);
     int32_t sum = 0;
     for (int64_t from = 0; from < padded; from += kPart) {
-      alignas(64) int8_t part[kPart] = {};
+      alignas(64) int8_t part[kPart];
       const int64_t left = count - from < kPart ? count - from : kPart;
+      const int64_t size = padded - from < kPart ? padded - from : kPart;
+      if (!used || left < size) std::memset(part, 0, sizeof part);
       if (used && left > 0) sum += quantize(row + from, left, 127.0f / amax, part);
-      const int64_t fours = (padded - from < kPart ? padded - from : kPart) / 4;
-      for (int64_t i = 0; i < fours; ++i, out += 4 * task.rows) std::memcpy(out, part + 4 * i, 4);
+      for (int64_t i = 0; i < size; i += 4, out += line) std::memcpy(out, part + i, 4);
     }
     task.x_scale[g * task.rows + task.row] = used ? amax / 127.0f : finite ? 0.0f : __builtin_nanf("");
     task.start[g * task.rows + task.row] = -offset * sum;
