@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from owl_fast.errors import CheckpointError, OwlError, ParameterError
+from owl_fast.command_line import add_model_flags, ended, open_model
+from owl_fast.errors import CheckpointError, ParameterError
 from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", required=True, metavar="DIR", help="folder to write, new or empty")
     add("--part", choices=["vision", "vision+abstractor"], default="vision", help="default: vision")
     add("--dtype", choices=["fp32", "fp16"], default="fp32", help="of the weights (default: fp32)")
-    add("--vision-heads", type=int, metavar="N", help="of the vision tower, which a .pth does not tell")
-    add("--abstractor-heads", type=int, metavar="N", help="of the abstractor, likewise")
+    add_model_flags(parser, tokenizer=False)
     add("--plain", action="store_true", help="no progress")
     add_settings_flags(parser)
     return parser
@@ -58,15 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when the folder is there, 1 when it cannot be made, 2 for wrong usage, 130 after Ctrl-C."""
     args = read_settings(build_parser(), argv)
-    try:
-        _write(args)
-    except OwlError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    return 0
+    return ended(lambda: _write(args))
 
 
 def _write(args: argparse.Namespace) -> None:
@@ -111,11 +103,7 @@ def _write(args: argparse.Namespace) -> None:
 
 
 def _source(args: argparse.Namespace) -> Source:
-    from owl_fast.checkpoints import open_source
-    from owl_fast.hub import local_path
-
-    told = {name: getattr(args, name) for name in ("config", "vision_heads", "abstractor_heads")}
-    source = open_source(local_path(args.model), **told)
+    source = open_model(args)
     if source.adapter is not None:
         raise ParameterError(
             f"{args.model}: an adapter; merge it first, and export what "

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from owl_fast.errors import OwlError, ParameterError, UnsupportedError
+from owl_fast.command_line import add_model_flags, ended, open_model
+from owl_fast.errors import ParameterError, UnsupportedError
 from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--quant-vision", choices=["none", "int8"], default="none", help="the vision tower (default: none)")
     add("--dtype", default="bf16", choices=["bf16", "fp16", "fp32"], help="of the rest (default: bf16)")
     add("--device", default="auto", help="where to compute: auto (default), cuda, cuda:N or cpu")
-    add("--tokenizer", metavar="FILE", help="tokenizer.model of a .pth file")
-    add("--vision-heads", type=int, metavar="N", help="of the vision tower, which a .pth does not tell")
-    add("--abstractor-heads", type=int, metavar="N", help="of the abstractor, likewise")
+    add_model_flags(parser)
     add("--plain", action="store_true", help="no progress bar")
     add_settings_flags(parser)
     return parser
@@ -51,15 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when the folder is there, 1 when it cannot be made, 2 for wrong usage, 130 after Ctrl-C."""
     args = read_settings(build_parser(), argv)
-    try:
-        _write(args)
-    except OwlError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    return 0
+    return ended(lambda: _write(args))
 
 
 def _write(args: argparse.Namespace) -> None:
@@ -105,11 +95,7 @@ def _write(args: argparse.Namespace) -> None:
 
 
 def _source(args: argparse.Namespace) -> Source:
-    from owl_fast.checkpoints import open_source
-    from owl_fast.hub import local_path
-
-    told = {name: getattr(args, name) for name in ("tokenizer", "config", "vision_heads", "abstractor_heads")}
-    source = open_source(local_path(args.model), **told)
+    source = open_model(args)
     if source.adapter is not None:
         raise ParameterError(
             f"{args.model}: an adapter; quantize its base {source.path}, and name the adapter when you chat"

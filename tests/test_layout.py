@@ -21,8 +21,8 @@ LAYERS = (
     ),
     ("engine", "evaluation", "serving", "training"),
     (
-        *("chat", "cli", "compat", "completion", "data", "doctor", "evaluate", "quantize", "serve"),
-        *("settings", "summary", "train", "__main__"),
+        *("chat", "cli", "command_line", "compat", "completion", "data", "doctor", "evaluate", "quantize"),
+        *("serve", "settings", "summary", "train", "__main__"),
     ),
     ("benchmarks", "export", "recipes"),
 )

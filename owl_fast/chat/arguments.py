@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from owl_fast.chat.sampling import SETTINGS
+from owl_fast.command_line import add_model_flags
 from owl_fast.settings import add_settings_flags
 
 EXAMPLES = """\
@@ -63,9 +64,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("model", nargs="?", metavar="MODEL", help="folder, .pth file or hub id (default: owl-nano)")
     add("--adapter", metavar="DIR", help="LoRA adapter folder")
-    add("--tokenizer", metavar="FILE", help="tokenizer.model of a .pth file")
-    add("--vision-heads", type=int, metavar="N", help="of the vision tower, which a .pth does not tell")
-    add("--abstractor-heads", type=int, metavar="N", help="of the abstractor, likewise")
+    add_model_flags(group)
     add("--device", default="auto", help="auto (default), cuda, cuda:N or cpu")
     add("--dtype", default="auto", choices=["auto", "bf16", "fp16", "fp32"], help="of the weights")
     add(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from owl_fast.errors import OwlError
+from owl_fast.command_line import ended, model_options
 from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
@@ -57,14 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when all that is needed is there and the model can be read, else 1; 2 for wrong usage."""
     args = read_settings(build_parser(), argv)
-    try:
-        return _report(args)
-    except OwlError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
+    return ended(lambda: _report(args))
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -80,7 +73,7 @@ def _report(args: argparse.Namespace) -> int:
     from owl_fast.hub import local_path
 
     path = local_path(args.model)
-    told = {name: getattr(args, name) for name in ("tokenizer", "config", "vision_heads", "abstractor_heads")}
+    told = model_options(args)
     source = open_source(path, **told)
     taken = taken_row(source.config, args.device, args.dtype, args.quant, args.quant_vision)
     _print(args.model, [*source_rows(source), taken])
