@@ -1,8 +1,8 @@
 // Attention of some rows over keys in blocks (arXiv 2205.14135), written once over `Floats`. Everything here is
 // local to the file that includes it: the same function compiled for two instruction sets must never be merged.
 //
-// The order of every sum is fixed. A score is summed over channels in order, a lane per key; a row keeps its
-// largest score and its sum of weights over blocks of kKeys keys from the first; values are added in order of
+// The order of every sum is fixed. A score is summed over every kLanes-th channel (or pair of channels) in order,
+// then the upper half of these sums is added to the lower half until one is left; a row keeps its largest score and its sum of weights over blocks of kKeys keys from the first; values are added in order of
 // their keys, a lane per channel, and no key that a row does not see is ever multiplied, not even by zero. How
 // many rows are computed at once, and which, changes no bit.
 #pragma once
@@ -87,6 +87,46 @@ inline void multiply_lanes(const typename Math::Element *a, int64_t a_row, const
   }
   for (; lane < lanes; lane += kLanes) {
     multiply<Math, kRows, 1>(a, a_row, b + lane, b_row, steps, sums + lane, sums_row, factor);
+  }
+}
+
+// sum[m] = the products of a[m] with one register of keys, added up as the head of this file says: kLeft sums, of
+// which this is the one at kFirst. Its lanes are keys.
+template <typename Math, int kRows, int kLeft, int kFirst>
+inline __attribute__((always_inline)) void fold(const typename Math::Element *a, int64_t a_row,
+                                                const typename Math::Element *b, int64_t columns, Float sum[]) {
+  if constexpr (kLeft < kLanes) {
+    Float other[kRows];
+    fold<Math, kRows, 2 * kLeft, kFirst>(a, a_row, b, columns, sum);
+    fold<Math, kRows, 2 * kLeft, kFirst + kLeft>(a, a_row, b, columns, other);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) sum[m] = Floats::add(sum[m], other[m]);
+  } else {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) sum[m] = Floats::spread(0.0f);
+    for (int64_t i = kFirst; i < columns; i += kLanes) {
+      const typename Math::Vector keys = Math::fetch(b + i * kKeys);
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m) sum[m] = Math::add_product(sum[m], Math::spread(a + m * a_row + i), keys);
+    }
+  }
+}
+
+// Scores of `rows` rows, at most kRows of them, with keys turned round; columns: of these, a multiple of kLanes.
+template <typename Math, int kRows = Floats::kScored>
+inline void score_rows(int64_t rows, const typename Math::Element *query, const typename Math::Element *keys,
+                       int64_t columns, int64_t count, float *scores) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) {
+      score_rows<Math, kRows - 1>(rows, query, keys, columns, count, scores);
+      return;
+    }
+  }
+  for (int64_t first = 0; first < count; first += kLanes) {
+    Float sum[kRows];
+    fold<Math, kRows, 1, 0>(query, columns, keys + first, columns, sum);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) Floats::store(scores + m * kKeys + first, sum[m]);
   }
 }
 
@@ -231,40 +271,29 @@ inline float weigh(const float *scores, const KeyBlock &block, bool scaled, int6
   return shrink;
 }
 
-// Scores of one row, without a copy of the keys: channels in order, as in multiply. Several registers of keys
-// are summed at once, since each sum waits for the one before.
+// Scores of one row, without a copy of the keys: a lane per channel, so that each key is read in order.
 template <typename Math, typename Stored, bool kWhole>
 inline void score_one(const typename Math::Element *query, const KeyBlock &block, int64_t width, float *scores) {
-  constexpr int64_t kSize = kLanes * Math::kPack, kTogether = Floats::kTogether;
-  const int64_t depth = (width + Math::kPack - 1) / Math::kPack, pieces = (width + kSize - 1) / kSize;
-  for (int64_t first = 0; first < block.count; first += kTogether * kLanes) {
-    Float sum[kTogether];
+  constexpr int64_t kSize = kLanes * Math::kPack;
+  for (int64_t first = 0; first < block.count; first += kLanes) {
+    Float sum[kLanes];
 #pragma GCC unroll 16
-    for (int64_t t = 0; t < kTogether; ++t) sum[t] = Floats::spread(0.0f);
-    for (int64_t column = 0; column < width; column += kSize) {
-      typename Math::Vector rows[kTogether][kLanes];
-      send_for<Stored>(block, first, kTogether * kLanes, column / kSize, pieces, width);
-#pragma GCC unroll 16
-      for (int64_t t = 0; t < kTogether; ++t) {
-#pragma GCC unroll 16
-        for (int64_t j = 0; j < kLanes; ++j) {
-          const int64_t place = first + t * kLanes + j;
-          rows[t][j] = load_part<Math, kWhole>(row_at<Stored>(block, place), column, width);
-        }
-        Math::transpose(rows[t]);
-      }
-      const typename Math::Element *q = query + column / Math::kPack;
-      const int64_t left = depth - column / Math::kPack, steps = kWhole || left > kLanes ? kLanes : left;
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < kLanes; ++i) {
-        if (!kWhole && i >= steps) break;
-        const typename Math::Vector value = Math::spread(q + i);
-#pragma GCC unroll 16
-        for (int64_t t = 0; t < kTogether; ++t) sum[t] = Math::add_product(sum[t], value, rows[t][i]);
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const Stored *row = row_at<Stored>(block, first + j), *ahead = row_at<Stored>(block, first + j + kAhead);
+      sum[j] = Floats::spread(0.0f);
+      for (int64_t column = 0; column < width; column += kSize) {
+        __builtin_prefetch(ahead + column, 0, kInto);
+        const typename Math::Vector key = load_part<Math, kWhole>(row, column, width);
+        sum[j] = Math::add_product(sum[j], Math::fetch(query + column / Math::kPack), key);
       }
     }
+    Floats::transpose(sum);
 #pragma GCC unroll 16
-    for (int64_t t = 0; t < kTogether; ++t) Floats::store(scores + first + t * kLanes, sum[t]);
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < half; ++i) sum[i] = Floats::add(sum[i], sum[i + half]);
+    }
+    Floats::store(scores + first, sum[0]);
   }
 }
 
@@ -332,15 +361,17 @@ inline void attend_tile(const AttentionTask &task, const KeyBlock &block, int64_
   while (row < end && task.seen(row) <= first) ++row;
   if (row == end) return;
   const int64_t rows = end - row;
-  int64_t counts[Floats::kRows];
+  int64_t counts[Floats::kRows] = {};
   for (int64_t m = 0; m < rows; ++m) {
     const int64_t seen = task.seen(row + m) - first;
     counts[m] = seen < block.count ? seen : block.count;
   }
   alignas(64) float scores[Floats::kRows * kKeys], shrink[Floats::kRows];
   alignas(64) Element weights[Floats::kRows * kKeys / kPack];
-  multiply_rows<Math>(rows, running.query + row * depth, depth, keys, kKeys, (task.width + kPack - 1) / kPack,
-                      scores, kKeys, nullptr, padded(counts[rows - 1], kLanes));
+  for (int64_t m = 0; m < rows; m += Floats::kScored) {
+    score_rows<Math>(rows - m < Floats::kScored ? rows - m : Floats::kScored, running.query + (row + m) * depth, keys,
+                     depth, counts[rows - 1], scores + m * kKeys);
+  }
   for (int64_t m = 0; m < rows; ++m) {
     shrink[m] = weigh<Math>(scores + m * kKeys, block, task.scaled_values, counts[m], running.peak + row + m,
                             running.total + (row + m) * kLanes, weights + m * kKeys / kPack);

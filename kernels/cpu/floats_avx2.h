@@ -11,7 +11,7 @@ namespace {
 struct Floats {
   static constexpr int kWidth = 8;
   static constexpr int kRows = 6, kVectors = 2;  // sums of a tile: 12 of 16 registers
-  static constexpr int kTogether = 2;  // registers of keys for one row
+  static constexpr int kScored = 2;  // rows whose scores are summed at once
   using Float = __m256;
 
   static Float spread(float value) { return _mm256_set1_ps(value); }

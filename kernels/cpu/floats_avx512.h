@@ -11,7 +11,7 @@ namespace {
 struct Floats {
   static constexpr int kWidth = 16;
   static constexpr int kRows = 6, kVectors = 4;  // sums of a tile: 24 of 32 registers
-  static constexpr int kTogether = 2;  // registers of keys for one row
+  static constexpr int kScored = 4;  // rows whose scores are summed at once
   using Float = __m512;
 
   static Float spread(float value) { return _mm512_set1_ps(value); }

@@ -11,7 +11,7 @@ namespace {
 struct Floats {
   static constexpr int kWidth = 4;
   static constexpr int kRows = 6, kVectors = 4;  // sums of a tile: 24 of 32 registers
-  static constexpr int kTogether = 4;  // registers of keys for one row
+  static constexpr int kScored = 6;  // rows whose scores are summed at once
   using Float = float32x4_t;
 
   static Float spread(float value) { return vdupq_n_f32(value); }

@@ -12,7 +12,7 @@ namespace {
 struct Floats {
   static constexpr int kWidth = 8;
   static constexpr int kRows = 2, kVectors = 2;
-  static constexpr int kTogether = 2;  // registers of keys for one row
+  static constexpr int kScored = 2;  // rows whose scores are summed at once
   struct Float {
     float v[kWidth];
   };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,6 +14,8 @@ from torch.nn.attention.bias import causal_lower_right
 from benchmarks.cases.ops.case import Case, Work
 from benchmarks.timing import Run
 from owl_fast import ops
+from owl_fast.config import OwlConfig
+from owl_fast.engine.kv_cache import KVCache
 
 COPIES_BYTES = 200 << 20  # of all layers' caches together; a processor's own are smaller
 HEADS, HEAD_DIM, BLOCK, CONTEXT, THETA = 32, 128, 16, 2048, 10000.0
@@ -25,15 +28,16 @@ Cache = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # keys, values, and
 def cache_of(batch: int, context: int, kind: torch.dtype, device: torch.device) -> tuple[Cache, Tensor]:
     """The cache of batch sequences in scattered blocks, and their tables."""
     count = -(-context // BLOCK)
-    shape = batch * count, BLOCK, HEADS, HEAD_DIM
     order = torch.randperm(batch * count, device=device).int()
     tables = torch.zeros(batch, CONTEXT // BLOCK, dtype=torch.int32, device=device)
     tables[:, :count] = order.view(batch, count)
-    if kind != torch.int8:
-        key, value = (torch.randn(shape, dtype=kind, device=device) for _ in range(2))
-        return (key, value, None, None), tables
-    key, value = (torch.randint(-127, 128, shape, dtype=kind, device=device) for _ in range(2))
-    key_scale, value_scale = (torch.rand(shape[:3], device=device) / 64 for _ in range(2))
+    one_layer = replace(OwlConfig.mplug_owl_7b().llama, num_hidden_layers=1)
+    (key, value, *scales) = KVCache(one_layer, batch * count, kind, device).layers[0]
+    for x in (key, value):
+        x.random_(-127, 128) if kind == torch.int8 else x.normal_()
+    for x in scales:
+        x.uniform_(0, 1 / 64)
+    key_scale, value_scale = scales or (None, None)
     return (key, value, key_scale, value_scale), tables
 
 
