@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from owl_fast.errors import OwlError
 
@@ -22,7 +22,7 @@ def add_model_flags(parser: argparse._ActionsContainer, tokenizer: bool = True) 
     add("--abstractor-heads", type=int, metavar="N", help="of the abstractor, likewise")
 
 
-def model_options(args: argparse.Namespace) -> dict[str, object]:
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of checkpoints.open_source that were given."""
     names = ("tokenizer", "config", "vision_heads", "abstractor_heads")
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
@@ -33,7 +33,7 @@ def open_model(args: argparse.Namespace) -> Source:
     from owl_fast.checkpoints import open_source
     from owl_fast.hub import local_path
 
-    return open_source(local_path(args.model), **model_options(args))  # type: ignore[arg-type]
+    return open_source(local_path(args.model), **model_options(args))
 
 
 def ended(work: Callable[[], int | None]) -> int:
