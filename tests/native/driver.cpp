@@ -287,6 +287,8 @@ struct Prompt {
       all.value_scale = reinterpret_cast<float *>(value_scale.data);
     }
     all.block_size = kBlock, all.slots = slots.data() + first, all.tables = table.data();
+    const bool by_heads = length % 2 == 0;
+    all.cache_row = by_heads ? 1 : kv_heads, all.cache_head = by_heads ? kBlock : 1;
     all.lengths = lengths.data();
     return all;
   }
