@@ -5,6 +5,27 @@ Messages say what came, what was wanted and what to do about it.
 
 from __future__ import annotations
 
+from enum import Enum
+
+
+class Reason(str, Enum):
+    """What is wrong with a training record; the kinds that are counted."""
+
+    MALFORMED = "malformed"
+    NOT_JSON = "not JSON"
+    WRONG_KEYS = "wrong keys"
+    WRONG_ROLES = "wrong roles"
+    PICTURE_COUNT = "pictures and <image> differ"
+    MISSING_PICTURE = "missing picture"
+    BROKEN_PICTURE = "broken picture"
+    OUTSIDE_ROOT = "path outside the data root"
+    NO_ANSWER = "no answer"
+    ALL_MASKED = "all labels masked"
+    TOO_LONG = "answer longer than the context"
+
+    def __str__(self) -> str:
+        return self.value
+
 
 class OwlError(Exception):
     """Base of all errors owl_fast raises on purpose."""
@@ -31,7 +52,18 @@ class ContextLengthError(PromptError):
 
 
 class DataError(OwlError, ValueError):
-    """A training record, conversation file or other data file is malformed, missing or unreadable."""
+    """A training record, conversation file or other data file is malformed, missing or unreadable.
+
+    reason: of a training record, the kind it is counted under.
+    """
+
+    def __init__(self, message: str, reason: Reason = Reason.MALFORMED) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class TooManyBadRows(DataError):
+    """More training records had to be left out than the cap allows."""
 
 
 class UnsupportedError(OwlError, ValueError):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from owl_fast.errors import DataError, PromptError
+from owl_fast.errors import DataError, PromptError, Reason
 from owl_fast.tokenizer import Tokenizer
 from owl_fast.video import FRAMES, Video, load_frames
 
@@ -303,15 +303,22 @@ def caption_pieces(caption: str, with_header: bool = False) -> list[Piece]:
 
 
 def encode_training(
-    pieces: Sequence[Piece], tokenizer: Tokenizer, image_rows: int, max_length: int, name: str = "record"
+    pieces: Sequence[Piece],
+    tokenizer: Tokenizer,
+    image_rows: int,
+    max_length: int,
+    name: str = "record",
+    cut_answers: bool = True,
 ) -> tuple[list[int], list[bool]]:
     """(ids, supervised), at most max_length + 1 long, unpadded; supervised[i] is about ids[i] itself.
 
     BOS first. An answer is cut so that its EOS still fits, and supervised including it; other text is cut at
     max_length + 1; a picture that does not fit ends the sample, so that the first
-    ids.count(IMAGE_ID) // image_rows pictures are used. DataError names the record when no supervised token
-    is left.
+    ids.count(IMAGE_ID) // image_rows pictures are used. DataError names the record when there is no answer,
+    when no supervised token is left and, unless cut_answers, when an answer alone is longer than the context.
     """
+    if not any(isinstance(piece, TextPiece) and piece.supervised for piece in pieces):
+        raise DataError(f"{name}: no answer in it; nothing to learn from", Reason.NO_ANSWER)
     ids, supervised = [tokenizer.bos_id], [False]
     for piece in pieces:
         room = max_length + 1 - len(ids)
@@ -319,12 +326,19 @@ def encode_training(
             break
         answer = isinstance(piece, TextPiece) and piece.supervised
         new = _piece_ids(piece, tokenizer, image_rows)
+        if answer and not cut_answers and len(new) >= max_length:
+            raise DataError(
+                f"{name}: an answer of {len(new)} tokens, longer than max_length {max_length}; "
+                "shorten it or raise max_length",
+                Reason.TOO_LONG,
+            )
         new = [*new[: room - 1], tokenizer.eos_id] if answer else new[:room]
         ids += new
         supervised += [answer] * len(new)
     if not any(supervised):
         raise DataError(
-            f"{name}: no answer token within max_length {max_length}; shorten the prompt or raise max_length"
+            f"{name}: no answer token within max_length {max_length}; shorten the prompt or raise max_length",
+            Reason.ALL_MASKED,
         )
     return ids, supervised
 
@@ -339,10 +353,12 @@ def parse_record_text(text: str, n_images: int, name: str = "record") -> list[di
     """
     places = text.count(IMAGE_TEXT)
     if n_images and places != n_images:
-        raise DataError(f"{name}: {n_images} picture(s), but {places} {IMAGE_TEXT} in the text")
+        raise DataError(
+            f"{name}: {n_images} picture(s), but {places} {IMAGE_TEXT} in the text", Reason.PICTURE_COUNT
+        )
     marks = list(_RECORD_TURN.finditer(text))
     if not any(mark[1] == "AI" for mark in marks):
-        raise DataError(f'{name}: no line begins with "AI: "; nothing to learn from')
+        raise DataError(f'{name}: no line begins with "AI: "; nothing to learn from', Reason.NO_ANSWER)
     starts = [mark.start() for mark in marks]
     # The line end before a marker belongs to the template.
     head = text[: starts[0]].removesuffix("\n")
@@ -357,12 +373,20 @@ def parse_record_text(text: str, n_images: int, name: str = "record") -> list[di
     seen = head.count(IMAGE_TEXT)
     for mark, body in zip(marks, bodies, strict=True):
         if mark[1] == "AI" and n_images and IMAGE_TEXT in body:
-            raise DataError(f"{name}: {IMAGE_TEXT} inside an answer; pictures belong to the human's turns")
+            raise DataError(
+                f"{name}: {IMAGE_TEXT} inside an answer; pictures belong to the human's turns",
+                Reason.PICTURE_COUNT,
+            )
         parts = _split_pictures(body, seen) if n_images else [body]
         seen += body.count(IMAGE_TEXT)
         role = "user" if mark[1] == "Human" else "assistant"
         messages.append({"role": role, "content": _as_content(parts)})
     return messages
+
+
+def picture_content(text: str, first: int = 0) -> str | list[dict[str, Any]]:
+    """Content of a user's message in which each "<image>" is a picture, numbered from `first`."""
+    return _as_content(_split_pictures(text, first))
 
 
 def _split_pictures(text: str, first: int) -> list[str | int]:

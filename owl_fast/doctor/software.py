@@ -23,6 +23,7 @@ OPTIONAL = {
     "av": ("videos other than GIF, PNG and WebP animations", "video"),
     "onnxruntime": ("ONNX files of the vision tower (owl-fast export.onnx)", "onnx"),
     "matplotlib": ("plots of a training run", "train"),
+    "pyarrow": ("training data in Parquet files", "parquet"),
 }
 
 

@@ -6,6 +6,7 @@ E width of the vision tower, C of the language model.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owl_fast.errors import DataError
+from owl_fast.errors import DataError, ImageError, Reason
 from owl_fast.models.batch import PackedBatch
 from owl_fast.prompts import IMAGE_ID, caption_pieces, encode_training, training_pieces
 from owl_fast.tokenizer import Tokenizer
@@ -78,22 +79,34 @@ def encode_sample(
     image_rows: int,
     max_length: int,
     look: Callable[[Any], Tensor] | None = None,
+    cut_answers: bool = True,
 ) -> EncodedSample:
     """Tokenize and label one sample.
 
     max_length: tokens predicted at most, so max_length + 1 ids. look turns a picture of the sample into
     pixels (3, S, S) or cached features (1 + P, E); without it the pictures must be such tensors.
-    DataError names the record when no labelled token is left, or a picture it refers to is not there.
+    cut_answers: an answer longer than the context is cut, as the original does; otherwise it is an error.
+    DataError names the record: no labelled token is left, a picture is not there or cannot be read.
     """
     if isinstance(sample, Caption):
         pieces, images = caption_pieces(sample.text, sample.with_header), [sample.image]
     else:
         pieces, images = training_pieces(sample.messages)
         images = [_picture(sample, image) for image in images]
-    ids, supervised = encode_training(pieces, tokenizer, image_rows, max_length, sample.record)
+    ids, supervised = encode_training(pieces, tokenizer, image_rows, max_length, sample.record, cut_answers)
     labels = [i if s else IGNORED for i, s in zip(ids, supervised, strict=True)]
     used = images[: ids.count(IMAGE_ID) // image_rows]
-    return EncodedSample(ids, labels, tuple(look(i) if look else i for i in used), sample.record)
+    visual = tuple(_look(look, image, sample.record) for image in used) if look else tuple(used)
+    return EncodedSample(ids, labels, visual, sample.record)
+
+
+def _look(look: Callable[[Any], Tensor], image: Any, record: str) -> Tensor:
+    try:
+        return look(image)
+    except ImageError as error:
+        named = isinstance(image, os.PathLike)
+        reason = Reason.MISSING_PICTURE if named and not os.path.exists(image) else Reason.BROKEN_PICTURE
+        raise DataError(f"{record}: {reason}: {error}", reason) from error
 
 
 def _picture(sample: Sample, image: Any) -> Any:

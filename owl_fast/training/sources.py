@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from owl_fast.errors import DataError
+from owl_fast.training.order import GroupedShuffle, Shuffle
 from owl_fast.training.packing import EncodedSample
 from owl_fast.training.sample import Caption, Sample
 
@@ -27,20 +26,26 @@ class Source:
     """get(index) -> record, a pure function of the index.
 
     weight: share of the draws, relative to the other sources. size: number of records, visited in a new order
-    each epoch; None: endless, get is called with 0, 1, 2, ...
+    each epoch; None: endless, get is called with 0, 1, 2, ... groups: sizes of parts that are cheap to read
+    one after another; an epoch visits them in turn (order.GroupedShuffle). data: what tells these records
+    from others of the same name and number, such as a fingerprint of their files.
     """
 
     name: str
     get: Callable[[int], Record]
     weight: float = 1.0
     size: int | None = None
+    groups: Sequence[int] | None = None
+    data: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, name: str, records: Sequence[Record], weight: float = 1.0) -> Source:
         return cls(name, records.__getitem__, weight, len(records))
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "weight": self.weight, "size": self.size}
+        """What a run must find again to be resumed, ready for JSON."""
+        described = {"name": self.name, "weight": self.weight, "size": self.size}
+        return described if self.data is None else {**described, "data": dict(self.data)}
 
 
 class DrawPlan:
@@ -58,7 +63,7 @@ class DrawPlan:
         self.sources, self.seed = tuple(sources), seed
         self.quotas = _quotas([source.weight for source in sources])
         self._cycle: tuple[int, list[tuple[int, int]]] = (-1, [])
-        self._epochs: dict[str, tuple[int, list[int]]] = {}
+        self._epochs: dict[int, tuple[int, Shuffle | GroupedShuffle]] = {}
 
     def __call__(self, draw: int) -> tuple[Source, int]:
         cycle, place = divmod(draw, CYCLE)
@@ -70,7 +75,7 @@ class DrawPlan:
         if source.size is None:
             return source, drawn
         epoch, position = divmod(drawn, source.size)
-        return source, self._permutation(source.name, source.size, epoch)[position]
+        return source, self._shuffle(number, epoch)[position]
 
     def _order(self, cycle: int) -> list[tuple[int, int]]:
         """(source number, how many of its draws came before in this cycle) of every draw of a cycle."""
@@ -83,11 +88,16 @@ class DrawPlan:
             seen[number] += 1
         return order
 
-    def _permutation(self, name: str, size: int, epoch: int) -> list[int]:
-        cached = self._epochs.get(name)
+    def _shuffle(self, number: int, epoch: int) -> Shuffle | GroupedShuffle:
+        """The order of an epoch; by the source's number, so that other names draw the same."""
+        cached = self._epochs.get(number)
         if cached is None or cached[0] != epoch:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, name, epoch))
-            cached = self._epochs[name] = (epoch, torch.randperm(size, generator=generator).tolist())
+            source, seed = self.sources[number], derive_seed(self.seed, "epoch", number, epoch)
+            assert source.size is not None
+            shuffle = (
+                Shuffle(source.size, seed) if source.groups is None else GroupedShuffle(source.groups, seed)
+            )
+            cached = self._epochs[number] = (epoch, shuffle)
         return cached[1]
 
 
