@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
     "chat": "ask a model about pictures in the terminal",
     "doctor": "what is installed, and what a model is and needs",
+    "data": "check, count and repack training data",
     "quantize": "write a model folder in fewer bits, which loads in seconds",
     "export.onnx": "write the vision tower as an ONNX file",
     "completion": "print what lets a shell complete these commands",

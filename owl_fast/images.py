@@ -42,8 +42,8 @@ RESCALE = 0.00392156862745098  # 1 / 255 as the configuration files write it
 Triple = tuple[float, float, float]
 
 
-def load_image(source: object) -> Image.Image:
-    """Decode a picture, in its own mode, first frame.
+def load_image(source: object, pixels: bool = True) -> Image.Image:
+    """Decode a picture, in its own mode, first frame. pixels: False leaves it at the header.
 
     source: path (str or os.PathLike), data URI, bytes, binary file object, PIL image, uint8 array (H, W) or
     (H, W, C), uint8 tensor (C, H, W) or, where only that makes sense, (H, W, C). URLs are not fetched here.
@@ -51,15 +51,9 @@ def load_image(source: object) -> Image.Image:
     checked before pixels are decoded.
     """
     if isinstance(source, Image.Image):
-        return _load(source, "PIL image")
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source), f"picture of {len(source)} bytes")
-    if isinstance(source, str) and source.startswith("data:"):
-        return _decode(_data_uri(source), "data URI")
-    if isinstance(source, str) and source.startswith(("http:", "https:")):
-        raise ImageError("a URL came where a picture was wanted; download it and pass the path or the bytes")
-    if isinstance(source, (str, os.PathLike)):
-        return _decode(_read_file(source), f"{str(source)!r:.200}")
+        return _load(source, "PIL image", pixels)
+    if isinstance(source, (bytes, bytearray, memoryview, str, os.PathLike)):
+        return _decode(picture_bytes(source), _label(source), pixels)
     if isinstance(source, Tensor):
         return _from_tensor(source)
     if hasattr(source, "__array_interface__"):
@@ -71,11 +65,28 @@ def load_image(source: object) -> Image.Image:
             raise ImageError("the file object cannot be read; open it for reading in binary mode") from None
         if not isinstance(data, bytes):
             raise ImageError("the file object gives text; open it in binary mode")
-        return _decode(data, "file object")
+        return _decode(data, "file object", pixels)
     raise ImageError(
         f"a {type(source).__name__} is no picture; wanted a path, data URI, bytes, binary file, PIL image, "
         "uint8 array or uint8 tensor"
     )
+
+
+def picture_bytes(source: bytes | bytearray | memoryview | str | os.PathLike[str]) -> bytes:
+    """An encoded picture as it is: of bytes, a data URI or a path. ImageError when it cannot be read."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    if isinstance(source, str) and source.startswith("data:"):
+        return _data_uri(source)
+    if isinstance(source, str) and source.startswith(("http:", "https:")):
+        raise ImageError("a URL came where a picture was wanted; download it and pass the path or the bytes")
+    return _read_file(source)
+
+
+def _label(source: bytes | bytearray | memoryview | str | os.PathLike[str]) -> str:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"picture of {len(source)} bytes"
+    return "data URI" if isinstance(source, str) and source.startswith("data:") else f"{str(source)!r:.200}"
 
 
 @dataclass(frozen=True)
@@ -206,7 +217,7 @@ def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, 
 # --- sources ----------------------------------------------------------------------------------------------
 
 
-def _decode(data: bytes, label: str) -> Image.Image:
+def _decode(data: bytes, label: str, pixels: bool) -> Image.Image:
     if len(data) > MAX_BYTES:
         raise ImageError(f"{label}: more than {MAX_BYTES >> 20} MiB; make the picture smaller")
     if trouble := parts_trouble(data):
@@ -218,14 +229,15 @@ def _decode(data: bytes, label: str) -> Image.Image:
     # Pillow's decoders raise a dozen unrelated types, with memory addresses in the text: one message for all.
     except Exception:
         raise ImageError(f"{label}: no readable PNG, JPEG, WEBP, GIF or BMP picture") from None
-    return _load(image, label)
+    return _load(image, label, pixels)
 
 
-def _load(image: Image.Image, label: str) -> Image.Image:
-    """Check the size its header declares, then decode the pixels."""
+def _load(image: Image.Image, label: str, pixels: bool) -> Image.Image:
+    """Check the size its header declares, then decode the pixels if they are wanted."""
     check_size(image.width, image.height, label)
     try:
-        image.load()
+        if pixels:
+            image.load()
     except Exception:
         raise ImageError(f"{label}: the picture is broken or cut off; save it anew") from None
     return image

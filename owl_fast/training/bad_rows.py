@@ -33,9 +33,14 @@ class BadRows:
     counts: Counter[str] = field(default_factory=Counter)
     indices: array[int] = field(default_factory=lambda: array("Q"))
 
+    @property
+    def kinds(self) -> str:
+        return ", ".join(f"{count} x {reason}" for reason, count in self.counts.most_common())
+
     def __str__(self) -> str:
-        kinds = ", ".join(f"{count} x {reason}" for reason, count in self.counts.most_common())
-        return f"{len(self.indices)} of {self.rows} rows are bad: {kinds}" if kinds else "no bad rows"
+        if not self.indices:
+            return f"{self.rows:,} rows, none of them bad"
+        return f"{len(self.indices):,} of {self.rows:,} rows are bad: {self.kinds}"
 
 
 def find_bad_rows(
@@ -52,20 +57,21 @@ def find_bad_rows(
     workers: processes, one per core by default; 0 for this one alone. keep: messages kept. cap: share of the
     rows that may be bad; TooManyBadRows as soon as there are more.
     """
-    found = BadRows(len(dataset))
-    limit = None if cap is None else int(cap * len(dataset))
+    found, done = BadRows(len(dataset)), 0
+    limit = len(dataset) if cap is None else cap * len(dataset)
     with tqdm(total=len(dataset), desc=f"checking {dataset.name}", unit="row", disable=not progress) as bar:
         for size, bad in over_chunks(len(dataset), partial(_check, dataset, use), workers):
+            done += size
+            bar.update(size)
             for index, reason, message in bad:
                 found.indices.append(index)
                 found.counts[reason] += 1
                 if len(found.first) < keep:
                     found.first.append(message)
-            bar.update(size)
-            if limit is not None and len(found.indices) > limit:
+            if len(found.indices) > limit:
                 raise TooManyBadRows(
-                    f"{dataset.name}: {found} so far, more than the {cap:.2%} that may be left out; "
-                    f"the first: {found.first[0]}"
+                    f"{dataset.name}: {len(found.indices)} bad among {done} of {len(dataset)} rows "
+                    f"({found.kinds}), and {cap:.2%} may be left out; the first: {found.first[0]}"
                 )
     return found
 

@@ -76,9 +76,7 @@ class Dataset:
         for part in self.parts:
             if len(part):
                 return part
-        raise DataError(
-            f"{self.name}: no rows in {self.parts[0].path} and {len(self.parts) - 1} other file(s)"
-        )
+        raise DataError(f"{self.name}: {len(self.parts)} file(s) without a row ({self.parts[0].path}, ...)")
 
     def __len__(self) -> int:
         return self._rows if self._kept is None else len(self._kept)
@@ -184,9 +182,7 @@ def find_files(path: str) -> list[Path]:
         found = sorted({file for part in _spread(path) for file in _matching(part)})
     for file in found:
         if os.path.isdir(file):
-            raise DataError(
-                f"{file}: a folder; name its files, for instance {os.path.join(file, '*.jsonl')!r}"
-            )
+            raise DataError(f"{file}: a folder; name its files, as in {os.path.join(file, '*.jsonl')}")
     if not found:
         raise DataError(f"{path}: no such file")
     return [Path(file) for file in found]
@@ -202,14 +198,15 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _spread(text: str) -> list[str]:
-    """`a{1..3}` and `a{x,y}` written out, the first braces first."""
-    found = [text]
-    while match := _BRACES.search(found[0]):
-        words = _words(match[1])
-        if len(words) * len(found) > MAX_FILES:
+    """`a{1..3}` and `a{x,y}` written out; braces within braces first."""
+    match = _BRACES.search(text)
+    if match is None:
+        return [text]
+    found: list[str] = []
+    for word in _words(match[1]):
+        found += _spread(text[: match.start()] + word + text[match.end() :])
+        if len(found) > MAX_FILES:
             raise DataError(f"{text}: more than {MAX_FILES} files")
-        halves = [_BRACES.split(part, maxsplit=1) for part in found]
-        found = [f"{before}{word}{after}" for before, _, after in halves for word in words]
     return found
 
 
