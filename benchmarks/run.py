@@ -27,9 +27,11 @@ CASES = {
     "contention": "contention",
     "load": "load",
     "quantization": "quantization",
+    "data": "data",
 }
 UNTIMED = (
     "contention",
+    "data",
     "kernel-resources",
     "load",
     "quantization",
@@ -43,6 +45,7 @@ EXAMPLES = """examples:
                                                               beside llama.cpp; 17 GB of memory, 8 of disk
   python benchmarks/run.py load --quant int4                  quantized while loading
   python benchmarks/run.py quantization                       accuracy of int8 and int4; half an hour or less
+  python benchmarks/run.py data --work-dir /data              training data: rows a second, memory
   python benchmarks/run.py kernel-resources                   GPU kernels compiled for six kinds of GPU
 """
 

@@ -49,7 +49,7 @@ def open_task(args: argparse.Namespace) -> Task:
     if not 0 < length <= context:
         raise ParameterError(f"--max-length {length}: wanted 1 to {context}, the model's context")
     pictures = None if args.images is None else Path(args.images)
-    options = ReadOptions(args.format, pictures, _columns(args.columns))
+    options = ReadOptions(args.format, pictures, _columns(args.columns), progress=not args.plain)
     return Task(
         open_datasets(args.specs, options),
         source.tokenizer(),

@@ -21,24 +21,24 @@ _work: Callable[[range], Any]
 
 
 def over_chunks(
-    size: int, work: Callable[[range], Result], workers: int | None = None
+    size: int, work: Callable[[range], Result], workers: int | None = None, chunk: int = CHUNK
 ) -> Iterator[tuple[int, Result]]:
-    """(number of indices, work(indices)) of one range after another up to `size`.
+    """(number of indices, work(indices)) of one range of `chunk` after another up to `size`.
 
     workers: processes, one per core by default; 0 for this one alone. OwlError when one of them dies.
     """
-    chunks = (range(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK))
+    chunks = (range(start, min(start + chunk, size)) for start in range(0, size, chunk))
     workers = machine.cpu_count() if workers is None else workers
-    if workers == 0 or size <= CHUNK:
-        yield from ((len(chunk), work(chunk)) for chunk in chunks)
+    if workers == 0 or size <= chunk:
+        yield from ((len(indices), work(indices)) for indices in chunks)
         return
     # Forked: what they work on is often a closure, and may be large.
     fork = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(workers, fork, initializer=_begin, initargs=(work,))
     waiting: deque[tuple[int, Future[Result]]] = deque()
     try:
-        for chunk in chunks:
-            waiting.append((len(chunk), pool.submit(_run, chunk)))
+        for indices in chunks:
+            waiting.append((len(indices), pool.submit(_run, indices)))
             if len(waiting) > AHEAD * workers:
                 yield _taken(*waiting.popleft())
         while waiting:
@@ -62,5 +62,5 @@ def _begin(work: Callable[[range], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the process that started this one
 
 
-def _run(chunk: range) -> Any:
-    return _work(chunk)
+def _run(indices: range) -> Any:
+    return _work(indices)

@@ -21,7 +21,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from owl_fast.errors import DataError, ParameterError, Reason
+from owl_fast.training.chunks import over_chunks
 from owl_fast.training.readers.columns import NAMES
 from owl_fast.training.readers.formats import FORMATS, sniff
 from owl_fast.training.rows import Row, Rows, open_rows
@@ -29,6 +32,7 @@ from owl_fast.training.sample import Caption, Sample
 from owl_fast.training.sources import Source
 
 MAX_FILES = 100_000
+MANY_FILES = 8
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -39,12 +43,14 @@ class ReadOptions:
 
     pictures: folder that picture paths start from and do not leave; each file's own by default. columns: our
     name of a column (readers.columns) -> the file's. with_header: captions come in the conversation form.
+    progress: a bar on stderr while many files are opened.
     """
 
     format: str | None = None
     pictures: Path | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     with_header: bool = False
+    progress: bool = False
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in FORMATS:
@@ -143,8 +149,25 @@ def open_datasets(specs: Sequence[str], options: ReadOptions | None = None) -> l
 def open_dataset(spec: str, options: ReadOptions | None = None) -> Dataset:
     options = options or ReadOptions()
     path, weight = split_weight(spec)
-    parts = [open_rows(file, options.pictures) for file in find_files(path)]
-    return Dataset(os.path.basename(path), parts, options, weight)
+    name = os.path.basename(path)
+    return Dataset(name, _open_files(name, find_files(path), options), options, weight)
+
+
+def _open_files(name: str, files: Sequence[Path], options: ReadOptions) -> list[Rows]:
+    """Going through files takes time; many of them are shared out among processes."""
+
+    def work(indices: range) -> list[Rows]:
+        return [open_rows(files[index], options.pictures) for index in indices]
+
+    many = len(files) >= MANY_FILES
+    parts: list[Rows] = []
+    with tqdm(
+        total=len(files), desc=f"opening {name}", unit="file", disable=not (many and options.progress)
+    ) as bar:
+        for size, opened in over_chunks(len(files), work, None if many else 0, chunk=1):
+            parts += opened
+            bar.update(size)
+    return parts
 
 
 def as_sources(datasets: Sequence[Dataset]) -> list[Source]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import models, run
-from benchmarks.cases import contention, decode, operations, prefill, vision
+from benchmarks.cases import contention, data, decode, operations, prefill, vision
 from benchmarks.cases.ops import dense_linear, quantized_linear
 from benchmarks.cases.ops.case import Case
 from benchmarks.peers import compiled, llama_cpp, onnx_runtime, plain, transformers_llama
@@ -112,6 +112,18 @@ def test_torchs_quantized_weights_are_ours(kind: str) -> None:
     expected = (x.double() @ dequantize(weight, torch.float64).T).float()
     y = make(quantized_linear.torchs_packed(weight))(x).float()
     assert (y - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_data_is_opened_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "ROWS", 30)
+    monkeypatch.setattr(data, "SHARD_ROWS", 20)
+    rows = rows_of(tmp_path, "data", "--work-dir", str(tmp_path))
+    assert {row["shape"] for row in rows} == {
+        f"{kind}, 30 rows" for kind in ("JSON lines", "JSON list", "tars")
+    }
+    assert [row["metric"] for row in rows[:3]] == ["open", "read in a run's order", "memory"]
+    assert all(row["median"] > 0 for row in rows if row["unit"] == "rows/s")
+    assert not list(tmp_path.glob("owl-data-*"))
 
 
 def test_a_device_that_is_not_there_is_one_line(

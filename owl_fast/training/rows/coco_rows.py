@@ -8,13 +8,12 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from owl_fast.errors import DataError, Reason
 from owl_fast.training.rows.elements import elements
 from owl_fast.training.rows.json_rows import parse_object
-from owl_fast.training.rows.spans import SpanRows, Spans, read_span
+from owl_fast.training.rows.spans import Hash, SpanRows, Spans, read_span
 
 IMAGES, ANNOTATIONS = "images", "annotations"
 
@@ -22,10 +21,9 @@ IMAGES, ANNOTATIONS = "images", "annotations"
 class CocoRows(SpanRows):
     """fields: {"annotation": {...}, "image": {...}}."""
 
-    def __init__(self, path: Path, root: Path | None) -> None:
-        super().__init__(path, root)
+    def find(self, digest: Hash) -> None:
         images = Spans()
-        for element in elements(path, self._hash, keys=(IMAGES, ANNOTATIONS)):
+        for element in elements(self.path, digest, keys=(IMAGES, ANNOTATIONS)):
             spans = images if element.key == IMAGES else self.spans
             spans.add(element.start, element.length, element.line)
         ids = array("q", (self._id(images, index) for index in range(len(images))))

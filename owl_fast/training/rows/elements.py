@@ -9,15 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple
 
 from owl_fast.errors import DataError, Reason
-from owl_fast.training.rows.spans import MAX_ROW_BYTES, cannot_be_read
+from owl_fast.training.rows.spans import MAX_ROW_BYTES, Hash
 
 CHUNK = 1 << 20
 
+_TEXT = rb'[^"\[\]{}]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"\[\]{}]*)*'
 # Up to the next bracket outside of strings. No part can match what another one does: time stays linear.
-_BRACKET = re.compile(rb'[^"\[\]{}]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"\[\]{}]*)*([\[\]{}])', re.DOTALL)
+_BRACKET = re.compile(_TEXT + rb"([\[\]{}])", re.DOTALL)
+# The same within an element, past objects and lists that have no others in them.
+_INNER = re.compile(_TEXT + rb"(?:[\[{]" + _TEXT + rb"[\]}]" + _TEXT + rb")*([\[\]{}])", re.DOTALL)
 _KEY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*\Z')
 _BLANK = b" \t\r\n"
 
@@ -31,20 +34,13 @@ class Element(NamedTuple):
     line: int
 
 
-class Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-
-
 def elements(path: Path, digest: Hash, keys: Collection[str] = ()) -> Iterator[Element]:
     """Objects and lists in the list that the file is or, with `keys`, in these lists of the object it is.
 
     DataError gives file and line where it is no such file, or ends too early.
     """
-    try:
-        with path.open("rb") as file:
-            yield from _Scan(path, file, digest, keys).run()
-    except OSError as error:
-        raise cannot_be_read(path, error) from None
+    with path.open("rb") as file:
+        yield from _Scan(path, file, digest, keys).run()
 
 
 class _Scan:
@@ -58,16 +54,16 @@ class _Scan:
         start = line = 0
         ended = False
         while (found := self._bracket()) is not None:
-            gap, bracket, place = found
+            begin, bracket, place = found
             if ended:
                 raise self._error("something stands behind its end")
             if self.depth == 0:
-                self._check_start(gap, bracket)
+                self._check_start(self._gap(begin), bracket)
             if bracket in b"[{":
                 if self.depth == 1 and self.level == 2:
-                    self._begin_list(gap, bracket)
+                    self._begin_list(self._gap(begin), bracket)
                 elif self.depth == self.level and self.key is not None:
-                    self._check_gap(gap, b"," if self.count else b"")
+                    self._check_gap(self._gap(begin), b"," if self.count else b"")
                     start, line = place, self.line
                 self.depth += 1
                 continue
@@ -76,14 +72,16 @@ class _Scan:
                 self.count += 1
                 yield Element(self.key, start, place + 1 - start, line)
             elif self.depth == self.level - 1 and self.key is not None:
-                self._check_gap(gap, b"")
+                self._check_gap(self._gap(begin), b"")
                 self.key = None
             ended = self.depth == 0
         self._check_end(ended)
 
-    def _bracket(self) -> tuple[bytes, bytes, int] | None:
-        """What stands before the next bracket, the bracket, and its offset in the file; None at the end."""
-        while (match := _BRACKET.match(self.buffer, self.at)) is None:
+    def _bracket(self) -> tuple[int, bytes, int] | None:
+        """Where the search began in the buffer, the next bracket, its offset in the file; None at the end."""
+        within = self.depth > self.level and self.key is not None
+        pattern = _INNER if within else _BRACKET
+        while (match := pattern.match(self.buffer, self.at)) is None:
             chunk = self.file.read(max(CHUNK, len(self.buffer) - self.at))
             if not chunk:
                 return None
@@ -91,11 +89,14 @@ class _Scan:
             self.buffer, self.base, self.at = self.buffer[self.at :] + chunk, self.base + self.at, 0
             if len(self.buffer) > 2 * MAX_ROW_BYTES:
                 raise self._error(f"{MAX_ROW_BYTES >> 20} MiB without a bracket; is a quote missing?")
-        place = match.start(1)
-        gap, bracket = self.buffer[self.at : place], match[1]
-        self.line += gap.count(b"\n")
+        begin, place = self.at, match.start(1)
+        self.line += self.buffer.count(b"\n", begin, place)
         self.at = place + 1
-        return gap, bracket, self.base + place
+        return begin, match[1], self.base + place
+
+    def _gap(self, begin: int) -> bytes:
+        """What stands before the bracket just found."""
+        return self.buffer[begin : self.at - 1]
 
     def _check_start(self, gap: bytes, bracket: bytes) -> None:
         wanted = b"{" if self.keys else b"["

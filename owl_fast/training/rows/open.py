@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
-import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from owl_fast.errors import DataError
 from owl_fast.training.rows.coco_rows import ANNOTATIONS, IMAGES, CocoRows
@@ -15,7 +15,7 @@ from owl_fast.training.rows.elements import elements
 from owl_fast.training.rows.json_rows import JsonLines, JsonList
 from owl_fast.training.rows.parquet_rows import ParquetRows
 from owl_fast.training.rows.row import Row
-from owl_fast.training.rows.spans import MAX_ROW_BYTES, cannot_be_read
+from owl_fast.training.rows.spans import cannot_be_read
 from owl_fast.training.rows.table_rows import TableRows
 from owl_fast.training.rows.tar_rows import TarRows
 
@@ -26,6 +26,7 @@ COMPRESSED = {
     b"\xfd7zXZ": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
+HEAD_BYTES = 1 << 16
 JSON_NAMES = (".json", ".jsonl", ".ndjson")
 
 
@@ -52,7 +53,7 @@ def open_rows(path: Path, root: Path | None = None) -> Rows:
         with path.open("rb") as file:
             head = b"\n"
             while head.isspace():
-                head = file.readline(MAX_ROW_BYTES)
+                head = file.readline(HEAD_BYTES)
     except OSError as error:
         raise cannot_be_read(path, error) from None
     for mark, name in COMPRESSED.items():
@@ -70,7 +71,7 @@ def _open_text(path: Path, root: Path | None, head: bytes) -> Rows:
     if text.startswith(b"["):
         return JsonList(path, root)
     if text.startswith(b"{"):
-        return CocoRows(path, root) if _is_coco(path, text) else JsonLines(path, root)
+        return CocoRows(path, root) if _is_coco(path) else JsonLines(path, root)
     if path.suffix.lower() in JSON_NAMES:
         return JsonLines(path, root)
     if b"\0" in head or not _is_text(head):
@@ -86,20 +87,18 @@ def _is_tar(path: Path) -> bool:
 
 
 def _is_text(line: bytes) -> bool:
+    """Whether this is UTF-8, perhaps cut off at its end."""
     try:
-        line.decode("utf-8")
+        codecs.getincrementaldecoder("utf-8")().decode(line)
     except UnicodeDecodeError:
         return False
     return True
 
 
-def _is_coco(path: Path, line: bytes) -> bool:
-    """Whether an object that begins the file has COCO's lists, rather than being the first of many."""
+def _is_coco(path: Path) -> bool:
+    """Whether the file is one object with COCO's lists, rather than the first of many."""
     try:
-        first: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        try:
-            return next(elements(path, hashlib.sha256(), (IMAGES, ANNOTATIONS)), None) is not None
-        except DataError:
-            return False
-    return isinstance(first, dict) and isinstance(first.get(ANNOTATIONS), list) and IMAGES in first
+        found = elements(path, hashlib.sha256(), (IMAGES, ANNOTATIONS))
+        return any(element.key == ANNOTATIONS for element in found)
+    except DataError:
+        return False

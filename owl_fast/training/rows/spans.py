@@ -7,12 +7,16 @@ import os
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from owl_fast.errors import DataError, Reason
 from owl_fast.training.rows.row import Row
 
 MAX_ROW_BYTES = 64 << 20
+
+
+class Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
 
 
 class Spans:
@@ -31,22 +35,27 @@ class Spans:
 
 
 class SpanRows:
-    """Rows of a text file; a kind of file fills `spans` and says how the bytes of a row are read."""
+    """Rows of a text file; a kind of file says where they lie and how the bytes of one are read."""
 
     def __init__(self, path: Path, root: Path | None) -> None:
+        """digest: SHA-256 of the file, which is read whole to find the rows."""
         self.path, self.root = path, path.parent if root is None else root
         self.spans = Spans()
-        self._hash = hashlib.sha256()
+        digest = hashlib.sha256()
+        try:
+            self.find(digest)
+        except OSError as error:
+            raise cannot_be_read(path, error) from None
+        self.digest = digest.hexdigest()
 
     @property
     def groups(self) -> Sequence[int] | None:
         """None: any row is as cheap to read as the next one."""
         return None
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the file: it is read whole to find the rows."""
-        return self._hash.hexdigest()
+    def find(self, digest: Hash) -> None:
+        """Go through the file, note its rows in self.spans, and feed all of it to the digest."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.spans)

@@ -10,23 +10,22 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from owl_fast.errors import DataError, Reason
-from owl_fast.training.rows.spans import MAX_ROW_BYTES, SpanRows, cannot_be_read, decoded, read_span
+from owl_fast.training.rows.spans import MAX_ROW_BYTES, Hash, SpanRows, decoded, read_span
 
 
 class TableRows(SpanRows):
     """fields: text by column name. The csv module says where records end, here and when one is read."""
 
     def __init__(self, path: Path, root: Path | None, separator: str) -> None:
-        super().__init__(path, root)
         self._separator = separator
-        try:
-            with path.open("rb") as file:
-                self._find(file)
-        except OSError as error:
-            raise cannot_be_read(path, error) from None
+        super().__init__(path, root)
         self.columns: tuple[str, ...] = self._header()
 
-    def _find(self, file: BinaryIO) -> None:
+    def find(self, digest: Hash) -> None:
+        with self.path.open("rb") as file:
+            self._find(file, digest)
+
+    def _find(self, file: BinaryIO, digest: Hash) -> None:
         """Note where records begin: the reader takes as many lines as belong to the next one."""
         end = lines = 0
 
@@ -35,7 +34,7 @@ class TableRows(SpanRows):
             while line := file.readline(MAX_ROW_BYTES + 1):
                 if end + len(line) - start > MAX_ROW_BYTES:
                     raise self.too_long(first)
-                self._hash.update(line)
+                digest.update(line)
                 end, lines = end + len(line), lines + 1
                 yield line.decode("utf-8", "surrogateescape")
 
