@@ -45,5 +45,5 @@ def _conversation(row: Row, told: Mapping[str, Any]) -> Sample:
         raise row.error('.json: wanted {"messages": [...], "images": [...]}', Reason.WRONG_KEYS)
     for name in names:
         if not isinstance(name, str) or name not in row.fields:
-            raise row.error(f"no member .{name!s:.40} for a picture", Reason.MISSING_PICTURE)
+            raise row.error(f"no member {name!r:.40} for a picture", Reason.MISSING_PICTURE)
     return conversation(row, told["messages"], [row.fields[name] for name in names])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -23,9 +24,13 @@ class ParquetRows:
 
     def __init__(self, path: Path, root: Path | None) -> None:
         self.path, self.root = path, path.parent if root is None else root
-        with _opened(path) as file:
+        with _arrow(path), _opened(path) as file:
             metadata = file.metadata
             self._sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            if sum(self._sizes) != metadata.num_rows or min(self._sizes, default=0) < 0:
+                raise DataError(
+                    f"{path}: its row groups do not have the {metadata.num_rows} rows it tells of"
+                )
         self._ends = list(accumulate(self._sizes))
         with path.open("rb") as raw:
             raw.seek(max(0, path.stat().st_size - FOOTER_BYTES))
@@ -42,8 +47,12 @@ class ParquetRows:
     def __getitem__(self, index: int) -> Row:
         group = bisect_right(self._ends, index)
         place = index - (self._ends[group] - self._sizes[group])
-        (fields,) = _group(self.path, group).slice(place, 1).to_pylist()
-        return Row(fields, f"{self.path}:row {index + 1}", self.root)
+        name = f"{self.path}:row {index + 1}"
+        with _arrow(name):
+            rows = _group(self.path, group).slice(place, 1).to_pylist()
+        if len(rows) != 1:
+            raise DataError(f"{name}: not there; the file is broken")
+        return Row(rows[0], name, self.root)
 
 
 @lru_cache(maxsize=WINDOW)  # as many as an epoch goes through together
@@ -53,14 +62,22 @@ def _group(path: Path, group: int) -> Any:
 
 
 def _opened(path: Path) -> Any:
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(path)
+
+
+@contextmanager
+def _arrow(name: object) -> Iterator[None]:
+    """Makes DataErrors of what pyarrow raises; UnsupportedError when it is not installed."""
     try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
+        import pyarrow
     except ImportError:
         raise UnsupportedError(
-            f"{path}: reading Parquet needs pyarrow: pip install 'owl-fast[parquet]'"
+            f"{name}: reading Parquet needs pyarrow: pip install 'owl-fast[parquet]'"
         ) from None
     try:
-        return ParquetFile(path)
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{path}: no readable Parquet file ({str(error).splitlines()[0]:.200})") from None
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        said = (str(error).splitlines() or ["broken"])[0]
+        raise DataError(f"{name}: not readable as Parquet ({said:.200})") from None

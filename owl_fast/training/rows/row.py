@@ -61,7 +61,7 @@ class Row:
         if value.startswith("data:"):
             return value
         if value.startswith(("http:", "https:")):
-            raise self.error(f"{value:.120}: a URL; download the pictures first", Reason.MISSING_PICTURE)
+            raise self.error(f"{value!r:.120}: a URL; download the pictures first", Reason.MISSING_PICTURE)
         return self._path(value)
 
     def _path(self, value: str) -> Path:
@@ -70,11 +70,11 @@ class Row:
         path = os.path.normpath(os.path.join(root, value))
         if os.path.commonpath([root, path]) != root:
             raise self.error(
-                f"{value:.200}: outside the folder of the pictures, {root}; name another with --images",
+                f"{value!r:.200}: outside the folder of the pictures, {root}; name another with --images",
                 Reason.OUTSIDE_ROOT,
             )
         return Path(path)
 
 
 def _listed(fields: Mapping[str, Any]) -> str:
-    return ", ".join(f'"{key}"'[:40] for key in list(fields)[:8]) or "nothing"
+    return ", ".join(f"{key!r:.40}" for key in list(fields)[:8]) or "nothing"

@@ -39,9 +39,9 @@ class TarRows:
             with tarfile.open(self.path, "r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-                    last = member.name
-                    contents.update(f"{last} {member.size}\n".encode("utf-8", "surrogateescape"))
-                    folder, _, name = last.rpartition("/")
+                    last = f"{member.name!r:.200}"
+                    contents.update(f"{last} {member.size}\n".encode())
+                    folder, _, name = member.name.rpartition("/")
                     stem, dot, extension = name.partition(".")
                     if member.isreg() and stem and dot:
                         if key != (key := (folder, stem)):
@@ -57,7 +57,7 @@ class TarRows:
     def _add(self, member: tarfile.TarInfo, extension: str) -> None:
         if member.size > MAX_MEMBER_BYTES:
             raise DataError(
-                f"{self.path}: {member.name} has {member.size} bytes; "
+                f"{self.path}: {member.name!r:.200} has {member.size} bytes; "
                 f"wanted at most {MAX_MEMBER_BYTES >> 20} MiB"
             )
         self._starts.append(member.offset_data)
@@ -65,7 +65,7 @@ class TarRows:
         self._kinds.append(self._extensions.setdefault(extension, len(self._extensions)))
         if len(self._extensions) > MAX_EXTENSIONS:
             raise DataError(
-                f"{self.path}: more than {MAX_EXTENSIONS} extensions ({member.name}, ...); "
+                f"{self.path}: more than {MAX_EXTENSIONS} extensions ({member.name!r:.200}, ...); "
                 "the key of a sample ends at the first dot"
             )
 
@@ -100,4 +100,5 @@ class TarRows:
         header = read_span(self.path, self._starts[member] - BLOCK, BLOCK)
         name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
         folder, slash, base = name.rpartition("/")
-        return folder + slash + base.partition(".")[0]
+        key = folder + slash + base.partition(".")[0]
+        return "".join(letter if letter.isprintable() else "\ufffd" for letter in key)

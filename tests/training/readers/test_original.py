@@ -36,7 +36,7 @@ def test_pictures_lie_beside_the_file_and_may_be_one_string(tmp_path: Path) -> N
         ("{", "not JSON", Reason.NOT_JSON),
         ("[" * 100_000, "not JSON", Reason.NOT_JSON),
         ("[1]", "wanted an object", Reason.WRONG_KEYS),
-        ({"prompt": "x"}, 'no "text"; it has "prompt"', Reason.WRONG_KEYS),
+        ({"prompt": "x"}, "no \"text\"; it has 'prompt'", Reason.WRONG_KEYS),
         ({"text": 3}, '"text" is 3; wanted text', Reason.WRONG_KEYS),
         ({**GOOD, "image": [1]}, "a picture is 1", Reason.WRONG_KEYS),
         ({**GOOD, "image": {"a": 1}}, "a picture is None", Reason.WRONG_KEYS),
