@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from owl_fast.errors import OwlError
+from owl_fast.errors import OwlError, TooManyBadRows
 
 if TYPE_CHECKING:
     from owl_fast.checkpoints import Source
@@ -37,12 +37,15 @@ def open_model(args: argparse.Namespace) -> Source:
 
 
 def ended(work: Callable[[], int | None]) -> int:
-    """The exit code of a command: work's own, else 0; 1 after one line on an OwlError, 130 after Ctrl-C."""
+    """The exit code of a command: work's own, else 0; 130 after Ctrl-C.
+
+    After an OwlError, said in one line, 1; 5 when more rows of data were bad than may be left out.
+    """
     try:
         return work() or 0
     except OwlError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 5 if isinstance(error, TooManyBadRows) else 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from owl_fast.errors import OwlError, ParameterError, TooManyBadRows
+from owl_fast.command_line import add_model_flags, ended
+from owl_fast.errors import ParameterError
 from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--shuffle", action="store_true", help="shard: in another order, the same every time")
     add("--skip-bad", action="store_true", help="shard: leave bad rows out")
     add("--bad-cap", type=float, default=0.001, metavar="X", help="share of them allowed (default: 0.001)")
+    add_model_flags(parser)
     add("--plain", action="store_true", help="no progress bar")
     add_settings_flags(parser)
     return parser
@@ -62,19 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = read_settings(parser, argv)
     if (args.action == "shard") != (args.out is not None):
         parser.error("shard wants --out DIR" if args.action == "shard" else f"{args.action} writes no --out")
-    try:
-        return _run(args)
-    except ParameterError as error:
-        parser.error(str(error))
-    except TooManyBadRows as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 5
-    except OwlError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
+
+    def work() -> int:
+        try:
+            return _run(args)
+        except ParameterError as error:
+            parser.error(str(error))
+
+    return ended(work)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from owl_fast.checkpoints import open_source
+from owl_fast.command_line import model_options
 from owl_fast.engine.opening import BUNDLED
 from owl_fast.errors import ParameterError
 from owl_fast.hub import local_path
@@ -43,7 +44,7 @@ class Task:
 def open_task(args: argparse.Namespace) -> Task:
     if args.workers is not None and args.workers < 0:
         raise ParameterError(f"--workers {args.workers}: wanted 0 or more")
-    source = open_source(BUNDLED if args.model is None else local_path(args.model), config=args.config)
+    source = open_source(BUNDLED if args.model is None else local_path(args.model), **model_options(args))
     context = source.config.llama.max_position_embeddings
     length = context if args.max_length is None else args.max_length
     if not 0 < length <= context:
