@@ -81,6 +81,8 @@ class RunFolder:
                 raise DiskError(f"{self.log.path}: its last lines could not be written; make room there")
 
     def close(self) -> None:
+        if self.log is not None and self.log.waiting:
+            self.log.flush()
         self.lock.release()
 
 

@@ -29,12 +29,12 @@ class RunLock:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             _acquire(descriptor, folder)
+            with suppress(OSError):  # on a full disk: the name is only for those who come later
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         except BaseException:
             os.close(descriptor)
             raise
-        with suppress(OSError):  # on a full disk: who holds it is only said to those who ask
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         self._end = weakref.finalize(self, _release, descriptor)
 
     def release(self) -> None:

@@ -13,19 +13,33 @@ from torch import Tensor
 from owl_fast.checkpoints.safetensors_header import KNOWN
 
 CODES = {dtype: code for code, dtype in KNOWN.items()}
-CHUNK = 64 << 20  # bytes per write; Linux takes 2 GB at most
+CHUNK = 16 << 20  # bytes per write
 
 
 def write_tensors_synced(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write and fsync; OSError when the disk does not take it. Dtypes are those that checkpoints know."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
-        for part in _parts(tensors):
+        for part in _gathered(_parts(tensors)):
             while part:
                 part = part[os.write(descriptor, part[:CHUNK]) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _gathered(parts: Iterator[memoryview]) -> Iterator[memoryview]:
+    """The same bytes; small parts together."""
+    small = bytearray()
+    for part in parts:
+        if len(small) + len(part) > CHUNK:
+            yield memoryview(bytes(small))
+            small.clear()
+        if len(part) > CHUNK:
+            yield part
+        else:
+            small += part
+    yield memoryview(bytes(small))
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:

@@ -145,7 +145,7 @@ def test_a_crash_while_old_ones_are_removed(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("same_step", [False, True], ids=["new", "replaced"])
 def test_a_full_disk_at_any_write(same_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ENOSPC at the k-th call that takes room and at all later ones: what was there stays, nothing else does."""
+    """ENOSPC at the k-th call that takes room and all later ones: what was there stays, no more."""
     step = 10 if same_step else 20
     for k in itertools.count():
         folder = tmp_path / str(k)
