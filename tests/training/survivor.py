@@ -116,6 +116,12 @@ def children(pid: int) -> set[int]:
     return found
 
 
+def holds(folder: Path, pid: int | None) -> bool:
+    """Whether the process has locked the run folder."""
+    lock = folder / "run.lock"
+    return lock.exists() and lock.read_text().startswith(f"process {pid} on")
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
