@@ -52,10 +52,10 @@ def read_updates(
     left = iter(steps)
     try:
         for _ in steps:
-            while len(waiting) < AHEAD * workers and (step := next(left, None)) is not None:
-                waiting.append(pool.submit(_read, step))
-                processes = set(multiprocessing.active_children()) - others
             try:
+                while len(waiting) < AHEAD * workers and (step := next(left, None)) is not None:
+                    waiting.append(pool.submit(_read, step))
+                    processes = set(multiprocessing.active_children()) - others
                 found = pickle.loads(waiting.popleft().result(timeout))
             except FutureTimeoutError:
                 raise ReaderError(
@@ -99,10 +99,10 @@ def _end(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
 
 
 def _death(processes: Iterable[multiprocessing.process.BaseProcess]) -> str:
-    """Which one died, and how."""
+    """Which one died, and how; the pool has ended the others."""
     deadline, dead = time.monotonic() + 1, None
     while dead is None and time.monotonic() < deadline:
-        dead = next((p for p in processes if p.exitcode not in (None, -signal.SIGTERM)), None)
+        dead = next((p for p in processes if p.exitcode not in (None, 0, -signal.SIGTERM)), None)
     how = "died"
     if dead is not None and dead.exitcode is not None:
         code = dead.exitcode
