@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # optimizers import it when they are made
 from safetensors.torch import load_file
 
 from owl_fast.errors import OwlError
@@ -85,7 +87,8 @@ def said(folder: Path) -> str:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return without_times([json.loads(line) for line in lines if line.endswith("\n")])
 
 
@@ -135,6 +138,14 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"still waiting after {seconds} s")
         time.sleep(0.005)
+
+
+def wait_somewhere(folder: Path, process: BaseProcess, rng: random.Random) -> None:
+    """Until the process is somewhere in one of its next three updates, however slow the machine is."""
+    wait_until(lambda: holds(folder, process.pid) or not process.is_alive())
+    wanted = len(metrics(folder)) + rng.randrange(3)
+    wait_until(lambda: len(metrics(folder)) >= wanted or not process.is_alive())
+    time.sleep(rng.uniform(0.0, 0.05))
 
 
 def kill(process: BaseProcess, number: signal.Signals = signal.SIGKILL) -> None:

@@ -22,12 +22,12 @@ from tests.training.survivor import (
     assert_same_run,
     children,
     evaluate,
-    holds,
     kill,
     said,
     shorter,
     start,
     trainer,
+    wait_somewhere,
     wait_until,
 )
 
@@ -48,8 +48,7 @@ def test_stopped_at_random_moments(number: signal.Signals, whole: Path, tmp_path
     codes = []
     for life in range(10):
         process = start(Run(folder, shorter(steps=25, workers=2 * (life % 2)), slow=0.002))
-        wait_until(lambda process=process: holds(folder, process.pid))  # its signals are ours by now
-        time.sleep(rng.uniform(0.0, 0.3))
+        wait_somewhere(folder, process, rng)
         readers = children(process.pid or 0)
         begin = time.monotonic()
         kill(process, number)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tests.training.survivor import (
     shorter,
     start,
     trainer,
+    wait_somewhere,
 )
 
 ROOM = ("write", "pwrite", "fsync", "mkdir")  # calls that need room on the disk
@@ -66,7 +66,7 @@ def test_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
     ended = 0
     for life in range(20):
         process = start(Run(folder, shorter(workers=2 * (life % 2)), slow=0.002))
-        time.sleep(rng.uniform(0.0, 0.5))
+        wait_somewhere(folder, process, rng)
         kill(process)
         process.join()
         assert process.exitcode in (0, -9)
