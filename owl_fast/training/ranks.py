@@ -25,7 +25,7 @@ from owl_fast.errors import RankError
 from owl_fast.training.stopping import StopRequested
 
 TIMEOUT = 60.0  # seconds a process waits for the others
-BEAT = 10.0  # seconds between the signs of life of a process that works alone
+BEAT = 1.0  # seconds between the signs of life of a process that works alone
 BUSY, DONE, STOPPED, FAILED = range(4)
 NETWORK = re.compile(r"gloo|nccl|monitoredbarrier|connection|timed out waiting|socket", re.IGNORECASE)
 
