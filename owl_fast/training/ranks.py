@@ -11,6 +11,7 @@ import datetime
 import os
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from owl_fast.errors import RankError
@@ -92,9 +94,11 @@ class Ranks:
         """
         if self.size == 1:
             return module
+        # A gradient's dimension of size 1 may have any stride, and torch >= 2.13 renames broadcast_buffers.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return DistributedDataParallel(
             module,
-            process_group=None,
             broadcast_buffers=False,
             init_sync=False,  # of a frozen 7B that every process has read, nothing needs to be sent
             find_unused_parameters=True,  # the last micro-batch of a rank may have no picture
@@ -186,7 +190,9 @@ class Ranks:
 def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Ranks]:
     """Join the processes that torchrun started with this one, as its environment says.
 
-    device: "cuda" takes the GPU of LOCAL_RANK. timeout: seconds to wait for the others, here and later.
+    device: "cuda" takes the GPU of LOCAL_RANK. timeout: seconds to wait for the others, here and later. For
+    torchrun --max-restarts on several machines set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: they do not count
+    restarts alike.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
@@ -195,12 +201,16 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Ranks]:
     if device == "cuda":
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    limit = datetime.timedelta(seconds=timeout)
     try:
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        # torchrun's store outlives a restart, and so do the addresses of the processes that are gone.
+        attempt = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, timeout=limit, store=attempt, rank=rank, world_size=size)
     except (dist.DistError, RuntimeError) as error:
-        rank, size = os.environ.get("RANK"), os.environ["WORLD_SIZE"]
         raise RankError(
-            f"rank {rank} of {size} found no others within {timeout:.0f} s ({_brief(error)})"
+            f"rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']} did not find the others within "
+            f"{timeout:.0f} s ({_brief(error)})"
         ) from None
     yield Ranks.current()
     dist.destroy_process_group()  # not after an error: it may wait for a process that is gone
