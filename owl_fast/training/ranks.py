@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import PrefixStore  # torch.distributed.PrefixStore, which has no type there
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -205,7 +206,7 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Ranks]:
     try:
         store, rank, size = next(rendezvous("env://", timeout=limit))
         # torchrun's store outlives a restart, and so do the addresses of the processes that are gone.
-        attempt = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        attempt = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(backend, timeout=limit, store=attempt, rank=rank, world_size=size)
     except (dist.DistError, RuntimeError) as error:
         raise RankError(
