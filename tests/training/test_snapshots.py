@@ -13,6 +13,7 @@ import torch
 
 from owl_fast.checkpoints.manifest import MANIFEST
 from owl_fast.errors import CheckpointError
+from owl_fast.training import tensor_writer
 from owl_fast.training.snapshots import load_snapshot, newest_snapshot, prune_snapshots, save_snapshot
 from tests.training.faults import Crash, Faults, die, disk_full
 
@@ -104,6 +105,7 @@ def others(folder: Path) -> list[str]:
 )
 def test_a_crash_at_any_moment(existing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Die at the k-th call of saving step 20 (half a write is done), for every k."""
+    monkeypatch.setattr(tensor_writer, "CHUNK", 64)  # several writes for a file
     for k in itertools.count():
         folder = tmp_path / str(k)
         save(folder, 10)
