@@ -68,3 +68,31 @@ class TooManyBadRows(DataError):
 
 class UnsupportedError(OwlError, ValueError):
     """A valid request for something this build does not do."""
+
+
+class DiskError(OwlError):
+    """The disk of a run's folder is full or cannot be written: a snapshot is missing."""
+
+
+class DivergedError(OwlError):
+    """Training gives NaN or infinity, and going on would not mend it."""
+
+
+class LockedError(OwlError):
+    """Another process works in this run folder."""
+
+
+class StoppedError(OwlError):
+    """A signal ended the run in good order. signal: its number."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+class ReaderError(OwlError):
+    """A process that reads training data died or hangs."""
+
+
+class RankError(OwlError):
+    """Another process of a run of several died, failed or does not answer."""

@@ -1,28 +1,29 @@
 """The training loop: draw, accumulate, check, step, record, save.
 
 Every update is a pure function of (weights, optimizer state, seed, step): the samples are drawn by DrawPlan
-and dropout's random numbers are seeded anew for each update, so a resumed run equals an uninterrupted one.
+and the random numbers are seeded anew for each update, so a resumed run equals an uninterrupted one. An
+update that is interrupted is dropped and done again after resuming; no accumulated gradient is ever saved.
 Under torch.distributed the processes share each update; the first one writes metrics and snapshots.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from signal import SIGTERM, Signals
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from owl_fast.errors import CheckpointError, DataError, OwlError, UnsupportedError
+from owl_fast.errors import CheckpointError, DataError, DivergedError, StoppedError, UnsupportedError
 from owl_fast.models.owl import Owl
-from owl_fast.training.objective import token_loss
+from owl_fast.training.objective import TokenLoss
 from owl_fast.training.optimizer import (
     OptimizerSettings,
     build_adamw,
@@ -33,13 +34,16 @@ from owl_fast.training.optimizer import (
     set_learning_rate,
 )
 from owl_fast.training.packing import TrainingBatch
+from owl_fast.training.randomness import callers_randomness_kept, seed_everything
 from owl_fast.training.ranks import Ranks
-from owl_fast.training.snapshots import load_snapshot, newest_snapshot, prune_snapshots, save_snapshot
-from owl_fast.training.sources import DrawPlan, Source, derive_seed
+from owl_fast.training.read_ahead import read_updates
+from owl_fast.training.run_folder import METRICS, RunFolder
+from owl_fast.training.snapshots import load_snapshot, newest_snapshot
+from owl_fast.training.sources import DrawPlan, Source
 from owl_fast.training.stages import Stage
-from owl_fast.training.updates import Encode, UpdateReader, read_updates
+from owl_fast.training.stopping import Stop, StopRequested
+from owl_fast.training.updates import Encode, UpdateReader
 
-METRICS = "metrics.jsonl"
 MAX_SKIPS, SKIP_WINDOW = 3, 100  # a run stops at the fourth non-finite update among 100
 
 Evaluate = Callable[[Owl, int], dict[str, Any]]
@@ -51,8 +55,8 @@ class TrainSettings:
     """steps: optimizer updates; batch: samples per update; micro_batch: samples per forward pass (None: all).
 
     save_every, eval_every: updates between snapshots and evaluations, 0 for none. keep: snapshots kept.
-    workers: reader processes, 0 to read in this one. precision: "bf16" computes under autocast; weights and
-    optimizer stay in float32.
+    workers: reader processes, 0 to read in this one; reader_timeout: seconds they may take for an update.
+    precision: "bf16" computes under autocast; weights and optimizer stay in float32.
     """
 
     steps: int
@@ -64,6 +68,7 @@ class TrainSettings:
     keep: int = 2
     eval_every: int = 0
     workers: int = 0
+    reader_timeout: float = 300.0
     precision: Literal["fp32", "bf16"] = "fp32"
     progress: bool = True
 
@@ -74,8 +79,11 @@ class Trainer:
     encode turns a source's Sample or Caption into an EncodedSample (packing.encode_sample with its settings
     bound); sources that yield EncodedSample need none. evaluate(model, step) -> numbers for the metrics file,
     called in eval mode without gradients. resume: go on from out_dir's newest snapshot if there is one;
-    otherwise a folder with snapshots is refused. optimizer builds another one than AdamW; its groups carry
-    the "factor" that set_learning_rate multiplies in.
+    otherwise a folder with snapshots is refused. data_changed_ok: resume although the sources describe
+    themselves otherwise than when the run began. optimizer builds another one than AdamW; its groups carry
+    the "factor" that set_learning_rate multiplies in. stop: asks the run to end (Stop.on_signals).
+
+    The run folder is locked until close(), an error, or the end of this object (LockedError elsewhere).
     """
 
     def __init__(
@@ -89,10 +97,12 @@ class Trainer:
         encode: Encode | None = None,
         evaluate: Evaluate | None = None,
         resume: bool = True,
+        data_changed_ok: bool = False,
         optimizer: BuildOptimizer = build_adamw,
+        stop: Stop | None = None,
     ) -> None:
         self.model, self.stage, self.settings = model, stage, settings
-        self.out_dir, self.evaluate = Path(out_dir), evaluate
+        self.out_dir, self.evaluate, self.stop = Path(out_dir), evaluate, stop or Stop()
         self.ranks = Ranks.current()
         self.plan = DrawPlan(sources, settings.seed)
         self.reader = UpdateReader(
@@ -108,35 +118,77 @@ class Trainer:
         self.autocast_dtype = self._autocast_dtype()
         self.step = 0  # updates done
         self.skipped: list[int] = []  # recent updates left out because they were not finite
+        self.skips = 0  # all of them
+        self.pending: dict[str, Any] | None = None  # metrics of an update that is not evaluated yet
         self.out_dir.mkdir(parents=True, exist_ok=True)
-        self._resume(resume)
-        self.ranks.wait()  # no snapshot is written before every process has looked for one
+        self.folder = self.ranks.alone("opening the run folder", self._open_folder)  # None but on the first
+        try:
+            self._resume(resume, data_changed_ok)
+        except BaseException:
+            self.close()
+            raise
+        self._saved = self._mark  # what the newest snapshot holds
+        self.objective = self.ranks.share(TokenLoss(model))
 
     def run(self, until: int | None = None) -> dict[str, Any]:
         """Train up to update `until` (default: all of settings.steps) and return the last update's metrics.
 
-        DataError when a source yields something unusable; OwlError when too many updates were not finite.
+        DataError: a source yields something unusable. DivergedError: too many updates were not finite.
+        ReaderError, RankError: another process is gone. DiskError: there is no room when the run begins, or
+        its last snapshot could not be written. StoppedError: a signal came, and the state was saved.
         """
         end = self.settings.steps if until is None else min(until, self.settings.steps)
+        try:
+            self.ranks.alone("looking for room on the disk", self._check_room)
+            with callers_randomness_kept(self.model.device), self.ranks.named():
+                metrics = self._train(end)
+            if self.folder is not None and self.step == self.settings.steps:
+                self.folder.check_saved()
+        except StopRequested:
+            self._end_stopped()
+        except BaseException:
+            self.close()
+            raise
+        return metrics
+
+    def close(self) -> None:
+        """Let other processes into the run folder."""
+        if self.folder is not None:
+            self.folder.close()
+
+    def _train(self, end: int) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
-        updates = read_updates(self.reader, range(self.step, end), self.settings.workers)
-        show = self.settings.progress and self.ranks.leads
+        if self.pending is not None:
+            metrics = self._finish_step(self.pending)
+        settings = self.settings
+        steps = range(self.step, end)
+        updates = read_updates(self.reader, steps, settings.workers, settings.reader_timeout)
+        show = settings.progress and self.ranks.leads
         bar = tqdm(total=end, initial=self.step, disable=not show, unit="step")
-        with torch.random.fork_rng(devices), bar, (self.out_dir / METRICS).open("a", encoding="utf-8") as log:
-            for batches in updates:
+        with closing(updates), bar:
+            for _ in steps:
+                # Several processes stop together, where they talk to each other.
+                with self.stop.interruptible() if self.ranks.size == 1 else nullcontext():
+                    batches = next(updates)
                 self.model.train()
-                metrics = self.update(batches)
-                self.model.eval()
-                metrics |= self._evaluation()
-                if self.ranks.leads:
-                    log.write(json.dumps(metrics) + "\n")
-                    log.flush()
-                self._check_skips(metrics)
-                if self._due(self.settings.save_every):
-                    self.save()
+                try:
+                    self.pending = self.update(batches)
+                finally:
+                    self.model.eval()
+                metrics = self._finish_step(self.pending)
                 bar.update()
                 bar.set_postfix(loss=metrics["loss"], lr=metrics["lr"])
+        return metrics
+
+    def _finish_step(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Evaluate, record and save what is due after an update."""
+        metrics = metrics | self._evaluation()
+        self.pending = None
+        if self.folder is not None:
+            self.folder.record(metrics)
+        self._check_skips(metrics)
+        if self._due(self.settings.save_every):
+            self.save()
         return metrics
 
     def update(self, batches: Sequence[TrainingBatch]) -> dict[str, Any]:
@@ -145,7 +197,7 @@ class Trainer:
         A non-finite loss or gradient norm leaves weights and optimizer untouched.
         """
         begin = time.perf_counter()
-        torch.manual_seed(derive_seed(self.settings.seed, "dropout", self.step, self.ranks.rank))
+        seed_everything(self.settings.seed, "dropout", self.step, self.ranks.rank)
         lr = learning_rate(self.step, self.settings.steps, self.settings.optimizer)
         loss, norm = self.accumulate(batches)
         finite = math.isfinite(loss) and math.isfinite(norm)
@@ -156,9 +208,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.step += 1
         labelled, rows = self.ranks.sum(
-            sum(batch.labelled for batch in batches),
-            sum(batch.packed.bounds[-1] for batch in batches),
-            device=self.model.device,
+            sum(batch.labelled for batch in batches), sum(batch.packed.bounds[-1] for batch in batches)
         )
         metrics: dict[str, Any] = {
             "step": self.step,
@@ -172,49 +222,90 @@ class Trainer:
         if not finite:
             metrics["skipped"] = self.ranks.gather([name for batch in batches for name in batch.records])
             self.skipped.append(self.step)
+            self.skips += 1
         return metrics
 
     def accumulate(self, batches: Sequence[TrainingBatch]) -> tuple[float, float]:
-        """Leave the gradient of the update's loss in .grad; return the loss and the gradient's norm."""
-        device, parameters = self.model.device, list(self.parameters.values())
-        (labelled,) = self.ranks.sum(sum(batch.labelled for batch in batches), device=device)
+        """Leave the gradient of the update's loss in .grad; return the loss and the gradient's norm.
+
+        StopRequested between micro-batches; with several ranks, all of them before the first.
+        """
+        device, ranks = self.model.device, self.ranks
+        labelled, asked = ranks.sum(sum(batch.labelled for batch in batches), self.stop.signal is not None)
+        if asked:
+            raise StopRequested
         total = torch.zeros((), device=device)
-        for batch in batches:
-            with self._autocast():
-                loss = token_loss(self.model, batch.to(device)) / labelled
-            if not loss.requires_grad:
-                raise DataError(
-                    f"{batch.records[0]}: no trained parameter touches this micro-batch; "
-                    f"{self.stage.name} trains {', '.join(self.stage.prefixes)} and needs pictures"
-                )
-            torch.autograd.backward(loss)
+        for number, batch in enumerate(batches, start=1):
+            with ranks.apart(self.objective) if number < len(batches) else nullcontext():
+                with self._autocast():
+                    # The gradients of the ranks will be averaged: a sum is wanted.
+                    loss = self.objective(batch.to(device)) / (labelled / ranks.size)
+                if not loss.requires_grad:
+                    raise DataError(
+                        f"{batch.records[0]}: no trained parameter touches this micro-batch; "
+                        f"{self.stage.name} trains {', '.join(self.stage.prefixes)} and needs pictures"
+                    )
+                torch.autograd.backward(loss)
             total += loss.detach()
-        self.ranks.sum_gradients_(parameters)
-        (loss_sum,) = self.ranks.sum(total.item(), device=device)
-        return loss_sum, gradient_norm(parameters).item()
+            if ranks.size == 1:
+                self.stop.check()
+        (loss_sum,) = ranks.sum(total.item() / ranks.size)
+        return loss_sum, gradient_norm(list(self.parameters.values())).item()
 
     def save(self) -> None:
-        """Write a snapshot of this moment; OwlError rather than one with a non-finite weight."""
-        for name, parameter in self.parameters.items():
-            if not torch.isfinite(parameter).all():
-                raise OwlError(f"{name} is not finite after update {self.step}; no snapshot was written")
+        """Write a snapshot of this moment; DivergedError rather than one with a non-finite value.
+
+        A disk that does not take it is complained of in the log; DiskError ends run() if it was the last.
+        """
         tensors = {
             "model": {name: parameter.detach() for name, parameter in self.parameters.items()},
             "optimizer": optimizer_tensors(self.optimizer, self.parameters),
         }
-        if self.ranks.leads:
-            save_snapshot(self.out_dir, self.step, tensors, self._state())
-            prune_snapshots(self.out_dir, self.settings.keep)
-        self.ranks.wait()
+        for group in tensors.values():
+            for name, tensor in group.items():
+                if not torch.isfinite(tensor).all():
+                    raise DivergedError(
+                        f"{name} is not finite after update {self.step}; no snapshot was written. Started "
+                        "again, the run goes on from its newest one; a lower learning rate may help"
+                    )
+        folder = self.folder
+        saved = self.ranks.alone("saving", lambda: folder and folder.save(self.step, tensors, self._state()))
+        if saved:
+            self._saved = self._mark
+
+    def _end_stopped(self) -> NoReturn:
+        """Save what is not saved yet, and say where the run will go on."""
+        name = Signals(self.stop.signal or SIGTERM).name  # the signal may have reached another rank alone
+        self.optimizer.zero_grad()
+        try:
+            if self.settings.save_every and (self.ranks.size > 1 or self._saved != self._mark):
+                self.save()
+                if self.folder is not None:
+                    self.folder.check_saved()
+        finally:
+            self.close()
+        kept = "it was saved" if self.settings.save_every else "nothing was saved: snapshots are off"
+        raise StoppedError(
+            f"{name} ended the run after update {self.step} of {self.settings.steps}; {kept}",
+            self.stop.signal or SIGTERM,
+        )
+
+    @property
+    def _mark(self) -> tuple[int, bool]:
+        return self.step, self.pending is not None
 
     def _evaluation(self) -> dict[str, Any]:
         """The evaluation's numbers, when one is due."""
-        if self.evaluate is None or not self._due(self.settings.eval_every):
+        evaluate = self.evaluate
+        if evaluate is None or not self._due(self.settings.eval_every):
             return {}
-        if not self.ranks.leads:
-            return {}
-        with torch.no_grad():
-            return self.evaluate(self.model, self.step)
+
+        def work() -> dict[str, Any]:
+            seed_everything(self.settings.seed, "evaluation", self.step)
+            with torch.no_grad():
+                return evaluate(self.model, self.step)
+
+        return self.ranks.alone("evaluating", work) or {}
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.settings.steps)
@@ -227,7 +318,7 @@ class Trainer:
     def _check_skips(self, metrics: dict[str, Any]) -> None:
         self.skipped = [step for step in self.skipped if step > self.step - SKIP_WINDOW]
         if len(self.skipped) > MAX_SKIPS:
-            raise OwlError(
+            raise DivergedError(
                 f"{len(self.skipped)} of the last {SKIP_WINDOW} updates had a non-finite loss or gradient "
                 f"(updates {self.skipped}, the last with {metrics['skipped'][0]}, ...); "
                 f"lower the learning rate, lengthen the warm-up, or look at the records named in {METRICS}"
@@ -245,10 +336,22 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.model.device.type, self.autocast_dtype)
 
+    def _open_folder(self) -> RunFolder:
+        return RunFolder(self.out_dir, self.settings.keep)
+
+    def _check_room(self) -> None:
+        if self.settings.save_every and self.folder is not None:
+            state = optimizer_tensors(self.optimizer, self.parameters).values()
+            weights = sum(parameter.nbytes for parameter in self.parameters.values())
+            # Before the first update the optimizer has no state; Adam's takes two numbers for each weight.
+            self.folder.check_room(weights + (sum(tensor.nbytes for tensor in state) or 2 * weights))
+
     def _state(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "skipped": self.skipped,
+            "skips": self.skips,
+            "pending": self.pending,
             "order": {
                 "seed": self.settings.seed,
                 "batch": self.settings.batch,
@@ -256,22 +359,23 @@ class Trainer:
             },
         }
 
-    def _resume(self, wanted: bool) -> None:
+    def _resume(self, wanted: bool, data_changed_ok: bool) -> None:
         path = newest_snapshot(self.out_dir)
         if path is not None and not wanted:
             raise UnsupportedError(f"{path} is there already; resume it, or give another folder")
         if path is not None:
-            self._load(path)
-        if self.ranks.leads:
-            _cut_metrics(self.out_dir / METRICS, self.step)
+            self._load(path, data_changed_ok)
+        self.ranks.check_equal(f"begins after update {self.step}")  # also: nobody writes before all have read
+        if self.folder is not None:
+            self.folder.open_log(self.step - (self.pending is not None))
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path, data_changed_ok: bool) -> None:
         tensors, state = load_snapshot(path)
         for key, came in self._state()["order"].items():
-            if state["order"][key] != came:
+            if state["order"][key] != came and not (key == "sources" and data_changed_ok):
                 raise CheckpointError(
-                    f"{path}: made with {key} {state['order'][key]}, now it is {came}; "
-                    "a run resumes only on the data it began with"
+                    f"{path}: made with {key} {state['order'][key]}, now it is {came}; a run resumes only on "
+                    "the data it began with" + ", unless data_changed_ok is set" * (key == "sources")
                 )
         saved = {name: tuple(tensor.shape) for name, tensor in tensors["model"].items()}
         here = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
@@ -285,18 +389,5 @@ class Trainer:
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors["model"][name])
         load_optimizer_tensors(self.optimizer, self.parameters, tensors["optimizer"])
-        self.step, self.skipped = state["step"], state["skipped"]
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Drop lines past the snapshot that the run goes on from, and a line a crash cut short."""
-    if not path.exists():
-        return
-    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-    path.write_text("".join(kept), encoding="utf-8")
-
-
-def _whole_lines(path: Path) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield line
+        self.step, self.skipped, self.skips = state["step"], state["skipped"], state.get("skips", 0)
+        self.pending = state.get("pending")

@@ -5,12 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from owl_fast import ops
 from owl_fast.errors import UnsupportedError
 from owl_fast.models.owl import Owl
 from owl_fast.training.packing import TrainingBatch
+
+
+class TokenLoss(nn.Module):
+    """token_loss as a module, which torch's DDP can wrap."""
+
+    def __init__(self, model: Owl) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: TrainingBatch) -> Tensor:
+        return token_loss(self.model, batch)
 
 
 def token_loss(model: Owl, batch: TrainingBatch) -> Tensor:

@@ -1,14 +1,13 @@
-"""Reading ahead: the micro-batches of each update, in this process or in reader processes."""
+"""The micro-batches of each update: a pure function of the plan and the update's number."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import torch.utils.data
 
 from owl_fast.errors import DataError, OwlError, UnsupportedError
 from owl_fast.training.packing import EncodedSample, TrainingBatch, pack
+from owl_fast.training.randomness import seed_everything
 from owl_fast.training.ranks import Ranks
 from owl_fast.training.sample import Caption, Sample
 from owl_fast.training.sources import DrawPlan
@@ -18,9 +17,10 @@ Encode = Callable[[Sample | Caption], EncodedSample]
 
 @dataclass
 class UpdateReader:
-    """reader(step) -> the packed micro-batches of an update; a pure function of the plan and the step.
+    """reader(step) -> the packed micro-batches of an update.
 
-    With several ranks each reads every size-th sample of the update.
+    With several ranks each reads every size-th sample of the update. The global random generators are seeded
+    before each sample, so that what a source or encode draws does not depend on who reads it, or when.
     """
 
     plan: DrawPlan
@@ -44,6 +44,7 @@ class UpdateReader:
 
     def _sample(self, draw: int) -> EncodedSample:
         source, index = self.plan(draw)
+        seed_everything(self.plan.seed, "draw", draw)
         try:
             record = source.get(index)
             if isinstance(record, EncodedSample):
@@ -53,37 +54,3 @@ class UpdateReader:
             return self.encode(record)
         except OwlError as error:
             raise DataError(f"source {source.name}, record {index}: {error}") from error
-
-
-class _Updates(torch.utils.data.Dataset[list[TrainingBatch] | OwlError]):
-    def __init__(self, reader: UpdateReader) -> None:
-        self.reader = reader
-
-    def __getitem__(self, step: int) -> list[TrainingBatch] | OwlError:
-        try:
-            return self.reader(step)
-        except OwlError as error:
-            return error  # raised in the main process: the loader would bury the message in a traceback
-
-
-def read_updates(reader: UpdateReader, steps: Sequence[int], workers: int) -> Iterator[list[TrainingBatch]]:
-    """Micro-batches of each step in order, the same for any number of workers (processes)."""
-    if not workers:
-        yield from map(reader, steps)
-        return
-    loader = torch.utils.data.DataLoader(
-        _Updates(reader),
-        batch_size=None,
-        sampler=steps,
-        num_workers=workers,
-        collate_fn=_as_is,
-        multiprocessing_context="fork",  # sources may be closures, which cannot be pickled
-    )
-    for batches in loader:
-        if isinstance(batches, OwlError):
-            raise batches
-        yield batches
-
-
-def _as_is(batches: list[TrainingBatch] | OwlError) -> list[TrainingBatch] | OwlError:
-    return batches

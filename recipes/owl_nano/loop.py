@@ -24,6 +24,7 @@ from owl_fast.training.optimizer import (
 from owl_fast.training.ranks import Ranks
 from owl_fast.training.snapshots import load_snapshot, newest_snapshot, prune_snapshots, save_snapshot
 from recipes.owl_nano.optimizer import muon_adamw
+from recipes.owl_nano.parallel import sum_gradients_
 from recipes.owl_nano.settings import ADAMW_LR, MAX_GRADIENT_NORM, Schedule
 
 MUON_DECAY = 0.01
@@ -59,7 +60,7 @@ def run_updates(
         set_learning_rate(optimizer, learning_rate(step, schedule.steps, settings))
         value, numbers = loss(step)
         torch.autograd.backward(value / ranks.size)
-        ranks.sum_gradients_(list(parameters.values()))
+        sum_gradients_(list(parameters.values()), ranks)
         nn.utils.clip_grad_norm_(parameters.values(), MAX_GRADIENT_NORM)
         optimizer.step()
         optimizer.zero_grad()
@@ -79,7 +80,7 @@ def run_updates(
                 "optimizer": optimizer_tensors(optimizer, parameters),
             }
             save_snapshot(folder, step + 1, tensors, memory)
-            prune_snapshots(folder, 1)
+            prune_snapshots(folder, 1, step + 1)
         recent.clear()
 
 
@@ -101,7 +102,7 @@ def _resume(
 
 
 def _share(memory: Numbers, ranks: Ranks) -> None:
-    total = ranks.sum(*memory.values(), device=torch.device("cpu"))
+    total = ranks.sum(*memory.values())
     memory.update(zip(memory, (value / ranks.size for value in total), strict=True))
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from owl_fast.checkpoints.manifest import MANIFEST
 from owl_fast.errors import CheckpointError
-from owl_fast.training import snapshots
+from owl_fast.training import tensor_writer
 from owl_fast.training.snapshots import load_snapshot, newest_snapshot, prune_snapshots, save_snapshot
+from tests.training.faults import Crash, Faults, die, disk_full
 
-
-class Crash(BaseException):
-    """The process dies here."""
+ROOM = ("write", "fsync", "mkdir")  # calls that need room on the disk
 
 
 def tensors(step: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -97,67 +96,86 @@ def test_a_damaged_one_is_passed_over(damage: Callable[[Path], None], tmp_path: 
         load_snapshot(newest)
 
 
-@pytest.mark.parametrize("existing", [[10], [10, 20]], ids=["new", "over-a-damaged-one"])
-def test_a_crash_at_any_moment(existing: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Die at the k-th write, fsync or rename of saving step 20, for every k."""
+def others(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "existing", ["nothing", "a complete one", "a damaged one"], ids=["new", "over-complete", "over-damaged"]
+)
+def test_a_crash_at_any_moment(existing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Die at the k-th call of saving step 20 (half a write is done), for every k."""
+    monkeypatch.setattr(tensor_writer, "CHUNK", 64)  # several writes for a file
     for k in itertools.count():
         folder = tmp_path / str(k)
-        for step in existing:
-            save(folder, step)
-        if 20 in existing:
+        save(folder, 10)
+        if existing != "nothing":
+            save(folder, 20)
+        if existing == "a damaged one":
             damage_flip(folder / "checkpoint-20")
         with monkeypatch.context() as patch:
-            crash_at(patch, k)
-            try:
+            faults = Faults(patch, folder, lambda count, k=k: count == k, die)
+            with suppress(Crash):
                 save(folder, 20)
-            except Crash:
-                crashed = True
-            else:
-                crashed = False
-        found = step_of(folder)
-        assert found in (10, 20)
+        assert step_of(folder) in ((20,) if existing == "a complete one" else (10, 20))
         save(folder, 20)  # what the crash left is in nobody's way
         assert step_of(folder) == 20
-        prune_snapshots(folder, keep=1)
-        assert [path.name for path in folder.iterdir()] == ["checkpoint-20"]
-        if not crashed:
-            assert found == 20
-            assert k > 10
+        prune_snapshots(folder, 1, 20)
+        assert others(folder) == ["checkpoint-20"]
+        if faults.count <= k:
+            assert k > 20
             return
 
 
-def crash_at(patch: pytest.MonkeyPatch, k: int) -> None:
-    left = itertools.count(k, -1)
+def test_a_crash_while_old_ones_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in itertools.count():
+        folder = tmp_path / str(k)
+        for step in (10, 20, 30):
+            save(folder, step)
+        damage_flip(save(folder, 40))  # the run went on from 30 once, and not to 40 yet
+        with monkeypatch.context() as patch:
+            faults = Faults(patch, folder, lambda count, k=k: count == k, die)
+            with suppress(Crash):
+                prune_snapshots(folder, 2, 30)
+        assert step_of(folder) == 30
+        prune_snapshots(folder, 2, 30)
+        assert others(folder) == ["checkpoint-20", "checkpoint-30"]
+        if faults.count <= k:
+            assert k > 5
+            return
 
-    def dying(real: Callable[..., Any], half: Callable[..., None] | None = None) -> Callable[..., Any]:
-        def call(*args: Any, **keywords: Any) -> Any:
-            if next(left) == 0:
-                if half is not None:
-                    half(*args)
-                raise Crash
-            return real(*args, **keywords)
 
-        return call
-
-    def half_tensors(_tensors: object, path: Path) -> None:
-        path.write_bytes(b"\x40\x00\x00")
-
-    def half_text(path: Path, text: str) -> None:
-        path.write_bytes(text[: len(text) // 2].encode())
-
-    patch.setattr(snapshots, "save_file", dying(snapshots.save_file, half_tensors))
-    patch.setattr(Path, "write_text", dying(Path.write_text, half_text))
-    patch.setattr(os, "fsync", dying(os.fsync))
-    patch.setattr(os, "rename", dying(os.rename))
-    patch.setattr(snapshots.shutil, "rmtree", dying(snapshots.shutil.rmtree))
+@pytest.mark.parametrize("same_step", [False, True], ids=["new", "replaced"])
+def test_a_full_disk_at_any_write(same_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOSPC at the k-th call that takes room and all later ones: what was there stays, no more."""
+    step = 10 if same_step else 20
+    for k in itertools.count():
+        folder = tmp_path / str(k)
+        save(folder, 10)
+        with monkeypatch.context() as patch:
+            faults = Faults(patch, folder, lambda count, k=k: count >= k, disk_full, ROOM)
+            with suppress(OSError):
+                save(folder, step)
+        if faults.count <= k:
+            assert k > 10
+            return
+        assert step_of(folder) in (10, step)
+        assert [name for name in others(folder) if name.endswith(".tmp")] == []
+        assert step_of(save(folder, 20).parent) == 20
 
 
 def test_every_file_and_both_folders_reach_the_disk_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What is fsynced, by the names of the descriptors, and when the folder gets its name."""
     seen: list[str] = []
-    real_sync, real_rename = snapshots.sync, os.rename
-    monkeypatch.setattr(snapshots, "sync", lambda path: (seen.append(path.name), real_sync(path)))
+    real_sync, real_rename = os.fsync, os.rename
+
+    def fsync(descriptor: int) -> None:
+        seen.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        real_sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", lambda a, b: (seen.append("rename"), real_rename(a, b)))
     save(tmp_path / "out", 3)
     assert seen == [
@@ -168,11 +186,12 @@ def test_every_file_and_both_folders_reach_the_disk_in_order(
         "checkpoint-3.tmp",
         "rename",
         "out",
+        tmp_path.name,
     ]
 
 
 def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
-    prune_snapshots(tmp_path, keep=2)
+    prune_snapshots(tmp_path, 2, 4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4"]
