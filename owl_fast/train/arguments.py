@@ -1,0 +1,177 @@
+"""The arguments of `python -m owl_fast.train`, and what each stage takes where they are silent."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NamedTuple
+
+from owl_fast.command_line import add_model_flags
+from owl_fast.settings import add_settings_flags
+
+EXAMPLES = """\
+examples:
+  python -m owl_fast.train --stage 1 --model models/owl --data "pairs/*.tar" --out runs/stage1 --plan
+  python -m owl_fast.train --stage 2 --model runs/stage1/final --data llava.json:3 alpaca.json --out runs/2
+  python -m owl_fast.train --stage 2 --model models/owl --quant int4 --data mine.jsonl --out runs/mine
+  torchrun --nproc-per-node 2 -m owl_fast.train --stage 2 --model models/owl --data a.jsonl --out runs/a
+  python -m owl_fast.chat runs/mine/final                        what stage 2 leaves is an adapter
+
+Formats of data, skipping bad rows, which card for what: docs/training.md.
+
+exit codes: 0 done, 1 error, 2 wrong usage, 3 no space for snapshots, 4 diverged, 5 too many bad rows,
+6 another process has the folder, 130 after Ctrl-C, 143 stopped by SIGTERM (a snapshot was saved)
+"""
+
+
+class Defaults(NamedTuple):
+    """Of a stage: the paper's (arXiv 2304.14178, section 4.1), else the public script's."""
+
+    lr: float
+    weight_decay: float
+    warmup: int
+    max_steps: int
+    batch: int
+
+
+DEFAULTS = {
+    1: Defaults(lr=1e-4, weight_decay=0.1, warmup=2000, max_steps=50_000, batch=256),
+    2: Defaults(lr=2e-5, weight_decay=1e-4, warmup=50, max_steps=2_000, batch=256),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m owl_fast.train",
+        description="Train the vision side on captions (stage 1), or tune a model to instructions (stage 2).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_what(parser.add_argument_group("what"))
+    _add_data(parser.add_argument_group("data"))
+    _add_course(parser.add_argument_group("course"))
+    _add_memory(parser.add_argument_group("memory and speed"))
+    _add_seen(parser.add_argument_group("what is seen"))
+    add_settings_flags(parser)
+    return parser
+
+
+def _add_what(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--stage",
+        type=int,
+        required=True,
+        choices=[1, 2],
+        help="1: vision tower and abstractor; 2: LoRA and abstractor",
+    )
+    add("--model", required=True, metavar="MODEL", help="folder, .pth file or hub id to begin with")
+    add("--out", required=True, metavar="DIR", help="folder of the run")
+    add_model_flags(group)
+    add("--lora-rank", type=int, default=8, metavar="N", help="stage 2 (default: 8)")
+    add("--lora-alpha", type=float, default=32.0, metavar="X", help="stage 2 (default: 32)")
+    add("--lora-dropout", type=float, default=0.05, metavar="X", help="stage 2 (default: 0.05)")
+    add(
+        "--lora-targets",
+        nargs="+",
+        metavar="NAME",
+        help="stage 2: ends of module names, or one regular expression (default: the LLaMA's q_proj, v_proj)",
+    )
+    add("--no-train-abstractor", action="store_true", help="stage 2: LoRA alone, as the public script trains")
+    add("--full", action="store_true", help="stage 2: the whole LLaMA instead of LoRA")
+
+
+def _add_data(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="SPEC",
+        help="files, globs or folders, each with :WEIGHT behind it or not",
+    )
+    add("--eval-data", nargs="+", default=[], metavar="SPEC", help="its loss is measured at every evaluation")
+    add("--format", metavar="NAME", help="of the data, if it cannot be told from the files")
+    add(
+        "--image-root",
+        metavar="DIR",
+        help="where the paths of pictures begin (default: the file's own folder)",
+    )
+    add(
+        "--max-length",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="tokens of a sample, pictures included (default: 2048)",
+    )
+    add("--template", action="store_true", help="stage 1: captions as answers in a conversation")
+    add("--skip-bad", action="store_true", help="leave bad rows out, up to one in a thousand, and count them")
+    add("--workers", type=int, default=2, metavar="N", help="processes that read pictures (default: 2)")
+
+
+def _add_course(group: argparse._ArgumentGroup) -> None:
+    def by_stage(flag: str, kind: type, what: str) -> None:
+        name = flag.removeprefix("--").replace("-", "_")
+        values = ", ".join(f"{getattr(DEFAULTS[stage], name):g}" for stage in (1, 2))
+        group.add_argument(
+            flag, type=kind, metavar="X" if kind is float else "N", help=f"{what} (default: {values})"
+        )
+
+    add = group.add_argument
+    by_stage("--max-steps", int, "updates, of stage 1 and 2")
+    by_stage("--batch", int, "samples of an update")
+    by_stage("--lr", float, "highest learning rate")
+    by_stage("--warmup", int, "updates up to it; a cosine leads down to 0")
+    by_stage("--weight-decay", float, "of every trained tensor")
+    add("--clip", type=float, default=1.0, metavar="X", help="largest gradient norm (default: 1)")
+    add("--seed", type=int, default=0, metavar="N", help="of the order of samples, of LoRA and of dropout")
+    add("--save-every", type=int, default=500, metavar="N", help="updates between snapshots (default: 500)")
+    add("--keep", type=int, default=2, metavar="N", help="snapshots that are kept (default: 2)")
+    add("--eval-every", type=int, default=500, metavar="N", help="updates between evaluations (default: 500)")
+    add(
+        "--resume",
+        choices=["auto", "never"],
+        default="never",
+        help="auto: go on from the newest snapshot in --out",
+    )
+    add(
+        "--data-changed-ok",
+        action="store_true",
+        help="resume although files of the data are not what they were",
+    )
+
+
+def _add_memory(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--plan", action="store_true", help="print what the run will take, and leave")
+    add(
+        "--quant",
+        choices=["none", "int8", "int4"],
+        default="none",
+        help="how frozen language weights are held",
+    )
+    add("--micro-batch", type=int, metavar="N", help="samples at once (default: as many as memory takes)")
+    add("--memory", type=float, metavar="GB", help="what the run may take (default: what is free)")
+    add(
+        "--optimizer",
+        choices=["adamw", "adamw8bit"],
+        default="adamw",
+        help="8bit: states in a quarter of the memory",
+    )
+    add("--feature-cache", metavar="DIR", help="stage 2: keep what the vision tower says on disk")
+    add("--device", default="auto", help="auto (default), cuda, cuda:N or cpu")
+    add(
+        "--dtype", default="auto", choices=["auto", "bf16", "fp32"], help="of frozen weights and of computing"
+    )
+
+
+def _add_seen(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--samples",
+        type=int,
+        default=4,
+        metavar="N",
+        help="answers written to samples.md at evaluations (default: 4)",
+    )
+    add("--tensorboard", action="store_true", help="write its event files, too")
+    add("--plain", action="store_true", help="no progress bar")
