@@ -11,6 +11,7 @@ COMMANDS = {
     "doctor": "what is installed, and what a model is and needs",
     "data": "check, count and repack training data",
     "quantize": "write a model folder in fewer bits, which loads in seconds",
+    "train": "train the vision side, or tune a model to instructions",
     "export.onnx": "write the vision tower as an ONNX file",
     "completion": "print what lets a shell complete these commands",
 }

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from owl_fast.errors import OwlError, TooManyBadRows
+from owl_fast.errors import DiskError, DivergedError, LockedError, OwlError, StoppedError, TooManyBadRows
 
 if TYPE_CHECKING:
     from owl_fast.checkpoints import Source
@@ -36,16 +36,30 @@ def open_model(args: argparse.Namespace) -> Source:
     return open_source(local_path(args.model), **model_options(args))
 
 
-def ended(work: Callable[[], int | None]) -> int:
-    """The exit code of a command: work's own, else 0; 130 after Ctrl-C.
+# With which code a command ends: schedulers and scripts act on it.
+CODES: tuple[tuple[type[OwlError], int], ...] = (
+    (DiskError, 3),
+    (DivergedError, 4),
+    (TooManyBadRows, 5),
+    (LockedError, 6),
+)
+SIGNALLED = 128  # plus the number of the signal, as shells have it: 143 for SIGTERM, 130 for SIGINT
 
-    After an OwlError, said in one line, 1; 5 when more rows of data were bad than may be left out.
-    """
+
+def exit_code(error: OwlError) -> int:
+    """3 disk, 4 diverged, 5 too many bad rows, 6 locked, 130 and 143 stopped by a signal, 1 anything else."""
+    if isinstance(error, StoppedError):
+        return SIGNALLED + error.signal
+    return next((code for kind, code in CODES if isinstance(error, kind)), 1)
+
+
+def ended(work: Callable[[], int | None]) -> int:
+    """The exit code of a command: work's own or 0; an OwlError's after one line; 130 after Ctrl-C."""
     try:
         return work() or 0
     except OwlError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 5 if isinstance(error, TooManyBadRows) else 1
+        return exit_code(error)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

@@ -45,6 +45,7 @@ EXTERNAL = {
     "doctor": INFERENCE | {"rich"},
     "hub": {"huggingface_hub"},
     "settings": INFERENCE | {"tomli"},
+    "train": INFERENCE | {"matplotlib"},
     "video": INFERENCE | {"av"},
     "training": INFERENCE | {"matplotlib", "pyarrow", "rich"},
     "serving": INFERENCE | {"fastapi", "prometheus_client", "ray", "starlette", "uvicorn"},

@@ -55,6 +55,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
+    """The stage's own values where nothing was said."""
+    for name, value in DEFAULTS[args.stage]._asdict().items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
 def _add_what(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,16 +81,14 @@ class Samples:
     ) -> None:
         self.folder, self.asked, self.tokenizer, self.processor = folder, list(asked), tokenizer, processor
 
-    def write(self, model: Owl, step: int, autocast: AbstractContextManager[Any]) -> None:
+    def write(self, model: Owl, step: int) -> None:
         """Append the answers after update `step`; the first time, the questions and their pictures too."""
         if not self.asked:
             return
         path = self.folder / FILE
         begin = "" if path.exists() else self._heading()
-        with autocast:
-            answers = greedy_answers(
-                model, [q.ids for q in self.asked], self._pixels(), self.tokenizer.eos_id, MAX_TOKENS
-            )
+        prompts = [question.ids for question in self.asked]
+        answers = greedy_answers(model, prompts, self._pixels(), self.tokenizer.eos_id, MAX_TOKENS)
         lines = [f"\n## After update {step}\n"]
         lines += [f"{i}. {_quoted(self.tokenizer.decode(ids))}" for i, ids in enumerate(answers, start=1)]
         with path.open("a", encoding="utf-8") as file:

@@ -237,7 +237,7 @@ class Trainer:
         total = torch.zeros((), device=device)
         for number, batch in enumerate(batches, start=1):
             with ranks.apart(self.objective) if number < len(batches) else nullcontext():
-                with self._autocast():
+                with self.autocast():
                     # The gradients of the ranks will be averaged: a sum is wanted.
                     loss = self.objective(batch.to(device)) / (labelled / ranks.size)
                 if not loss.requires_grad:
@@ -331,7 +331,8 @@ class Trainer:
         wanted = self.settings.precision == "bf16" or torch.bfloat16 in dtypes
         return torch.bfloat16 if wanted else None
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The arithmetic of forward passes."""
         if self.autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.model.device.type, self.autocast_dtype)

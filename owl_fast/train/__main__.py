@@ -1,0 +1,4 @@
+from owl_fast.train.command import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
