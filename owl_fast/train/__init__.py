@@ -1,1 +1,11 @@
-"""The command that trains: `python -m owl_fast.train --stage 2 --model DIR --data FILE ... --out DIR`."""
+"""The command that trains: `python -m owl_fast.train --stage 2 --model DIR --data FILE ... --out DIR`.
+
+arguments  what can be said, and each stage's defaults
+run        model, data and trainer put together
+watch      held-out loss, samples.md, curves
+final      what a run leaves
+"""
+
+from owl_fast.train.command import build_parser, main
+
+__all__ = ["build_parser", "main"]

@@ -1,4 +1,6 @@
-from owl_fast.train.command import main
+"""`python -m owl_fast.train`."""
+
+from owl_fast.train import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

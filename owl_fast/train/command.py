@@ -13,10 +13,8 @@ from owl_fast.train.arguments import build_parser, with_defaults
 
 def main(argv: Sequence[str] | None = None) -> int:
     """What the epilog of --help says of exit codes."""
-    from owl_fast.training.exits import exit_code
-
     args = with_defaults(read_settings(build_parser(), argv))
-    return ended(lambda: _run(args), exit_code)
+    return ended(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -131,6 +131,7 @@ def encoder(
         tokenizer=tokenizer,
         image_rows=config.image_rows,
         max_length=length,
+        cut_answers=False,
         look=partial(_cropped, processor) if args.stage == 1 else partial(processor, training=True),
     )
 
@@ -164,5 +165,5 @@ def _load(
 
 
 def _told(args: argparse.Namespace) -> dict[str, Any]:
-    left_out = ("print_config", "plan", "resume")
+    left_out = ("print_config", "resume")
     return {name: value for name, value in vars(args).items() if name not in left_out}

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from owl_fast.command_line import exit_code
 from owl_fast.errors import OwlError
 from owl_fast.lora import LoraConfig
 from owl_fast.training import (
@@ -26,7 +27,6 @@ from owl_fast.training import (
     TrainSettings,
     stage2,
 )
-from owl_fast.training.exits import exit_code
 from owl_fast.training.loop import Evaluate
 from owl_fast.training.ranks import joined
 from owl_fast.training.stopping import Stop

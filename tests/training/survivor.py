@@ -22,10 +22,10 @@ import torch
 import torch._dynamo  # optimizers import it when they are made
 from safetensors.torch import load_file
 
+from owl_fast.command_line import exit_code
 from owl_fast.errors import OwlError
 from owl_fast.models.owl import Owl
 from owl_fast.training import EncodedSample, OptimizerSettings, Source, Trainer, TrainSettings, stage2
-from owl_fast.training.exits import exit_code
 from owl_fast.training.snapshots import newest_snapshot
 from owl_fast.training.stopping import Stop
 from tests.training.owls import made_up, small_owl, without_times

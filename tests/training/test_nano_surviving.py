@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from owl_fast.checkpoints import load_model
+from owl_fast.command_line import exit_code
 from owl_fast.engine.opening import BUNDLED
 from owl_fast.errors import OwlError
 from owl_fast.images import ImageProcessor
 from owl_fast.tokenizer import Tokenizer
 from owl_fast.training import OptimizerSettings, Sample, Source, Trainer, TrainSettings, encode_sample, stage2
-from owl_fast.training.exits import exit_code
 from owl_fast.training.stopping import Stop
 from tests.training.survivor import assert_same_run, kill, start, wait_somewhere
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from owl_fast.command_line import exit_code
 from owl_fast.errors import (
     DataError,
     DiskError,
@@ -19,7 +20,6 @@ from owl_fast.errors import (
     ReaderError,
     StoppedError,
 )
-from owl_fast.training.exits import exit_code
 from owl_fast.training.metrics import MetricsLog
 from owl_fast.training.run_lock import LOCK, RunLock
 from tests.training.survivor import Run, children, holds, kill, said, shorter, start, trainer, wait_until
