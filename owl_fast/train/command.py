@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from owl_fast.command_line import ended
 from owl_fast.settings import read_settings
-from owl_fast.train.arguments import build_parser, with_defaults
+from owl_fast.train.arguments import build_parser as build_parser
+from owl_fast.train.arguments import with_defaults
 
 
 def main(argv: Sequence[str] | None = None) -> int:
