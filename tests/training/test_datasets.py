@@ -34,8 +34,9 @@ from owl_fast.training.datasets import (
     split_weight,
 )
 from owl_fast.training.ranks import Ranks
+from owl_fast.training.read_ahead import read_updates
 from owl_fast.training.sources import DrawPlan
-from owl_fast.training.updates import UpdateReader, read_updates
+from owl_fast.training.updates import UpdateReader
 from tests.training.data_files import picture_bytes, write_lines, write_picture, write_tar
 from tests.training.owls import ROWS, small_owl, weights
 
@@ -235,7 +236,7 @@ def _line(name: str) -> int:
 
 def batches(sources: Sequence[Any], workers: int = 0, steps: range = range(8)) -> list[Any]:
     reader = UpdateReader(DrawPlan(sources, seed=3), 24, 10, ROWS, encode, Ranks())
-    return [batch for update in read_updates(reader, steps, workers) for batch in update]
+    return [batch for update in read_updates(reader, steps, workers, 60) for batch in update]
 
 
 def assert_same_batches(one: list[Any], two: list[Any]) -> None:
