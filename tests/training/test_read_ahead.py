@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ from owl_fast.training.read_ahead import read_updates
 from owl_fast.training.sources import DrawPlan
 from owl_fast.training.updates import UpdateReader
 from tests.training.owls import CONFIG, made_up
-from tests.training.survivor import assert_same_run, shorter, trainer
+from tests.training.survivor import assert_same_run, children, shorter, trainer
 
 HERE = os.getpid()
 
@@ -50,6 +51,27 @@ def test_none_is_left_when_the_run_stops_early() -> None:
     next(updates)
     assert len(multiprocessing.active_children()) == 2
     updates.close()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("end", ["killed", "closed"])
+def test_one_that_dies_within_a_message(end: str) -> None:
+    """Its pipe holds the beginning of a large one; nobody waits for the rest."""
+    large = torch.zeros(3, 1200, 1200)
+
+    def get(index: int) -> EncodedSample:
+        return dataclasses.replace(made_up(index, pictures=1), visual=[large])
+
+    updates = read_updates(reader(get), range(100), 2, 60)
+    next(updates)
+    (victim, *_) = children(os.getpid())
+    time.sleep(0.5)  # both write their next one by now
+    if end == "closed":
+        updates.close()
+    else:
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(ReaderError, match="was ended by SIGKILL"):
+            list(updates)
     assert multiprocessing.active_children() == []
 
 
@@ -93,7 +115,7 @@ def test_one_that_hangs(tmp_path: Path) -> None:
     settings = shorter(workers=2, reader_timeout=1.0)
     run = trainer(tmp_path, settings, sources=[Source("made up", get)])
     begin = time.monotonic()
-    with pytest.raises(ReaderError, match="no reader process delivered the next update in 1 s"):
+    with pytest.raises(ReaderError, match="has not delivered its update for 1 s"):
         run.run()
     assert time.monotonic() - begin < 20
     assert run.step == 2
