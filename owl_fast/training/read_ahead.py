@@ -1,28 +1,29 @@
 """Reader processes: the next updates are read while this one trains.
 
-Each reads every n-th update and holds the next one ready in a pipe of its own. Batches come by value, not
-through shared memory, of which containers have little. A reader that dies, even within a message, closes its
-pipe; that is noticed where its update is waited for, never in the middle of something else.
+Each reads every n-th update and has up to AHEAD of them ready. A reader that dies closes its socket; that is
+noticed where its update is waited for, never in the middle of something else.
 """
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import multiprocessing.connection
 import os
-import pickle
 import signal
+import socket
 from collections.abc import Generator, Sequence
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
 from owl_fast.errors import OwlError, ReaderError
+from owl_fast.training.handover import Gone, receive, send
 from owl_fast.training.packing import TrainingBatch
 from owl_fast.training.stopping import SIGNALS
 from owl_fast.training.updates import UpdateReader
 
+AHEAD = 2  # updates
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -55,19 +56,22 @@ class _Worker:
     """A process that reads these steps, one after the other."""
 
     def __init__(self, reader: UpdateReader, steps: Sequence[int]) -> None:
-        self._results, sending = multiprocessing.Pipe(duplex=False)
+        self._channel, far = socket.socketpair()
         # Forked, so that sources may be closures, which cannot be pickled.
         self._process = multiprocessing.get_context("fork").Process(
-            target=_work, args=(reader, steps, sending, os.getpid())
+            target=_work, args=(reader, steps, far, os.getpid())
         )
         self._process.start()
-        sending.close()  # the worker alone holds it: when it dies the pipe ends
+        far.close()  # the worker alone holds it: its death closes it
 
     def receive(self, timeout: float) -> Any:
+        """Its next update, or the error it met."""
         try:
-            if self._results.poll(timeout):
-                return pickle.loads(self._results.recv_bytes())
-        except (EOFError, OSError):  # before a message, and within one
+            if multiprocessing.connection.wait([self._channel], timeout):
+                found = receive(self._channel)
+                self._channel.send(b".", socket.MSG_NOSIGNAL)  # there is room for another one
+                return found
+        except (Gone, ConnectionError):
             raise ReaderError(self._death()) from None
         raise ReaderError(
             f"a reader process has not delivered its update for {timeout:.0f} s: its files, or what decodes "
@@ -78,7 +82,7 @@ class _Worker:
         """At once: it holds nothing that would be lost."""
         self._process.kill()
         self._process.join()
-        self._results.close()
+        self._channel.close()
 
     def _death(self) -> str:
         self._process.join(5)
@@ -94,7 +98,7 @@ class _Worker:
         )
 
 
-def _work(reader: UpdateReader, steps: Sequence[int], results: Connection, parent: int) -> None:
+def _work(reader: UpdateReader, steps: Sequence[int], channel: socket.socket, parent: int) -> None:
     """Leave signals to the process it reads for, die with it, and send it batches, or what it shall raise."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -102,9 +106,13 @@ def _work(reader: UpdateReader, steps: Sequence[int], results: Connection, paren
     if os.getppid() != parent:
         return  # it died before it could be asked for that
     torch.set_num_threads(1)
-    for step in steps:
+    for place, step in enumerate(steps):
+        if place >= AHEAD:
+            channel.recv(1)  # one has been taken
         try:
             found: list[TrainingBatch] | OwlError = reader(step)
         except OwlError as error:
             found = error
-        results.send_bytes(pickle.dumps(found))
+        send(channel, found)
+    for _ in steps[-AHEAD:]:
+        channel.recv(1)  # who leaves what was not taken ends as if it had died
