@@ -284,7 +284,11 @@ class Trainer:
                     self.folder.check_saved()
         finally:
             self.close()
-        kept = "it was saved" if self.settings.save_every else "nothing was saved: snapshots are off"
+        kept = (
+            "started again, it goes on from there"
+            if self.settings.save_every
+            else "nothing was saved: snapshots are off"
+        )
         raise StoppedError(
             f"{name} ended the run after update {self.step} of {self.settings.steps}; {kept}",
             self.stop.signal or SIGTERM,

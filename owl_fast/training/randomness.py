@@ -18,10 +18,16 @@ from owl_fast.training.sources import derive_seed
 
 def seed_everything(*parts: object) -> None:
     """Seed the global generators of Python, numpy and torch (with every CUDA device) from derive_seed."""
+    seed_on_cpu(*parts)
+    torch.manual_seed(derive_seed(*parts))
+
+
+def seed_on_cpu(*parts: object) -> None:
+    """The same without devices, for what reads samples: a hundred times as fast."""
     seed = derive_seed(*parts)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -62,7 +62,8 @@ class Ranks:
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total, group=self.group)
+        with self.named():
+            dist.all_reduce(total, group=self.group)
         return [float(value) for value in total.tolist()]
 
     def gather(self, values: list[str]) -> list[str]:
@@ -70,7 +71,8 @@ class Ranks:
         if self.size == 1:
             return values
         lists: list[list[str]] = [[] for _ in range(self.size)]
-        dist.all_gather_object(lists, values, group=self.group)
+        with self.named():
+            dist.all_gather_object(lists, values, group=self.group)
         return [value for part in lists for value in part]
 
     def wait(self) -> None:
@@ -129,29 +131,34 @@ class Ranks:
         return None
 
     def _work_alone(self, work: Callable[[], T]) -> T:
-        ended = threading.Event()
-        beats = threading.Thread(target=self._beat, args=(ended,), daemon=True)
-        beats.start()
-        word = FAILED
         try:
-            result = work()
-            word = DONE
-        except StopRequested:
-            word = STOPPED
+            with self._signs_of_life():
+                result = work()
+        except BaseException as error:
+            with suppress(RuntimeError):  # what work() met counts, not that others are gone as well
+                self._say(STOPPED if isinstance(error, StopRequested) else FAILED)
             raise
-        finally:
-            ended.set()
-            beats.join()
-            with self.named():
-                self._say(word)
+        with self.named():
+            self._say(DONE)
         return result
 
-    def _beat(self, ended: threading.Event) -> None:
-        while not ended.wait(BEAT):
-            try:
-                self._say(BUSY)
-            except RuntimeError:
-                return  # the main thread meets the same when it has finished
+    @contextmanager
+    def _signs_of_life(self) -> Iterator[None]:
+        """Say BUSY now and then; if nobody hears it, the main thread meets the same in the end."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            with suppress(RuntimeError):
+                while not ended.wait(BEAT):
+                    self._say(BUSY)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def _say(self, word: int) -> int:
         """The first rank's word, on every rank."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from owl_fast.errors import DataError, OwlError, UnsupportedError
 from owl_fast.training.packing import EncodedSample, TrainingBatch, pack
-from owl_fast.training.randomness import seed_everything
+from owl_fast.training.randomness import seed_on_cpu
 from owl_fast.training.ranks import Ranks
 from owl_fast.training.sample import Caption, Sample
 from owl_fast.training.sources import DrawPlan
@@ -44,7 +44,7 @@ class UpdateReader:
 
     def _sample(self, draw: int) -> EncodedSample:
         source, index = self.plan(draw)
-        seed_everything(self.plan.seed, "draw", draw)
+        seed_on_cpu(self.plan.seed, "draw", draw)
         try:
             record = source.get(index)
             if isinstance(record, EncodedSample):

@@ -119,7 +119,10 @@ def test_a_signal_to_one_rank_stops_both(signalled: int, tmp_path: Path) -> None
     folder = tmp_path / "run"
     processes = pair(folder, LONGER, STAGE2, before=partial(at, 4, signalled, stop_oneself))
     assert codes(processes) == [143, 143]
-    assert "SIGTERM ended the run after update 4 of 12; it was saved" in said(folder, 1).read_text()
+    assert (
+        "SIGTERM ended the run after update 4 of 12; started again, it goes on from there"
+        in said(folder, 1).read_text()
+    )
     assert codes(pair(folder, LONGER, STAGE2)) == [0, 0]
     assert codes(pair(tmp_path / "whole", LONGER, STAGE2)) == [0, 0]
     assert_same_run(folder, tmp_path / "whole", upto=12)

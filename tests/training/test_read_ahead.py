@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import multiprocessing
 import os
@@ -53,6 +54,27 @@ def test_none_is_left_when_the_run_stops_early() -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.parametrize("end", ["killed", "closed"])
+def test_one_that_dies_while_it_hands_over(end: str) -> None:
+    """Both readers are writing large updates; nobody waits for the rest."""
+    large = torch.zeros(3, 1200, 1200)
+
+    def get(index: int) -> EncodedSample:
+        return dataclasses.replace(made_up(index, pictures=1), visual=[large])
+
+    updates = read_updates(reader(get), range(100), 2, 60)
+    next(updates)
+    victims = multiprocessing.active_children()
+    time.sleep(0.2)
+    if end == "closed":
+        updates.close()
+    else:
+        victims[0].kill()
+        with pytest.raises(ReaderError, match="was ended by SIGKILL"):
+            list(updates)
+    assert multiprocessing.active_children() == []
+
+
 @pytest.mark.parametrize(
     ("how", "what"),
     [
@@ -93,7 +115,7 @@ def test_one_that_hangs(tmp_path: Path) -> None:
     settings = shorter(workers=2, reader_timeout=1.0)
     run = trainer(tmp_path, settings, sources=[Source("made up", get)])
     begin = time.monotonic()
-    with pytest.raises(ReaderError, match="no reader process delivered the next update in 1 s"):
+    with pytest.raises(ReaderError, match="has not delivered its update for 1 s"):
         run.run()
     assert time.monotonic() - begin < 20
     assert run.step == 2

@@ -150,7 +150,10 @@ def test_stopped_while_waiting_for_data(whole: Path, tmp_path: Path) -> None:
     process.join(10)
     assert process.exitcode == 143
     assert not any(map(alive, readers))
-    assert said(tmp_path / "run") == "SIGTERM ended the run after update 0 of 25; it was saved"
+    assert (
+        said(tmp_path / "run")
+        == "SIGTERM ended the run after update 0 of 25; started again, it goes on from there"
+    )
 
 
 class Heedless:
