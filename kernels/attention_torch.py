@@ -1,12 +1,17 @@
-"""Softmax attention with gradients on a CPU, by the kernels that torch's own uses there.
+"""Softmax attention with gradients on a CPU: backward is made of torch's matrix products.
 
-They are called by name because what they make in forward, result and log of the sums, can then be kept where
-a stretch of the model is computed again (kept.py). L rows, S keys, H heads, D head width.
+Kept for backward are query, key and value alone; the weights P = softmax(S) are made again, some queries at a
+time. S and dP are computed in float32 whatever the inputs are; P and dS are rounded to their dtype.
+
+    S = s Q K^T   dV = P^T dO   dP = dO V^T   dS = s P (dP - rowsum(P dP))   dQ = dS K   dK = dS^T Q
+
+L rows, M keys, H heads, D head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,46 +20,89 @@ from torch import Tensor
 
 from owl_fast.kernels.kept import kept
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+BLOCK = 1 << 20  # numbers of P at a time: 4 MB
+LEAST = 64  # rows of a block: smaller products are slow
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def attention_torch(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """query (N, L, H, D), key and value (N, S, K, D) on a CPU -> (N, L, H, D), with gradients.
+def attention_torch(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Sequence[int] | None, attend: Attend
+) -> Tensor:
+    """attend(query, key, value), with gradients.
 
-    causal: row i sees keys up to i. K divides H; each key head serves H / K query heads.
+    Packed and causal: query (T, H, D), key and value (T, K, D), bounds (B + 1) of the sequences, where K
+    divides H. Unmasked: query (N, L, H, D), key and value (N, M, H, D), no bounds.
     """
     device = query.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if (groups := query.shape[2] // key.shape[2]) > 1:
-        key, value = (x.repeat_interleave(groups, dim=2) for x in (key, value))
-    out: Tensor = _Attention.apply(query, key, value, causal)
+    out: Tensor = _Attention.apply(query, key, value, bounds, attend)
     return out
-
-
-def packed_attention_torch(query: Tensor, key: Tensor, value: Tensor, bounds: Sequence[int]) -> Tensor:
-    """query (T, H, D), key and value (T, K, D) -> (T, H, D): as varlen_attention_reference."""
-    lengths = [end - start for start, end in pairwise(bounds)]
-    # split, not slices: the gradient of a slice is a tensor as large as the whole pack, once per sequence.
-    parts = zip(*(torch.split(x, lengths) for x in (query, key, value)), strict=True)
-    outputs = [attention_torch(q[None], k[None], v[None], causal=True)[0] for q, k, v in parts]
-    return torch.cat(outputs) if outputs else query
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-        out, sums = kept("attention", lambda: _forward(q, k, v, 0.0, causal))
-        ctx.save_for_backward(query, key, value, out, sums)
-        ctx.causal = causal
-        return out.transpose(1, 2)
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bounds: Sequence[int] | None, attend: Attend
+    ) -> Tensor:
+        (out,) = kept("attention", lambda: (attend(query, key, value),))
+        ctx.save_for_backward(query, key, value)
+        ctx.bounds = bounds
+        return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, sums = ctx.saved_tensors
-        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-        found = _backward(dout.transpose(1, 2), q, k, v, out, sums, 0.0, ctx.causal)
-        return *(x.transpose(1, 2) for x in found), None
+        inputs = ctx.saved_tensors
+        gradients = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
+        if ctx.bounds is None:
+            for picture in range(len(dout)):
+                _gradients(*(x[picture] for x in (*inputs, dout, *gradients)), causal=False)
+        else:
+            for start, end in pairwise(ctx.bounds):
+                _gradients(*(x[start:end] for x in (*inputs, dout, *gradients)), causal=True)
+        return *gradients, None, None
+
+
+def _gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dout: Tensor,
+    dquery: Tensor,
+    dkey: Tensor,
+    dvalue: Tensor,
+    causal: bool,
+) -> None:
+    """Of one sequence: query, dout (L, H, D), key, value (M, K, D) -> the last three, written."""
+    groups, scale = query.shape[1] // key.shape[1], query.shape[2] ** -0.5
+    low, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
+    q, do = (x.transpose(0, 1).contiguous() for x in (query, dout))  # (H, L, D)
+    k, v = (x.transpose(0, 1).repeat_interleave(groups, dim=0).contiguous() for x in (key, value))
+    wide_q, wide_do = q.to(wide) * scale, do.to(wide)
+    wide_k, wide_v = (x.to(wide).transpose(1, 2) for x in (k, v))  # (H, D, M)
+    dk, dv = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+    heads, rows, _ = q.shape
+    count = max(BLOCK // max(heads * k.shape[1], 1), LEAST)
+    for first in range(0, rows, count):
+        block = slice(first, min(first + count, rows))
+        seen = slice(0, block.stop if causal else k.shape[1])
+        p = torch.bmm(wide_q[:, block], wide_k[:, :, seen])  # (H, rows of the block, keys)
+        if causal:
+            p += _mask(p.shape[1], p.shape[2], wide)
+        p = p.softmax(-1)
+        dv[:, seen] += torch.bmm(p.to(low).transpose(1, 2), do[:, block])
+        ds = torch.bmm(wide_do[:, block], wide_v[:, :, seen])
+        ds.sub_((p * ds).sum(-1, keepdim=True)).mul_(p)
+        ds = ds.mul_(scale).to(low)
+        dk[:, seen] += torch.bmm(ds.transpose(1, 2), q[:, block])
+        dquery[block] = torch.bmm(ds, k[:, seen]).transpose(0, 1)
+    for total, target in ((dk, dkey), (dv, dvalue)):
+        target.copy_(total.unflatten(0, (-1, groups)).sum(1).transpose(0, 1))
+
+
+@functools.lru_cache(maxsize=16)
+def _mask(rows: int, keys: int, dtype: torch.dtype) -> Tensor:
+    """(rows, keys): 0 where the last rows of `keys` see a key, -infinity elsewhere."""
+    return torch.full((rows, keys), float("-inf"), dtype=dtype).triu_(keys - rows + 1)

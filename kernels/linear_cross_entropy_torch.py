@@ -68,11 +68,11 @@ def _loss_and_gradients(
         chunk = slice(first, first + count)
         x = hidden[chunk].to(dtype)
         logits = buffer[: len(x)]
-        for words, part in row_pieces(weight, dtype):
+        for words, part in row_pieces(weight, dtype, cut=True):
             logits[:, words] = x @ part.T
         _softmax_gradient_(logits, targets[chunk], losses[chunk], any(needs))
         if dx is not None:
-            for columns, part in column_pieces(weight, dtype):
+            for columns, part in column_pieces(weight, dtype, cut=True):
                 dx[chunk, columns] = (logits @ part).to(dx.dtype)
         if dw is not None:
             dw += logits.T @ x

@@ -27,10 +27,11 @@ from owl_fast.kernels.weights import Int4Weight, Int8Weight, Weight, dequantize
 PIECE = 1 << 22  # weights written out at a time: 8 MB of bf16
 
 
-def row_pieces(weight: Weight, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """(which rows, those of W (n, K) in `dtype`), one after the other."""
+def row_pieces(weight: Weight, dtype: torch.dtype, cut: bool = False) -> Iterator[tuple[slice, Tensor]]:
+    """(which rows, those of W (n, K) in `dtype`), one after the other. cut: a dense W as well: a library's
+    product may copy its factors."""
     outputs, inputs = weight.shape
-    if isinstance(weight, Tensor) and weight.dtype == dtype:
+    if isinstance(weight, Tensor) and weight.dtype == dtype and not cut:
         yield slice(0, outputs), weight
         return
     count = max(PIECE // max(inputs, 1), 1)
@@ -43,10 +44,10 @@ def row_pieces(weight: Weight, dtype: torch.dtype) -> Iterator[tuple[slice, Tens
         yield rows, dequantize(part, dtype)
 
 
-def column_pieces(weight: Weight, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """(which columns, those of W (N, k) in `dtype`), one after the other."""
+def column_pieces(weight: Weight, dtype: torch.dtype, cut: bool = False) -> Iterator[tuple[slice, Tensor]]:
+    """(which columns, those of W (N, k) in `dtype`), one after the other. cut: as in row_pieces."""
     outputs, inputs = weight.shape
-    if isinstance(weight, Tensor) and weight.dtype == dtype:
+    if isinstance(weight, Tensor) and weight.dtype == dtype and not cut:
         yield slice(0, inputs), weight
         return
     unit = math.lcm(2, weight.group) if isinstance(weight, Int4Weight) else 1
@@ -150,7 +151,8 @@ def _forward(
         y = rows.new_empty(len(rows), weight.shape[0])
         for places, part in row_pieces(weight, dtype):
             y[:, places] = F.linear(rows, part, None if bias is None else bias[places])
-    source = _masked(rows, mask)
+    factors = _factors(rows, mask) if parts else None
+    source = rows if factors is None else rows * factors
     for (start, end, scale), a, b in zip(parts, pairs[::2], pairs[1::2], strict=True):
         y[:, start:end].addmm_(F.linear(source, a.to(dtype)), b.to(dtype).T, alpha=scale)
     y = y.view(*x.shape[:-1], -1)
@@ -177,14 +179,15 @@ def _update_gradients(
     With x' = dropout(x), T = s x' A^T and dT = s dy B:  dA = dT^T x', dB = dy^T T, dX += mask(dT A).
     """
     gradients: list[Tensor | None] = []
-    source = None if rows is None else _masked(rows, ctx.mask)
+    factors = _factors(given.new_empty(len(given), ctx.shape[-1]), ctx.mask)
+    source = rows if rows is None or factors is None else rows * factors
     for i, (start, end, scale) in enumerate(ctx.parts):
         a, b = (t.to(given.dtype) for t in pairs[2 * i : 2 * i + 2])
         wanted_a, wanted_b = ctx.needs_input_grad[7 + 2 * i : 9 + 2 * i]
         part = given[:, start:end]
         dt = (part @ b).mul_(scale)
         if dx is not None:
-            dx += _masked(dt @ a, ctx.mask)
+            dx += dt @ a if factors is None else (dt @ a).mul_(factors)
         da = dt.T @ source if wanted_a and source is not None else None
         db = part.T @ F.linear(source, a).mul_(scale) if wanted_b and source is not None else None
         gradients += [
@@ -194,12 +197,14 @@ def _update_gradients(
     return gradients
 
 
-def _masked(x: Tensor, mask: tuple[int, float] | None) -> Tensor:
-    """dropout(x) by the mask of this seed and probability, the same whenever it is drawn."""
+def _factors(x: Tensor, mask: tuple[int, float] | None) -> Tensor | None:
+    """What x is multiplied by for dropout of this seed and probability, the same whenever it is drawn."""
     if mask is None:
-        return x
+        return None
     seed, probability = mask
     generator = torch.Generator(x.device).manual_seed(seed)
-    kept_places = torch.empty(x.shape, dtype=torch.bool, device=x.device)
-    kept_places.bernoulli_(1 - probability, generator=generator)
-    return x * kept_places / (1 - probability)
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+    words.random_(-(2**63), None, generator=generator)  # four places a number: a fifth of bernoulli_'s time
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    threshold = round(probability * 2**16)
+    return (bits >= threshold - 2**15).to(x.dtype).mul_(1 / (1 - threshold / 2**16))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from owl_fast import native
 from owl_fast.kernels.attention_cpu import TYPES
-from owl_fast.kernels.attention_torch import attention_torch, packed_attention_torch
+from owl_fast.kernels.attention_torch import attention_torch
 from owl_fast.kernels.cpu_calls import recorded as recorded_calls
 from owl_fast.kernels.cross_attention import (
     cross_attention_cpu,
@@ -471,7 +471,7 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if uses_kernels(query):
         return dense_attention_triton(query, key, value)
     if query.is_cpu and _differentiates(query, key, value):
-        return attention_torch(query, key, value, causal=False)
+        return attention_torch(query, key, value, None, dense_attention)
     fits = dense_attention_cpu_takes(query, key, value)
     if fits and (library := _library(query, key, value)) is not None:
         return dense_attention_cpu(library, query, key, value, native.pool())
@@ -488,7 +488,8 @@ def varlen_attention(
     if uses_kernels(query):
         return varlen_attention_gpu(query, key, value, bounds, starts)
     if query.is_cpu and _differentiates(query, key, value):
-        return packed_attention_torch(query, key, value, bounds)
+        attend = partial(varlen_attention, bounds=bounds, starts=starts)
+        return attention_torch(query, key, value, bounds, attend)
     fits = varlen_attention_cpu_takes(query, key, value, starts)
     if fits and (library := _library(query, key, value)) is not None:
         return varlen_attention_cpu(library, query, key, value, starts, native.pool())

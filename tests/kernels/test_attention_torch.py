@@ -1,53 +1,74 @@
-"""Attention with gradients by torch's CPU kernels, bit for bit as scaled_dot_product_attention gives them."""
+"""Attention with gradients on a CPU, by name against float64, and what it keeps for backward."""
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import accumulate
 
 import pytest
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.attention_torch import attention_torch, packed_attention_torch
+from owl_fast.kernels import attention_torch as module
+from owl_fast.kernels.attention_torch import attention_torch
 from owl_fast.kernels.dense_attention import dense_attention_reference
 from owl_fast.kernels.varlen_attention import varlen_attention_reference
-from tests.kernels.tensors import random
+from tests.kernels.tensors import compare, random, strided
 
 CPU = torch.device("cpu")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 
-def same_bits(ours: Tensor, theirs: Tensor, leaves: list[Tensor]) -> None:
-    given = random(*ours.shape, dtype=ours.dtype, device=CPU, seed=5)
-    assert torch.equal(ours, theirs)
-    for mine, his in zip(*(torch.autograd.grad(y, leaves, given) for y in (ours, theirs)), strict=True):
-        assert torch.equal(mine, his)
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven queries at a time."""
+    monkeypatch.setattr(module, "BLOCK", 1)
+    monkeypatch.setattr(module, "LEAST", 7)
+
+
+def packed(query: Tensor, key: Tensor, value: Tensor, bounds: tuple[int, ...]) -> Tensor:
+    return attention_torch(query, key, value, bounds, partial(varlen_attention_reference, bounds=bounds))
+
+
+def inputs_of(rows: int, heads: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor]:
+    given = {"query": heads[0], "key": heads[1], "value": heads[1]}
+    return {
+        name: strided(random(rows, count, 16, dtype=dtype, device=CPU, seed=i)).requires_grad_()
+        for i, (name, count) in enumerate(given.items())
+    }
 
 
 @dtypes
-def test_dense(dtype: torch.dtype) -> None:
-    fused = random(2, 9, 3, 3, 16, dtype=dtype, device=CPU).requires_grad_()  # [head][q | k | v][D]
-    q, k, v = fused.unbind(3)
-    same_bits(attention_torch(q, k, v, causal=False), dense_attention_reference(q, k, v), [fused])
-
-
-@dtypes
-@pytest.mark.parametrize("lengths", [(1,), (5, 1, 40)], ids=str)
-@pytest.mark.parametrize("kv_heads", [4, 2], ids=["MHA", "GQA"])
-def test_packed(lengths: tuple[int, ...], kv_heads: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("lengths", [(1,), (5, 1, 40), (7, 14)], ids=str)
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["MHA", "GQA"])
+@pytest.mark.usefixtures("poisoned", "small")
+def test_packed(lengths: tuple[int, ...], heads: tuple[int, int], dtype: torch.dtype) -> None:
     bounds = (0, *accumulate(lengths))
-    leaves = [
-        random(bounds[-1], heads, 16, dtype=dtype, device=CPU, seed=i).requires_grad_()
-        for i, heads in enumerate((4, kv_heads, kv_heads))
-    ]
-    ours, theirs = packed_attention_torch(*leaves, bounds), varlen_attention_reference(*leaves, bounds)
-    if kv_heads == 4:
-        same_bits(ours, theirs, leaves)
-    else:  # torch gives grouped queries to another kernel
-        torch.testing.assert_close(ours, theirs)
+    reference = partial(varlen_attention_reference, bounds=bounds)
+    compare(partial(packed, bounds=bounds), reference, inputs_of(bounds[-1], heads, dtype))
+
+
+@dtypes
+@pytest.mark.usefixtures("poisoned", "small")
+def test_unmasked(dtype: torch.dtype) -> None:
+    """The vision tower's views, whose gradient comes back as one tensor."""
+    fused = random(2, 9, 3, 3, 16, dtype=dtype, device=CPU).requires_grad_()  # [head][q | k | v][D]
+    compare(
+        lambda fused: attention_torch(*fused.unbind(3), None, dense_attention_reference),
+        lambda fused: dense_attention_reference(*fused.unbind(3)),
+        {"fused": fused},
+    )
+
+
+def test_keeps_its_inputs_alone() -> None:
+    given, kept = inputs_of(12, (2, 2), torch.float32), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        packed(**given, bounds=(0, 5, 12))
+    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in given.values()}
 
 
 def test_nothing_to_attend() -> None:
     empty = torch.empty(0, 2, 16, requires_grad=True)
-    assert packed_attention_torch(empty, empty, empty, (0,)).shape == (0, 2, 16)
+    packed(empty, empty, empty, (0,)).sum().backward()
+    assert empty.grad is not None
