@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.linear_torch import column_pieces, row_pieces
+from owl_fast.kernels.linear_cross_entropy import SLICE_BYTES, chunk_rows
+from owl_fast.kernels.linear_torch import PIECE, column_pieces, row_pieces
 from owl_fast.kernels.weights import Weight
 
 CHUNK_BYTES = 16 << 20  # 256 rows of bf16 logits of 32000 words
@@ -29,6 +30,18 @@ def linear_cross_entropy_torch(hidden: Tensor, weight: Weight, targets: Tensor) 
     # The weight twice: as what wants a gradient, and as what may be no tensor.
     loss: Tensor = _Loss.apply(hidden, weight if trains else None, weight, targets, dtype, needs)
     return loss
+
+
+def loss_bytes(rows: int, vocabulary: int, width: int, itemsize: int, packed: bool, gpu: bool) -> int:
+    """What the loss of so many rows takes for a while, inputs and results not counted. packed: the head is
+    quantized; gpu: linear_cross_entropy_triton computes it."""
+    if gpu:
+        chunk = chunk_rows(max(rows, 1), vocabulary, itemsize)
+        return chunk * vocabulary * itemsize + packed * (SLICE_BYTES + 4 * chunk * width)
+    chunk = min(max(CHUNK_BYTES // (vocabulary * itemsize), 1), rows)
+    words = min(max(PIECE // width, 1), vocabulary)
+    piece = max(chunk * words * itemsize, 3 * SOFTMAX_ROWS * vocabulary * 4)
+    return chunk * vocabulary * itemsize + piece + packed * words * width * itemsize
 
 
 class _Loss(torch.autograd.Function):

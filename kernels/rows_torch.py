@@ -27,6 +27,11 @@ def rows_torch(run: Forward, reference: Forward, x: Tensor, *vectors: Tensor | N
     return y
 
 
+def backward_bytes(values: int) -> int:
+    """What backward takes for a while, of an x of so many values: five arrays of a block in float32."""
+    return 5 * 4 * min(BLOCK, values)
+
+
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Forward, reference: Forward, x: Tensor, *vectors: Tensor | None) -> Tensor:

@@ -59,7 +59,7 @@ from owl_fast.kernels.linear_cross_entropy import (
     linear_cross_entropy_reference,
     linear_cross_entropy_triton,
 )
-from owl_fast.kernels.linear_cross_entropy_torch import linear_cross_entropy_torch
+from owl_fast.kernels.linear_cross_entropy_torch import linear_cross_entropy_torch, loss_bytes
 from owl_fast.kernels.linear_few_rows import MOST_ROWS, linear_few_rows
 from owl_fast.kernels.linear_many_rows import linear_many_rows
 from owl_fast.kernels.linear_torch import linear_torch
@@ -85,7 +85,7 @@ from owl_fast.kernels.quick_gelu import (
 )
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
 from owl_fast.kernels.rotary import rotary_reference, rotary_tables, rotary_triton
-from owl_fast.kernels.rows_torch import rows_torch
+from owl_fast.kernels.rows_torch import backward_bytes, rows_torch
 from owl_fast.kernels.sampling import SamplingSettings, SamplingState, sampling_settings, sampling_state
 from owl_fast.kernels.sampling import draw_reference as draw
 from owl_fast.kernels.sampling_kernel import NONE_ALLOWED, NOT_FINITE
@@ -102,11 +102,11 @@ from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, TiledW
 __all__ = [
     "NONE_ALLOWED", "NOT_FINITE", "Backend", "DecodeWorkspace", "Int4Weight", "Int8Weight", "Kept",
     "Kind", "LoraUpdate", "SamplingSettings", "SamplingState", "StackedLora", "TiledWeight", "Weight",
-    "backend", "canonical", "cross_attention", "decode_attention", "decodes_at_once", "dense_attention",
-    "dequantize", "draw", "embedding", "kernels", "layer_norm", "linear_cross_entropy", "lora_linear",
-    "paged_attention", "quick_gelu", "recorded", "repeats", "rms_norm", "rotary", "rotary_append",
-    "rotary_tables", "sample", "sampling_settings", "sampling_state", "stack_updates", "stacks_updates",
-    "swiglu", "tiled", "uses_kernels", "varlen_attention",
+    "backend", "backward_bytes", "canonical", "cross_attention", "decode_attention", "decodes_at_once",
+    "dense_attention", "dequantize", "draw", "embedding", "kernels", "layer_norm", "linear_cross_entropy",
+    "lora_linear", "loss_bytes", "paged_attention", "quick_gelu", "recorded", "repeats", "rms_norm",
+    "rotary", "rotary_append", "rotary_tables", "sample", "sampling_settings", "sampling_state",
+    "stack_updates", "stacks_updates", "swiglu", "tiled", "uses_kernels", "varlen_attention",
 ]  # fmt: skip
 
 

@@ -50,6 +50,7 @@ def build_adamw(parameters: Mapping[str, nn.Parameter], settings: OptimizerSetti
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
+        fused=True,  # without temporary copies of everything that trains
     )
 
 
