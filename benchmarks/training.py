@@ -78,7 +78,7 @@ def ours(work: Work, scheme: str | None = None, level: str = "whole") -> Callabl
     quantization = None if scheme is None else Quantization(scheme)
     device = torch.device(work.device)
     model = made(config, torch.bfloat16, device, quantization, laid_out=False)
-    lora = LoraConfig(r=8, alpha=32, dropout=0.05, target_modules=["q_proj", "v_proj"])
+    lora = LoraConfig(r=8, alpha=32, dropout=0.05)
     trained = stage2(lora, train_abstractor=False).apply(model) if work.stage == 2 else {}
     for layer in model.modules():
         if isinstance(layer, Layer):
@@ -140,7 +140,7 @@ def theirs(work: Work, checkpointing: bool) -> Callable[[], Any]:
 
 
 def _finish(loss: Tensor, optimizer: torch.optim.Optimizer | None, embedded: Tensor) -> Tensor:
-    loss.backward()
+    torch.autograd.backward(loss)
     embedded.grad = None
     if optimizer is not None:
         optimizer.step()

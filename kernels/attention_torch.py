@@ -58,14 +58,15 @@ class _Attention(torch.autograd.Function):
         gradients = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
         if ctx.bounds is None:
             for picture in range(len(dout)):
-                _gradients(*(x[picture] for x in (*inputs, dout, *gradients)), causal=False)
+                _gradients(False, *(x[picture] for x in (*inputs, dout, *gradients)))
         else:
             for start, end in pairwise(ctx.bounds):
-                _gradients(*(x[start:end] for x in (*inputs, dout, *gradients)), causal=True)
+                _gradients(True, *(x[start:end] for x in (*inputs, dout, *gradients)))
         return *gradients, None, None
 
 
 def _gradients(
+    causal: bool,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -73,7 +74,6 @@ def _gradients(
     dquery: Tensor,
     dkey: Tensor,
     dvalue: Tensor,
-    causal: bool,
 ) -> None:
     """Of one sequence: query, dout (L, H, D), key, value (M, K, D) -> the last three, written."""
     groups, scale = query.shape[1] // key.shape[1], query.shape[2] ** -0.5

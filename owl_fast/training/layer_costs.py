@@ -57,13 +57,13 @@ def llama_cost(layer: LlamaLayer, config: OwlConfig, rows: int, length: int, siz
     attended = width * b * (size.gpu or keeps_input(attention.o_proj))
     x, mid, products = width * s, width * s, (qkv + 2 * inner) * b
     whole = x + mid + products + attended + sums + normed + gated
-    kept = {
+    kept: dict[Level, int] = {
         "whole": whole,
         "products": x + mid + products + width * b + sums,
         "attention": x + width * b + sums,
         "input": x,
     }
-    again = {
+    again: dict[Level, int] = {
         "whole": 0,
         "products": normed + gated + qkv * b,  # rotated beside what came out of the product
         "attention": whole - x,
@@ -72,7 +72,12 @@ def llama_cost(layer: LlamaLayer, config: OwlConfig, rows: int, length: int, siz
     linear = 2.0 * width * (qkv + width + 2 * inner)
     small = ELEMENTWISE * (2.0 * width + inner)
     look = 2.0 * width * length
-    flops = {"whole": 0.0, "products": small, "attention": small + linear, "input": small + linear + look}
+    flops: dict[Level, float] = {
+        "whole": 0.0,
+        "products": small,
+        "attention": small + linear,
+        "input": small + linear + look,
+    }
     return _cost(kept, again, width * s + 3 * inner * b, flops, rows)
 
 
@@ -85,13 +90,13 @@ def vision_cost(config: OwlConfig, pictures: int, size: Bytes) -> LayerCost:
     products = (3 * width + inner) * b
     inputs = (3 * width + inner) * b  # of qkv_proj, dense, fc1 and fc2
     whole = x + mid + products + inputs + sums
-    kept = {
+    kept: dict[Level, int] = {
         "whole": whole,
         "products": x + mid + products + width * b + sums,
         "attention": x + width * b + sums,
         "input": x,
     }
-    again = {
+    again: dict[Level, int] = {
         "whole": 0,
         "products": (2 * width + inner) * b,
         "attention": whole - x - width * b - sums,
@@ -99,7 +104,12 @@ def vision_cost(config: OwlConfig, pictures: int, size: Bytes) -> LayerCost:
     }
     linear = 2.0 * width * (4 * width + inner)
     small, look = ELEMENTWISE * (2.0 * width + inner), 4.0 * width * length
-    flops = {"whole": 0.0, "products": small, "attention": small + linear, "input": small + linear + look}
+    flops: dict[Level, float] = {
+        "whole": 0.0,
+        "products": small,
+        "attention": small + linear,
+        "input": small + linear + look,
+    }
     return _cost(kept, again, width * s + 2 * inner * b, flops, pictures * length)
 
 
@@ -119,11 +129,11 @@ def abstractor_cost(config: OwlConfig, pictures: int, size: Bytes) -> LayerCost:
             3 if part.attention_probs_dropout_prob else 1
         )
     whole = x + queries * width * s + products + inputs + attention
-    kept = {"whole": whole, "products": x + products, "attention": x, "input": x}
-    again = {level: whole - kept[level] for level in LEVELS}
+    kept: dict[Level, int] = {"whole": whole, "products": x + products, "attention": x, "input": x}
+    again: dict[Level, int] = {level: whole - kept[level] for level in LEVELS}
     linear = 2.0 * width * (queries * (2 * width + 2 * inner) + (queries + image) * 2 * width)
     small, look = ELEMENTWISE * queries * (2.0 * width + inner), 4.0 * queries * width * (queries + image)
-    flops = {
+    flops: dict[Level, float] = {
         "whole": 0.0,
         "products": small + look,
         "attention": small + linear + look,
@@ -140,7 +150,7 @@ def keeps_input(linear: Linear) -> bool:
 
 
 def _cost(
-    kept: dict[str, int], again: dict[str, int], backward: int, flops: dict[str, float], count: int
+    kept: dict[Level, int], again: dict[Level, int], backward: int, flops: dict[Level, float], count: int
 ) -> LayerCost:
     return LayerCost(
         {level: kept[level] * count for level in LEVELS},

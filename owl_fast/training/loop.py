@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from owl_fast.errors import CheckpointError, DataError, OwlError, UnsupportedError
 from owl_fast.models.owl import Owl
+from owl_fast.training.features import FeatureCache
 from owl_fast.training.objective import token_loss
 from owl_fast.training.optimizer import (
     OptimizerSettings,
@@ -75,7 +76,7 @@ class Trainer:
     bound); sources that yield EncodedSample need none. evaluate(model, step) -> numbers for the metrics file,
     called in eval mode without gradients. resume: go on from out_dir's newest snapshot if there is one;
     otherwise a folder with snapshots is refused. optimizer builds another one than AdamW; its groups carry
-    the "factor" that set_learning_rate multiplies in.
+    the "factor" that set_learning_rate multiplies in. features: of a frozen vision tower, on disk.
     """
 
     def __init__(
@@ -90,9 +91,10 @@ class Trainer:
         evaluate: Evaluate | None = None,
         resume: bool = True,
         optimizer: BuildOptimizer = build_adamw,
+        features: FeatureCache | None = None,
     ) -> None:
         self.model, self.stage, self.settings = model, stage, settings
-        self.out_dir, self.evaluate = Path(out_dir), evaluate
+        self.out_dir, self.evaluate, self.features = Path(out_dir), evaluate, features
         self.ranks = Ranks.current()
         self.plan = DrawPlan(sources, settings.seed)
         self.reader = UpdateReader(
@@ -181,6 +183,7 @@ class Trainer:
         total = torch.zeros((), device=device)
         for batch in batches:
             with self._autocast():
+                batch = batch if self.features is None else self.features.fill(self.model, batch)
                 loss = token_loss(self.model, batch.to(device)) / labelled
             if not loss.requires_grad:
                 raise DataError(

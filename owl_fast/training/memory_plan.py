@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -26,8 +26,8 @@ from owl_fast.models.vision import VisionLayer
 from owl_fast.training.layer_costs import Bytes, LayerCost, abstractor_cost, llama_cost, vision_cost
 from owl_fast.training.stages import Stage
 
-PARTS = ("vision", "abstractor", "language")
 Part = Literal["vision", "abstractor", "language"]
+PARTS: tuple[Part, ...] = get_args(Part)
 # Bytes of states for a trained number: two in float32, or two in 8 bits with two float32 for 256 of them.
 STATES = {"adamw": 8.0, "adamw8bit": 2.0 + 2 * 4 / 256}
 STEP_BYTES = {"adamw": 0, "adamw8bit": 32 << 20}  # while a step is made
@@ -238,7 +238,8 @@ class Planner:
 def apply(model: Owl, levels: Levels) -> None:
     """Let every layer of the model keep what the levels say; parts that are not named keep everything."""
     for part, stack in _stacks(model).items():
-        for layer, level in zip(stack, levels.get(part) or ("whole",) * len(stack), strict=True):
+        everything: tuple[Level, ...] = ("whole",) * len(stack)
+        for layer, level in zip(stack, levels.get(part, everything), strict=True):
             assert isinstance(layer, Layer)
             layer.level = level
 
@@ -253,7 +254,8 @@ def _stacks(model: Owl) -> dict[Part, nn.ModuleList]:
 
 def _hull(cost: LayerCost) -> list[tuple[float, Level, Level]]:
     """(operations saved by a byte, from, to), less and less, from the level that keeps least to "whole"."""
-    steps, here = [], LEVELS[-1]
+    steps: list[tuple[float, Level, Level]] = []
+    here = LEVELS[-1]
     while True:
         rates = [
             ((cost.flops[here] - cost.flops[level]) / (cost.kept[level] - cost.kept[here]), level)
