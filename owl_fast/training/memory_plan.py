@@ -28,6 +28,7 @@ from owl_fast.training.stages import Stage
 
 Part = Literal["vision", "abstractor", "language"]
 PARTS: tuple[Part, ...] = get_args(Part)
+WHOLE: Level = "whole"
 # Bytes of states for a trained number: two in float32, or two in 8 bits with two float32 for 256 of them.
 STATES = {"adamw": 8.0, "adamw8bit": 2.0 + 2 * 4 / 256}
 STEP_BYTES = {"adamw": 0, "adamw8bit": 32 << 20}  # while a step is made
@@ -238,8 +239,7 @@ class Planner:
 def apply(model: Owl, levels: Levels) -> None:
     """Let every layer of the model keep what the levels say; parts that are not named keep everything."""
     for part, stack in _stacks(model).items():
-        everything: tuple[Level, ...] = ("whole",) * len(stack)
-        for layer, level in zip(stack, levels.get(part, everything), strict=True):
+        for layer, level in zip(stack, levels.get(part, (WHOLE,) * len(stack)), strict=True):
             assert isinstance(layer, Layer)
             layer.level = level
 
