@@ -18,7 +18,16 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = "p20", "median", "p80"
-LIBRARIES = ("torch", "safetensors", "triton", "transformers", "llama-cpp-python", "gguf", "onnxruntime")
+LIBRARIES = (
+    "torch",
+    "safetensors",
+    "triton",
+    "transformers",
+    "peft",
+    "llama-cpp-python",
+    "gguf",
+    "onnxruntime",
+)
 
 
 @dataclass(frozen=True)

@@ -84,16 +84,22 @@ def part_of(
 
 
 def made(
-    config: OwlConfig, dtype: torch.dtype, device: torch.device, quantization: Quantization | None = None
+    config: OwlConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization | None = None,
+    laid_out: bool = True,
 ) -> Owl:
-    """Random weights, those that are quantized made so: quantizing a large model takes minutes."""
+    """Random weights, those that are quantized made so: quantizing a large model takes minutes. laid_out: as
+    inference wants them."""
     model = empty_model(replace(config, quantization=quantization)).to(dtype).to_empty(device=device)
     init_weights(model, seed=0)
     if quantization is not None:
         torch.manual_seed(0)
         for linear, scheme in model.quantized_slots(quantization):
             linear.put(random_weight(linear.weight.shape, scheme, quantization.group, device))
-        lay_out_(model)
+        if laid_out:
+            lay_out_(model)
     return model.requires_grad_(False).eval()
 
 

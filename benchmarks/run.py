@@ -28,6 +28,7 @@ CASES = {
     "load": "load",
     "quantization": "quantization",
     "data": "data",
+    "train": "train",
 }
 UNTIMED = (
     "contention",
@@ -44,6 +45,7 @@ EXAMPLES = """examples:
   python benchmarks/run.py vision ops decode prefill contention --device cpu --quant int4 --gguf /data/gguf
                                                               beside llama.cpp; 17 GB of memory, 8 of disk
   python benchmarks/run.py load --quant int4                  quantized while loading
+  python benchmarks/run.py train --device cpu                 both stages beside transformers and peft
   python benchmarks/run.py quantization                       accuracy of int8 and int4; half an hour or less
   python benchmarks/run.py data --work-dir /data              training data: rows a second, memory
   python benchmarks/run.py kernel-resources                   GPU kernels compiled for six kinds of GPU

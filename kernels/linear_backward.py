@@ -107,10 +107,13 @@ def outer(left: Tensor, right: Tensor, dtype: torch.dtype, dropout: Dropout | No
 
 
 def low_rank_gradients(
-    x: Tensor, dy: Tensor, lora: StackedLora, dropout: Dropout | None, wanted: tuple[bool, bool]
+    x: Tensor | None, dy: Tensor, lora: StackedLora, dropout: Dropout | None, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """dA (R, K) and dB^T (R, N) in fp32, as wanted, of one adapter for all rows; and dT (M, R) for dX."""
+    """dA (R, K) and dB^T (R, N) in fp32, as wanted, of one adapter for all rows; and dT (M, R) for dX. x is
+    needed for the former two."""
     dt = shrink(dy, lora.b.transpose(1, 2), lora.scale, None)
+    if x is None:
+        return None, None, dt
     da = outer(dt, x, torch.float32, dropout) if wanted[0] else None
     db = outer(shrink(x, lora.a, lora.scale, None, dropout), dy, torch.float32) if wanted[1] else None
     return da, db, dt

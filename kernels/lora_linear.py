@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owl_fast.kernels.dropout import Dropout
+from owl_fast.kernels.kept import kept
 from owl_fast.kernels.launch import check
 from owl_fast.kernels.linear_backward import input_gradient, low_rank_gradients, outer
 from owl_fast.kernels.linear_many_rows import linear_many_rows
 from owl_fast.kernels.linear_tiles import check_linear, flat_rows
-from owl_fast.kernels.quick_gelu import quick_gelu_reference
+from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
 from owl_fast.kernels.rms_norm import rms_norm_reference
-from owl_fast.kernels.swiglu import swiglu_reference
+from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight, dequantize
 
 Parts = tuple[tuple[int, int, float], ...]  # first and last + 1 output row, and scale, of each update
@@ -98,11 +99,12 @@ def lora_linear_triton(
 ) -> Tensor:
     """As lora_linear_reference, on a GPU with gradients for x, dense weight, bias, residual, every a and b.
 
-    activation and residual as linear_many_rows takes them. Where a gradient is wanted they are operations of
-    their own: backward of an activation needs its input, which a fused kernel would have to write as well.
-    Under autocast x, weight and bias are cast first, as torch's linear casts them.
+    activation and residual as linear_many_rows takes them. Where a gradient is wanted an activation is an
+    operation of its own: its backward needs its input, which a fused kernel would have to write as well.
+    Under autocast x, weight and bias are cast first, as torch's linear casts them; the cast weight is made
+    again for backward.
     """
-    device = x.device.type
+    device, own = x.device.type, weight
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
@@ -120,15 +122,18 @@ def lora_linear_triton(
                 x, weight, bias, lora, activation=activation, residual=residual, dropout=dropout
             )
         return residual + linear_many_rows(x, weight, bias, lora, activation=activation, dropout=dropout)
-    dense, packed = (weight, None) if isinstance(weight, Tensor) else (None, weight)
-    y = _LoraLinear.apply(x, dense, packed, bias, dropout, parts, *pairs)
-    if activation is not None:
-        y = swiglu_reference(y) if activation == "swiglu" else quick_gelu_reference(y)
+    del weight
+    dense, packed = (own, None) if isinstance(own, Tensor) else (None, own)
+    fused = residual if activation is None else None
+    y: Tensor = _LoraLinear.apply(x, dense, packed, bias, fused, dropout, parts, *pairs)
+    if activation is None:
+        return y
+    y = swiglu_triton(y) if activation == "swiglu" else quick_gelu_triton(y)
     return y if residual is None else residual + y
 
 
 class _LoraLinear(torch.autograd.Function):
-    """Keeps x and the seed of the dropout; the weights are the caller's."""
+    """Keeps the dropout's seed, and x if the weight or an update trains; the weights are the caller's."""
 
     @staticmethod
     def forward(
@@ -137,41 +142,60 @@ class _LoraLinear(torch.autograd.Function):
         dense: Tensor | None,
         packed: Int8Weight | Int4Weight | None,
         bias: Tensor | None,
+        residual: Tensor | None,
         dropout: Dropout | None,
         parts: Parts,
         *pairs: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, dense, *pairs)
+        wanted = ctx.needs_input_grad
+        ctx.save_for_backward(x if wanted[1] or any(wanted[7:]) else None, dense, *pairs)
         ctx.packed, ctx.dropout, ctx.parts = packed, dropout, parts
-        weight = _either(dense, packed)
-        lora = _stacked(parts, pairs, weight.shape[0], x.dtype)
-        return linear_many_rows(x, weight, bias, lora, dropout=dropout)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        ctx.residual = None if residual is None else residual.dtype
+        same = residual if ctx.residual == x.dtype else None
+
+        def forward() -> tuple[Tensor]:
+            weight = _either(dense, packed, x.dtype)
+            lora = _stacked(parts, pairs, weight.shape[0], x.dtype)
+            y = linear_many_rows(x, weight, bias, lora, residual=same, dropout=dropout)
+            return (y if residual is None or same is not None else residual + y,)
+
+        return kept("linear", forward)[0]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, dense, *pairs = ctx.saved_tensors
-        weight, rows, given = _either(dense, ctx.packed), flat_rows(x), flat_rows(dy)
-        wanted_x, wanted_weight, _, wanted_bias, *_ = ctx.needs_input_grad
-        lora, dt = _stacked(ctx.parts, pairs, weight.shape[0], x.dtype), None
+        wanted_x, wanted_weight, _, wanted_bias, wanted_residual, *_ = ctx.needs_input_grad
+        given = flat_rows(dy).to(ctx.dtype)
+        weight = _either(dense, ctx.packed, given.dtype)
+        lora, dt = _stacked(ctx.parts, pairs, weight.shape[0], given.dtype), None
         gradients: list[Tensor | None] = [None] * len(pairs)
         if lora is not None:
-            wanted = ctx.needs_input_grad[6:]
+            wanted = ctx.needs_input_grad[7:]
             da, db, dt = low_rank_gradients(
-                rows, given, lora, ctx.dropout, (any(wanted[::2]), any(wanted[1::2]))
+                None if x is None else flat_rows(x),
+                given,
+                lora,
+                ctx.dropout,
+                (any(wanted[::2]), any(wanted[1::2])),
             )
             gradients = _parted(da, db, ctx.parts, pairs, wanted)
         dx = None
         if wanted_x:
-            dx = input_gradient(given, weight, lora, dt, ctx.dropout).view(x.shape)
-        dw = outer(given, rows, x.dtype) if wanted_weight else None
+            dx = input_gradient(given, weight, lora, dt, ctx.dropout).view(ctx.shape)
+        dw = outer(given, flat_rows(x), dense.dtype) if wanted_weight else None
         # One pass over dy at the speed of memory: torch's reduction has a fixed order and sums in fp32.
-        return dx, dw, None, given.sum(0) if wanted_bias else None, None, None, *gradients
+        db_sum = given.sum(0) if wanted_bias else None
+        dr = dy.to(ctx.residual) if wanted_residual else None
+        return dx, dw, None, db_sum, dr, None, None, *gradients
 
 
-def _either(dense: Tensor | None, packed: Int8Weight | Int4Weight | None) -> Weight:
-    weight = packed if dense is None else dense
-    assert weight is not None
-    return weight
+def _either(dense: Tensor | None, packed: Int8Weight | Int4Weight | None, dtype: torch.dtype) -> Weight:
+    """The weight as products take it."""
+    if dense is not None:
+        return dense.to(dtype)
+    assert packed is not None
+    return packed
 
 
 def stack_updates(updates: Sequence[LoraUpdate], outputs: int, dtype: torch.dtype) -> StackedLora:

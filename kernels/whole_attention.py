@@ -25,6 +25,7 @@ from owl_fast.kernels.flash import (
     store_rows,
     tile_settings,
 )
+from owl_fast.kernels.kept import kept
 from owl_fast.kernels.launch import capability, jit, launch, tl
 
 
@@ -204,7 +205,12 @@ class _WholeAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None, longest: int, causal: bool
     ) -> Tensor:
-        out, lse = _forward(query, key, value, starts, longest, causal, keeps_lse=True)
+        def forward() -> tuple[Tensor, Tensor]:
+            out, lse = _forward(query, key, value, starts, longest, causal, keeps_lse=True)
+            assert lse is not None
+            return out, lse
+
+        out, lse = kept("attention", forward)
         ctx.save_for_backward(query, key, value, starts, out, lse)
         ctx.longest, ctx.causal = longest, causal
         return out

@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from owl_fast import native
 from owl_fast.kernels.attention_cpu import TYPES
+from owl_fast.kernels.attention_torch import attention_torch
 from owl_fast.kernels.cpu_calls import recorded as recorded_calls
 from owl_fast.kernels.cross_attention import (
     cross_attention_cpu,
@@ -38,6 +40,7 @@ from owl_fast.kernels.dense_attention import (
     dense_attention_triton,
 )
 from owl_fast.kernels.embedding import embedding_cpu, embedding_reference, embedding_triton
+from owl_fast.kernels.kept import Kept, Kind
 from owl_fast.kernels.kv_append import (
     append_cpu_takes,
     rotary_append_cpu,
@@ -56,8 +59,10 @@ from owl_fast.kernels.linear_cross_entropy import (
     linear_cross_entropy_reference,
     linear_cross_entropy_triton,
 )
+from owl_fast.kernels.linear_cross_entropy_torch import linear_cross_entropy_torch, loss_bytes
 from owl_fast.kernels.linear_few_rows import MOST_ROWS, linear_few_rows
 from owl_fast.kernels.linear_many_rows import linear_many_rows
+from owl_fast.kernels.linear_torch import linear_torch
 from owl_fast.kernels.lora_linear import (
     LoraUpdate,
     fused_linear_reference,
@@ -80,6 +85,7 @@ from owl_fast.kernels.quick_gelu import (
 )
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
 from owl_fast.kernels.rotary import rotary_reference, rotary_tables, rotary_triton
+from owl_fast.kernels.rows_torch import backward_bytes, rows_torch
 from owl_fast.kernels.sampling import SamplingSettings, SamplingState, sampling_settings, sampling_state
 from owl_fast.kernels.sampling import draw_reference as draw
 from owl_fast.kernels.sampling_kernel import NONE_ALLOWED, NOT_FINITE
@@ -94,49 +100,14 @@ from owl_fast.kernels.varlen_attention import (
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, TiledWeight, Weight, dequantize
 
 __all__ = [
-    "NONE_ALLOWED",
-    "NOT_FINITE",
-    "Backend",
-    "DecodeWorkspace",
-    "Int4Weight",
-    "Int8Weight",
-    "LoraUpdate",
-    "SamplingSettings",
-    "SamplingState",
-    "StackedLora",
-    "TiledWeight",
-    "Weight",
-    "backend",
-    "canonical",
-    "cross_attention",
-    "decode_attention",
-    "decodes_at_once",
-    "dense_attention",
-    "dequantize",
-    "draw",
-    "embedding",
-    "kernels",
-    "layer_norm",
-    "linear_cross_entropy",
-    "lora_linear",
-    "paged_attention",
-    "quick_gelu",
-    "recorded",
-    "repeats",
-    "rms_norm",
-    "rotary",
-    "rotary_append",
-    "rotary_tables",
-    "sample",
-    "sampling_settings",
-    "sampling_state",
-    "stack_updates",
-    "stacks_updates",
-    "swiglu",
-    "tiled",
-    "uses_kernels",
-    "varlen_attention",
-]
+    "NONE_ALLOWED", "NOT_FINITE", "Backend", "DecodeWorkspace", "Int4Weight", "Int8Weight", "Kept",
+    "Kind", "LoraUpdate", "SamplingSettings", "SamplingState", "StackedLora", "TiledWeight", "Weight",
+    "backend", "backward_bytes", "canonical", "cross_attention", "decode_attention", "decodes_at_once",
+    "dense_attention", "dequantize", "draw", "embedding", "kernels", "layer_norm", "linear_cross_entropy",
+    "lora_linear", "loss_bytes", "paged_attention", "quick_gelu", "recorded", "repeats", "rms_norm",
+    "rotary", "rotary_append", "rotary_tables", "sample", "sampling_settings", "sampling_state",
+    "stack_updates", "stacks_updates", "swiglu", "tiled", "uses_kernels", "varlen_attention",
+]  # fmt: skip
 
 
 _chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
@@ -291,6 +262,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D), weight (D,) -> (..., D): in libowl_cpu where it applies and no gradient is needed."""
     if uses_kernels(x):
         return rms_norm_triton(x, weight, eps)
+    if _differentiates(x, weight):
+        return rows_torch(partial(rms_norm, eps=eps), partial(rms_norm_reference, eps=eps), x, weight)
     if rms_norm_cpu_takes(x, weight) and (library := _library(x, weight)) is not None:
         return rms_norm_cpu(library, x, weight, eps)
     return rms_norm_reference(x, weight, eps)
@@ -300,6 +273,9 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     """x (..., D), weight and bias (D,) or None -> (..., D), computed in float32."""
     if uses_kernels(x):
         return layer_norm_triton(x, weight, bias, eps)
+    if _differentiates(x, weight, bias):
+        run, reference = partial(layer_norm, eps=eps), partial(layer_norm_reference, eps=eps)
+        return rows_torch(run, reference, x, weight, bias)
     if layer_norm_cpu_takes(x, weight, bias) and (library := _library(x, weight, bias)) is not None:
         return layer_norm_cpu(library, x, weight, bias, eps, native.pool())
     return layer_norm_reference(x, weight, bias, eps)
@@ -309,6 +285,8 @@ def quick_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., F), bias (F,) or None -> (..., F)."""
     if uses_kernels(x):
         return quick_gelu_triton(x, bias)
+    if _differentiates(x, bias):
+        return rows_torch(quick_gelu, quick_gelu_reference, x, bias)
     if quick_gelu_cpu_takes(x, bias) and (library := _library(x, bias)) is not None:
         return quick_gelu_cpu(library, x, bias, native.pool())
     return quick_gelu_reference(x, bias)
@@ -318,6 +296,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """gate_up (..., 2F), gate first -> (..., F)."""
     if uses_kernels(gate_up):
         return swiglu_triton(gate_up)
+    if _differentiates(gate_up):
+        return rows_torch(swiglu, swiglu_reference, gate_up)
     if swiglu_cpu_takes(gate_up) and (library := _library(gate_up)) is not None:
         return swiglu_cpu(library, gate_up, native.pool())
     return swiglu_reference(gate_up)
@@ -389,8 +369,12 @@ def _linear_without_kernels(
         return fused_linear_reference(
             x, weight, bias, lora, norm=norm, activation=activation, residual=residual
         )
-    y = lora_linear_reference(x if norm is None else rms_norm(x, *norm), weight, bias, lora)
-    return _finish(y, activation, residual)
+    x = x if norm is None else rms_norm(x, *norm)
+    pairs = (t for update in lora for t in (update.a, update.b))
+    if not _differentiates(x, weight, bias, residual, *pairs):
+        return _finish(lora_linear_reference(x, weight, bias, lora), activation, residual)
+    y = linear_torch(x, weight, bias, lora, residual if activation is None else None)
+    return y if activation is None else _finish(y, activation, residual)
 
 
 def _linear_cpu(
@@ -435,6 +419,11 @@ def _records(*inputs: object) -> bool:
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
+def _differentiates(*inputs: object) -> bool:
+    """Whether gradients are wanted, and not the references'."""
+    return _chosen.get() is not False and _records(*inputs)
+
+
 def _linear_forward(
     x: Tensor,
     weight: Weight,
@@ -454,7 +443,9 @@ def _linear_forward(
 def linear_cross_entropy(hidden: Tensor, weight: Weight | TiledWeight, targets: Tensor) -> Tensor:
     """hidden (M, D) of labelled rows, head (V, D) dense or quantized, targets (M,) -> the sum of losses."""
     weight = canonical(weight) if isinstance(weight, TiledWeight) else weight
-    run = linear_cross_entropy_triton if uses_kernels(hidden) else linear_cross_entropy_reference
+    if uses_kernels(hidden):
+        return linear_cross_entropy_triton(hidden, weight, targets)
+    run = linear_cross_entropy_torch if _differentiates(hidden, weight) else linear_cross_entropy_reference
     return run(hidden, weight, targets)
 
 
@@ -479,6 +470,8 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """query (N, L, H, D), key and value (N, S, H, D) -> (N, L, H, D), unmasked."""
     if uses_kernels(query):
         return dense_attention_triton(query, key, value)
+    if query.is_cpu and _differentiates(query, key, value):
+        return attention_torch(query, key, value, None, dense_attention)
     fits = dense_attention_cpu_takes(query, key, value)
     if fits and (library := _library(query, key, value)) is not None:
         return dense_attention_cpu(library, query, key, value, native.pool())
@@ -494,6 +487,9 @@ def varlen_attention(
     """
     if uses_kernels(query):
         return varlen_attention_gpu(query, key, value, bounds, starts)
+    if query.is_cpu and _differentiates(query, key, value):
+        attend = partial(varlen_attention, bounds=bounds, starts=starts)
+        return attention_torch(query, key, value, bounds, attend)
     fits = varlen_attention_cpu_takes(query, key, value, starts)
     if fits and (library := _library(query, key, value)) is not None:
         return varlen_attention_cpu(library, query, key, value, starts, native.pool())

@@ -16,6 +16,7 @@ from owl_fast import ops
 from owl_fast.config import AbstractorConfig
 from owl_fast.models.folded import FoldedProjections
 from owl_fast.models.layers import LayerNorm, Linear
+from owl_fast.models.stretches import Layer, run
 
 NORM_EPS = 1e-5  # norm1, normk and norm2; only ffn_ln follows the config
 
@@ -91,7 +92,7 @@ class AbstractorCrossAttention(nn.Module):
         return self.output(attended, residual=normed)  # the residual is the normed query, as released
 
 
-class AbstractorLayer(nn.Module):
+class AbstractorLayer(Layer):
     def __init__(self, config: AbstractorConfig) -> None:
         super().__init__()
         self.crossattention = AbstractorCrossAttention(config)
@@ -108,7 +109,7 @@ class AbstractorEncoder(nn.Module):
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
         for layer, projected in zip(self.layers, self._projected(image), strict=True):
-            queries = layer(queries, image, projected)
+            queries = run(layer, queries, image, projected)
         return queries
 
     def renew_folded(self) -> None:

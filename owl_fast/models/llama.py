@@ -14,6 +14,7 @@ from owl_fast import ops
 from owl_fast.config import LlamaConfig
 from owl_fast.models.batch import PackedBatch, PagedCache
 from owl_fast.models.layers import Linear, RMSNorm
+from owl_fast.models.stretches import Layer, run
 
 
 class LlamaAttention(nn.Module):
@@ -35,6 +36,8 @@ class LlamaAttention(nn.Module):
         )  # (N, H | K | K, D)
         if batch.cache is None:
             query, key = ops.rotary(query, key, cos, sin)
+            if torch.is_grad_enabled():
+                value = value.contiguous()  # a view would keep all of qkv for backward
             attended = ops.varlen_attention(query, key, value, batch.bounds, batch.cu_seqlens)
         else:
             attended = _attend_cached(query, key, value, cos, sin, batch, batch.cache, layer)
@@ -80,7 +83,7 @@ class LlamaMlp(nn.Module):
         return self.down_proj(self.gate_up_proj(x, norm=norm, activation="swiglu"), residual=x)
 
 
-class LlamaLayer(nn.Module):
+class LlamaLayer(Layer):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -119,7 +122,7 @@ class LlamaModel(nn.Module):
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
         cos, sin = self._angles(x, batch)
         for index, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, batch, index)
+            x = run(layer, x, cos, sin, batch, index)
         return self.norm(x)
 
     def _angles(self, x: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:

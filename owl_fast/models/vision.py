@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from owl_fast import ops
 from owl_fast.config import VisionConfig
 from owl_fast.models.layers import LayerNorm, Linear
+from owl_fast.models.stretches import Layer, run
 from owl_fast.models.temporal import LocalTemporal
 
 
@@ -61,7 +62,7 @@ class VisionMlp(nn.Module):
         return self.fc2(self.fc1(x, activation="quick_gelu"), residual=residual)
 
 
-class VisionLayer(nn.Module):
+class VisionLayer(Layer):
     def __init__(self, config: VisionConfig, video: bool) -> None:
         super().__init__()
         self.temporal = LocalTemporal(config.hidden_size) if video else None
@@ -84,7 +85,7 @@ class VisionEncoder(nn.Module):
 
     def forward(self, x: Tensor, frames: int | None = None) -> Tensor:
         for layer in self.layers:
-            x = layer(x, frames)
+            x = run(layer, x, frames)
         return x
 
 

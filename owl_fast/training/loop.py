@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from owl_fast.errors import CheckpointError, DataError, DivergedError, StoppedError, UnsupportedError
 from owl_fast.models.owl import Owl
+from owl_fast.training.features import FeatureCache
 from owl_fast.training.objective import TokenLoss
 from owl_fast.training.optimizer import (
     OptimizerSettings,
@@ -81,7 +82,8 @@ class Trainer:
     called in eval mode without gradients. resume: go on from out_dir's newest snapshot if there is one;
     otherwise a folder with snapshots is refused. data_changed_ok: resume although the sources describe
     themselves otherwise than when the run began. optimizer builds another one than AdamW; its groups carry
-    the "factor" that set_learning_rate multiplies in. stop: asks the run to end (Stop.on_signals).
+    the "factor" that set_learning_rate multiplies in. features: of a frozen vision tower, on disk.
+    stop: asks the run to end (Stop.on_signals).
 
     The run folder is locked until close(), an error, or the end of this object (LockedError elsewhere).
     """
@@ -99,10 +101,12 @@ class Trainer:
         resume: bool = True,
         data_changed_ok: bool = False,
         optimizer: BuildOptimizer = build_adamw,
+        features: FeatureCache | None = None,
         stop: Stop | None = None,
     ) -> None:
         self.model, self.stage, self.settings = model, stage, settings
         self.out_dir, self.evaluate, self.stop = Path(out_dir), evaluate, stop or Stop()
+        self.features = features
         self.ranks = Ranks.current()
         self.plan = DrawPlan(sources, settings.seed)
         self.reader = UpdateReader(
@@ -238,6 +242,7 @@ class Trainer:
         for number, batch in enumerate(batches, start=1):
             with ranks.apart(self.objective) if number < len(batches) else nullcontext():
                 with self.autocast():
+                    batch = batch if self.features is None else self.features.fill(self.model, batch)
                     # The gradients of the ranks will be averaged: a sum is wanted.
                     loss = self.objective(batch.to(device)) / (labelled / ranks.size)
                 if not loss.requires_grad:

@@ -38,6 +38,11 @@ def _visual_rows(model: Owl, batch: TrainingBatch) -> Tensor:
     """Rows (n * image_rows, C) of all pictures; a frozen tower runs without recording."""
     trains = any(p.requires_grad for p in model.vision_model.parameters())
     features = batch.features
+    if batch.from_pixels is not None:
+        raise UnsupportedError(
+            f"{batch.records[0]}: some pictures came as pixels, some as cached features; "
+            "give the trainer the cache they are from"
+        )
     if features is None:
         assert batch.pixels is not None
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):

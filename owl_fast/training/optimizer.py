@@ -38,18 +38,25 @@ def learning_rate(step: int, steps: int, settings: OptimizerSettings) -> float:
     return settings.lr * (fraction + (1 - fraction) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def build_adamw(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """One parameter group per learning-rate factor; set_learning_rate fills in the rates."""
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings
+) -> list[dict[str, Any]]:
+    """One for each learning-rate factor; set_learning_rate fills in the rates."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         factor = next((f for prefix, f in settings.factors if name.startswith(prefix)), 1.0)
         groups.setdefault(factor, []).append(parameter)
+    return [{"params": group, "factor": factor} for factor, group in groups.items()]
+
+
+def build_adamw(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        [{"params": group, "factor": factor} for factor, group in groups.items()],
+        parameter_groups(parameters, settings),
         lr=settings.lr,
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
+        fused=True,  # without temporary copies of everything that trains
     )
 
 

@@ -49,6 +49,7 @@ class TrainingBatch:
     pixels: Tensor | None  # (n, 3, S, S)
     features: Tensor | None  # (n, 1 + P, E): the vision tower's output, in place of pixels
     records: tuple[str, ...]
+    from_pixels: Tensor | None = None  # (n,) bool, where some pictures came as pixels and some as features
 
     @property
     def labelled(self) -> int:
@@ -132,7 +133,7 @@ def pack(samples: Sequence[EncodedSample], image_rows: int) -> TrainingBatch:
         rows += [start + i - 1 for i in labelled]
         targets += [sample.labels[i] for i in labelled]
         start += len(sample.token_ids)
-    pixels, features = _stack([v for sample in samples for v in sample.visual], samples)
+    pixels, features, from_pixels = _stack([v for sample in samples for v in sample.visual], samples)
     return TrainingBatch(
         packed=_pack_ids([sample.token_ids for sample in samples]),
         rows=torch.tensor(rows, dtype=torch.int64),
@@ -140,6 +141,7 @@ def pack(samples: Sequence[EncodedSample], image_rows: int) -> TrainingBatch:
         pixels=pixels,
         features=features,
         records=tuple(sample.record for sample in samples),
+        from_pixels=from_pixels,
     )
 
 
@@ -157,18 +159,19 @@ def _check(sample: EncodedSample, image_rows: int) -> None:
         )
 
 
-def _stack(visual: list[Tensor], samples: Sequence[EncodedSample]) -> tuple[Tensor | None, Tensor | None]:
-    """Pixels or features of all pictures."""
-    if not visual:
-        return None, None
+def _stack(
+    visual: list[Tensor], samples: Sequence[EncodedSample]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Pixels and features of all pictures, and, if there are both, which ones came as pixels."""
+    pixels, features = ([v for v in visual if v.dim() == dim] for dim in (3, 2))
     shapes = {tuple(v.shape) for v in visual}
-    if len(shapes) > 1 or visual[0].dim() not in (2, 3):
+    if len(shapes) > bool(pixels) + bool(features) or len(pixels) + len(features) < len(visual):
         raise DataError(
             f"pictures of shapes {sorted(shapes)} in one batch ({samples[0].record}, ...); wanted pixels "
-            "(3, S, S) or cached features (1 + P, E), the same for all"
+            "(3, S, S) or cached features (1 + P, E), of one size each"
         )
-    stacked = torch.stack(visual)
-    return (stacked, None) if stacked.dim() == 4 else (None, stacked)
+    both = torch.tensor([v.dim() == 3 for v in visual]) if pixels and features else None
+    return torch.stack(pixels) if pixels else None, torch.stack(features) if features else None, both
 
 
 def _pack_ids(sequences: Sequence[Sequence[int]]) -> PackedBatch:

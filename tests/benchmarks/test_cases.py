@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import models, run
-from benchmarks.cases import contention, data, decode, operations, prefill, vision
+from benchmarks import models, run, training
+from benchmarks.cases import contention, data, decode, operations, prefill, train, vision
 from benchmarks.cases.ops import dense_linear, quantized_linear
 from benchmarks.cases.ops.case import Case
 from benchmarks.peers import compiled, llama_cpp, onnx_runtime, plain, transformers_llama
@@ -289,3 +290,31 @@ def test_quantization_is_compared_with_the_model_as_it_is(tmp_path: Path) -> Non
     assert {"as it is", "int8", "int4 groups of 32 plain", "vision int8"} <= contenders
     errors = {row["contender"]: row["median"] for row in rows if row["metric"] == "logit error"}
     assert errors["int8"] < errors["int4 groups of 32"] < errors["int4 groups of 128"]
+
+
+def test_training_comes_with_its_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contenders = {name: training.CONTENDERS[name] for name in ("owl_fast", "owl_fast int4, inputs kept")}
+    monkeypatch.setattr(train, "CONTENDERS", contenders)
+    monkeypatch.setattr(train, "STEPS", 2)
+    rows = [row for row in rows_of(tmp_path, "train") if row["case"] == "train"]
+    assert {row["contender"] for row in rows} == set(contenders)
+    assert len(rows) == 2 * 2 * 3
+    for row in rows:
+        assert 0 < row["p20"] <= row["median"] <= row["p80"]
+        assert (row["limit_fraction"] is not None) == (row["metric"] == "throughput")
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_training_counts_what_plain_torch_multiplies(stage: int) -> None:
+    """Products of forward and of the gradients of their inputs, the head on learned rows."""
+    work = training.tiny(training.Work("owl_fast", stage, "cpu", train.CPU_LLAMA, *train.CPU_BATCH))
+    with FlopCounterMode(display=False) as counter:
+        training.ours(work)()
+    assert work.flops == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_a_contender_that_fails_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "CONTENDERS", {"owl_fast": training.ours, "nobody": training.ours})
+    monkeypatch.setattr(train, "STEPS", 2)
+    rows = [row for row in rows_of(tmp_path, "train") if row["contender"] == "nobody"]
+    assert [row["note"] for row in rows] == ["absent: KeyError: 'nobody'"] * 2

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from owl_fast.errors import DataError
+from owl_fast.errors import DataError, UnsupportedError
 from owl_fast.prompts import parse_record_text
 from owl_fast.tokenizer import Tokenizer
 from owl_fast.training import Caption, EncodedSample, Sample, encode_sample, pack
@@ -140,6 +140,14 @@ def test_a_label_on_the_first_token_does_not_count() -> None:
         pack([sample], ROWS)
 
 
-def test_pixels_and_features_do_not_mix() -> None:
-    with pytest.raises(DataError, match="shapes"):
-        pack([made_up(0, pictures=1), made_up(1, pictures=1, features=True)], ROWS)
+def test_pixels_and_features_come_apart_again() -> None:
+    samples = [made_up(0, pictures=1), made_up(1, pictures=2, features=True), made_up(2, pictures=1)]
+    batch = pack(samples, ROWS)
+    assert batch.from_pixels is not None
+    assert batch.from_pixels.tolist() == [True, False, False, True]
+    assert batch.pixels is not None
+    assert batch.features is not None
+    assert torch.equal(batch.pixels, torch.stack([samples[0].visual[0], samples[2].visual[0]]))
+    assert torch.equal(batch.features, torch.stack(list(samples[1].visual)))
+    with pytest.raises(UnsupportedError, match="made-up 0: some pictures came as pixels"):
+        token_loss(small_owl(), batch)
