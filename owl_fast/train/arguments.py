@@ -10,13 +10,13 @@ from owl_fast.settings import add_settings_flags
 
 EXAMPLES = """\
 examples:
-  python -m owl_fast.train --stage 1 --model models/owl --data "pairs/*.tar" --out runs/stage1
+  python -m owl_fast.train --stage 1 --model models/owl --data "pairs/*.tar" --out runs/stage1 --plan
   python -m owl_fast.train --stage 2 --model runs/stage1/final --data llava.json:3 alpaca.json --out runs/2
   python -m owl_fast.train --stage 2 --model models/owl --quant int4 --data mine.jsonl --out runs/mine
   torchrun --nproc-per-node 2 -m owl_fast.train --stage 2 --model models/owl --data a.jsonl --out runs/a
   python -m owl_fast.chat runs/mine/final                        what stage 2 leaves is an adapter
 
-Formats of data and bad rows: docs/data.md; what a run does and leaves: docs/training.md.
+Formats of data, skipping bad rows, which card for what: docs/training.md.
 
 exit codes: 0 done, 1 error, 2 wrong usage, 3 no space for snapshots, 4 diverged, 5 too many bad rows,
 6 another process has the folder, 130 after Ctrl-C, 143 stopped by SIGTERM (a snapshot was saved)
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_what(parser.add_argument_group("what"))
     _add_data(parser.add_argument_group("data"))
     _add_course(parser.add_argument_group("course"))
-    _add_memory(parser.add_argument_group("memory"))
+    _add_memory(parser.add_argument_group("memory and speed"))
     _add_seen(parser.add_argument_group("what is seen"))
     add_settings_flags(parser)
     return parser
@@ -150,13 +150,22 @@ def _add_course(group: argparse._ArgumentGroup) -> None:
 
 def _add_memory(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    add("--plan", action="store_true", help="print what the run will take, and leave")
     add(
         "--quant",
         choices=["none", "int8", "int4"],
         default="none",
         help="how frozen language weights are held",
     )
-    add("--micro-batch", type=int, metavar="N", help="samples at once (default: all of an update)")
+    add("--micro-batch", type=int, metavar="N", help="samples at once (default: as many as memory takes)")
+    add("--memory", type=float, metavar="GB", help="what the run may take (default: what is free)")
+    add(
+        "--optimizer",
+        choices=["adamw", "adamw8bit"],
+        default="adamw",
+        help="8bit: states in a quarter of the memory",
+    )
+    add("--feature-cache", metavar="DIR", help="stage 2: keep what the vision tower says on disk")
     add("--device", default="auto", help="auto (default), cuda, cuda:N or cpu")
     add(
         "--dtype", default="auto", choices=["auto", "bf16", "fp32"], help="of frozen weights and of computing"

@@ -25,11 +25,14 @@ from owl_fast.models.owl import Owl
 from owl_fast.settings import as_toml
 from owl_fast.tokenizer import Tokenizer
 from owl_fast.train.final import FINAL, write_final
+from owl_fast.train.memory import plan_of
 from owl_fast.train.watch import Watch
+from owl_fast.training.adamw8bit import build_adamw8bit
 from owl_fast.training.bad_rows import leave_out_bad_rows
 from owl_fast.training.datasets import Dataset, ReadOptions, as_sources, open_datasets
 from owl_fast.training.loop import Trainer, TrainSettings
-from owl_fast.training.optimizer import OptimizerSettings
+from owl_fast.training.memory_plan import apply
+from owl_fast.training.optimizer import OptimizerSettings, build_adamw
 from owl_fast.training.packing import EncodedSample, encode_sample
 from owl_fast.training.ranks import joined
 from owl_fast.training.sample import Caption, Sample
@@ -37,6 +40,7 @@ from owl_fast.training.stages import FULL_LLAMA, STAGE1, Stage, stage2
 from owl_fast.training.stopping import Stop
 
 SETTINGS = "config.toml"
+OPTIMIZERS = {"adamw": build_adamw, "adamw8bit": build_adamw8bit}
 
 
 def train(args: argparse.Namespace) -> Path | None:
@@ -61,6 +65,10 @@ def train(args: argparse.Namespace) -> Path | None:
         data = _datasets(args.data, args, encode, shown)
         held_out = _datasets(args.eval_data, args, encode, shown)
         dtype = pick_dtype(args.dtype, device, source.config)
+        plan = plan_of(args, source.config, stage, device, dtype, data, encode)
+        if args.plan:
+            print(plan.table())
+            return None
         model = _load(args, source, dtype, device, shown)
         out = Path(args.out)
         watch = Watch(out, args, held_out or data, bool(held_out), encode, tokenizer, processor)
@@ -68,14 +76,16 @@ def train(args: argparse.Namespace) -> Path | None:
             model,
             stage,
             as_sources(data),
-            settings_of(args, model, shown),
+            settings_of(args, plan.batch.samples, dtype, shown),
             out,
             encode=encode,
             evaluate=watch.evaluate,
             resume=args.resume == "auto",
             data_changed_ok=args.data_changed_ok,
+            optimizer=OPTIMIZERS[args.optimizer],
             stop=stop,
         )
+        apply(model, plan.levels)
         try:
             watch.autocast = trainer.autocast
             if ranks.leads:
@@ -103,11 +113,13 @@ def stage_of(args: argparse.Namespace) -> Stage:
     return stage2(lora, train_abstractor=not args.no_train_abstractor)
 
 
-def settings_of(args: argparse.Namespace, model: Owl, progress: bool) -> TrainSettings:
+def settings_of(
+    args: argparse.Namespace, micro_batch: int, dtype: torch.dtype, progress: bool
+) -> TrainSettings:
     return TrainSettings(
         steps=args.max_steps,
         batch=args.batch,
-        micro_batch=args.micro_batch,
+        micro_batch=micro_batch,
         optimizer=OptimizerSettings(
             lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup, clip=args.clip or None
         ),
@@ -116,7 +128,7 @@ def settings_of(args: argparse.Namespace, model: Owl, progress: bool) -> TrainSe
         keep=args.keep,
         eval_every=args.eval_every,
         workers=args.workers,
-        precision="fp32" if model.dtype == torch.float32 else "bf16",
+        precision="fp32" if dtype == torch.float32 else "bf16",
         progress=progress,
     )
 
@@ -165,5 +177,5 @@ def _load(
 
 
 def _told(args: argparse.Namespace) -> dict[str, Any]:
-    left_out = ("print_config", "resume")
+    left_out = ("print_config", "plan", "resume")
     return {name: value for name, value in vars(args).items() if name not in left_out}
