@@ -32,15 +32,16 @@ from owl_fast.training.bad_rows import leave_out_bad_rows
 from owl_fast.training.datasets import Dataset, ReadOptions, as_sources, open_datasets
 from owl_fast.training.loop import Trainer, TrainSettings
 from owl_fast.training.memory_plan import apply
+from owl_fast.training.muon import build_muon
 from owl_fast.training.optimizer import OptimizerSettings, build_adamw
 from owl_fast.training.packing import EncodedSample, encode_sample
 from owl_fast.training.ranks import joined
 from owl_fast.training.sample import Caption, Sample
-from owl_fast.training.stages import FULL_LLAMA, STAGE1, Stage, stage2
+from owl_fast.training.stages import FULL_LLAMA, STAGE1, VISION, Stage, stage2
 from owl_fast.training.stopping import Stop
 
 SETTINGS = "config.toml"
-OPTIMIZERS = {"adamw": build_adamw, "adamw8bit": build_adamw8bit}
+OPTIMIZERS = {"adamw": build_adamw, "adamw8bit": build_adamw8bit, "muon": build_muon}
 
 
 def train(args: argparse.Namespace) -> Path | None:
@@ -121,7 +122,11 @@ def settings_of(
         batch=args.batch,
         micro_batch=micro_batch,
         optimizer=OptimizerSettings(
-            lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup, clip=args.clip or None
+            lr=args.lr,
+            weight_decay=args.weight_decay,
+            warmup=args.warmup,
+            clip=args.clip or None,
+            factors=tuple((prefix, args.tower_lr_factor) for prefix in VISION),
         ),
         seed=args.seed,
         save_every=args.save_every,
@@ -137,6 +142,7 @@ def encoder(
     args: argparse.Namespace, config: OwlConfig, tokenizer: Tokenizer, processor: ImageProcessor
 ) -> Callable[[Sample | Caption], EncodedSample]:
     """Records into token ids and pixels; stage 1 crops pictures at random, seeded for each sample."""
+    crops = args.stage == 1 and not args.no_crops
     length = min(args.max_length, config.llama.max_position_embeddings)
     return partial(
         encode_sample,
@@ -144,7 +150,7 @@ def encoder(
         image_rows=config.image_rows,
         max_length=length,
         cut_answers=False,
-        look=partial(_cropped, processor) if args.stage == 1 else partial(processor, training=True),
+        look=partial(_cropped, processor) if crops else partial(processor, training=True),
     )
 
 
