@@ -12,7 +12,7 @@ from PIL import Image
 
 from owl_fast import Engine
 from owl_fast.checkpoints import weights_sha256
-from owl_fast.train.arguments import DEFAULTS, build_parser, with_defaults
+from owl_fast.train.arguments import read_arguments
 from owl_fast.train.command import main
 from owl_fast.training.run_lock import RunLock
 from tests.golden_data import Golden
@@ -117,9 +117,66 @@ def test_what_is_seen(data: Path, tmp_path: Path) -> None:
     ]
     assert (tmp_path / "samples" / "1-0.jpg").is_file()
     assert (tmp_path / "plots" / "loss.svg").read_text(encoding="utf-8").startswith("<?xml")
-    again = build_parser().parse_args(["--stage", "2", "--model", "m", "--data", "d", "--out", "o"])
-    assert with_defaults(again).lr == DEFAULTS[2].lr
-    assert f'model = "{MODEL}"' in (tmp_path / "config.toml").read_text(encoding="utf-8")
+    again = read_arguments(["--config", str(tmp_path / "config.toml")])
+    assert (again.model, again.batch, again.lr, again.resume) == (str(MODEL), 4, 1e-3, "never")
+
+
+def test_what_was_not_said() -> None:
+    """The paper's values; stage 1 counts tokens."""
+    said = ["--model", "m", "--data", "d", "--out", "o"]
+    first, second = (read_arguments(["--stage", stage, *said]) for stage in "12")
+    assert (first.lr, first.warmup, first.max_steps, first.weight_decay) == (1e-4, 2000, 50_000, 0.1)
+    assert (second.lr, second.warmup, second.max_steps) == (2e-5, 50, 2000)
+    assert (first.batch, first.batch_tokens) == (None, 2_100_000)
+    assert (second.batch, second.batch_tokens) == (256, None)
+
+
+def test_another_course_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was worked out when the run began stays; what was said must be the same."""
+    assert run(data, tmp_path) == 0
+    begun = read_arguments(["--config", str(tmp_path / "config.toml")])
+    assert begun.micro_batch == 4
+    for flag, value in (("--lr", "0.002"), ("--lora-rank", "4"), ("--micro-batch", "2"), ("--quant", "int8")):
+        assert run(data, tmp_path, "--resume", "auto", flag, value) == 1
+        said = capsys.readouterr().err
+        assert f"{flag} is {value}, and the run began with" in said
+        assert f"--config {tmp_path / 'config.toml'} --resume auto" in said
+    assert run(data, tmp_path, "--resume", "auto", "--keep", "3") == 0
+    assert main(["--config", str(tmp_path / "config.toml"), "--resume", "auto"]) == 0
+
+
+def test_the_plan_comes_before_anything_is_written(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, tmp_path / "run", "--plan", "--memory", "1") == 0
+    said = capsys.readouterr().out
+    assert "update: 4 samples, about" in said
+    assert "largest micro-batch that fits into 1.00 GB: 4 samples" in said
+    assert not (tmp_path / "run").exists()
+    assert run(data, tmp_path / "run", "--memory", "1e-6") == 1
+    assert "give a smaller micro-batch" in capsys.readouterr().err
+
+
+def test_an_update_of_tokens(data: Path, tmp_path: Path) -> None:
+    """As many samples as take so many tokens on average."""
+    captions = ["--stage", "1", "--model", str(MODEL), "--data", str(data / "captions.jsonl")]
+    more = ["--warmup", "1", "--max-steps", "3", "--device", "cpu", "--workers", "0", "--plain"]
+    assert main([*captions, "--out", str(tmp_path), "--batch-tokens", "100", *more]) == 0
+    assert all(80 <= line["rows"] <= 120 for line in metrics(tmp_path))
+
+
+def test_features_on_disk_change_nothing(data: Path, tmp_path: Path) -> None:
+    """Neither when they are made nor when they are there."""
+    assert run(data, tmp_path / "plain", "--micro-batch", "2") == 0
+    cache = ("--micro-batch", "2", "--feature-cache", str(tmp_path / "features"))
+    for name in ("first", "again"):
+        assert run(data, tmp_path / name, *cache) == 0
+        assert len([path for path in (tmp_path / "features").rglob("*") if path.is_file()]) == 9
+        for file in ("adapter_model.safetensors", "non_lora.safetensors"):
+            assert (tmp_path / name / "final" / file).read_bytes() == (
+                tmp_path / "plain" / "final" / file
+            ).read_bytes()
+    assert run(data, tmp_path / "one", *cache, stage=1) == 1
 
 
 def test_exit_codes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
