@@ -48,7 +48,7 @@ def run(data: Path, out: Path, *more: str, stage: int = 2, steps: int = 4) -> in
     return main([
         *("--stage", str(stage), "--model", str(MODEL), "--data", str(data / f"{name}.jsonl")),
         *("--out", str(out), "--max-steps", str(steps), "--batch", "4", "--warmup", "1", "--lr", "1e-3"),
-        *("--device", "cpu", "--workers", "0", "--save-every", "2", "--eval-every", "2", "--plain", *more),
+        *("--device", "cpu", "--workers", "0", "--save-every", "2", "--eval-every", "0", "--plain", *more),
     ])  # fmt: skip
 
 
@@ -59,7 +59,8 @@ def metrics(out: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("quant", ["none", "int8", "int4"])
 def test_stage_2_leaves_an_adapter_that_answers(data: Path, tmp_path: Path, quant: str) -> None:
-    assert run(data, tmp_path / "run", "--quant", quant, "--eval-data", str(data / "mixed.jsonl")) == 0
+    evaluated = ("--eval-data", str(data / "mixed.jsonl"), "--eval-every", "2")
+    assert run(data, tmp_path / "run", "--quant", quant, *evaluated) == 0
     final = tmp_path / "run" / "final"
     base = json.loads((final / "base.json").read_text())
     assert base["sha256"] == weights_sha256(MODEL)
@@ -108,7 +109,7 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(data: Path, tmp_path:
 
 
 def test_what_is_seen(data: Path, tmp_path: Path) -> None:
-    assert run(data, tmp_path, "--samples", "3") == 0
+    assert run(data, tmp_path, "--samples", "3", "--eval-every", "2") == 0
     text = (tmp_path / "samples.md").read_text(encoding="utf-8")
     assert text.count("# Answers while training") == 1
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
