@@ -5,51 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from owl_fast import Engine
 from owl_fast.checkpoints import weights_sha256
 from owl_fast.train.arguments import read_arguments
 from owl_fast.train.command import main
 from owl_fast.training.run_lock import RunLock
-from tests.golden_data import Golden
-
-MODEL = Golden("micro").checkpoint
+from tests.train.runs import MODEL, run, write_data
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve conversations, nine of them about pictures, and nine captions."""
-    folder = tmp_path_factory.mktemp("data")
-    noise = np.random.default_rng(0)
-    mixed, captions = [], []
-    for number in range(9):
-        pixels = noise.integers(0, 256, (20, 30, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        picture = {"type": "image_url", "image_url": {"url": f"{number}.png"}}
-        asked = {"role": "user", "content": [picture, {"type": "text", "text": "a b?"}]}
-        mixed.append({"messages": [asked, {"role": "assistant", "content": f"c d {number}"}]})
-        captions.append({"image": f"{number}.png", "caption": f"a c {number}"})
-    for number in range(3):
-        asked = {"role": "user", "content": f"b {number}"}
-        mixed.append({"messages": [asked, {"role": "assistant", "content": "d a"}]})
-    for name, rows in (("mixed", mixed), ("captions", captions)):
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-        )
-    return folder
-
-
-def run(data: Path, out: Path, *more: str, stage: int = 2, steps: int = 4) -> int:
-    name = "mixed" if stage == 2 else "captions"
-    return main([
-        *("--stage", str(stage), "--model", str(MODEL), "--data", str(data / f"{name}.jsonl")),
-        *("--out", str(out), "--max-steps", str(steps), "--batch", "4", "--warmup", "1", "--lr", "1e-3"),
-        *("--device", "cpu", "--workers", "0", "--save-every", "2", "--eval-every", "0", "--plain", *more),
-    ])  # fmt: skip
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def metrics(out: Path) -> list[dict[str, object]]:
@@ -73,14 +42,6 @@ def test_stage_2_leaves_an_adapter_that_answers(data: Path, tmp_path: Path, quan
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if "eval_loss" in line] == [2, 4]
-
-
-def test_the_updates_load_in_peft(data: Path, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
-    assert run(data, tmp_path, "--lora-targets", "q_proj", "o_proj", "--lora-rank", "3") == 0
-    config = peft.PeftConfig.from_pretrained(str(tmp_path / "final"))
-    assert config.r == 3
-    assert set(config.target_modules) == {"q_proj", "o_proj"}
 
 
 def test_stage_1_leaves_a_model(data: Path, tmp_path: Path) -> None:
