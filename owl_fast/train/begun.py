@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from owl_fast.errors import CheckpointError, ParameterError
-from owl_fast.settings import as_toml
+from owl_fast.errors import ParameterError
+from owl_fast.settings import as_toml, read_toml
 from owl_fast.training.snapshots import newest_snapshot
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 SETTINGS = "config.toml"
 # What the weights depend on besides the data, whose files the snapshot knows.
@@ -32,10 +26,7 @@ def go_on(args: argparse.Namespace) -> None:
     file = Path(args.out) / SETTINGS
     if args.resume != "auto" or newest_snapshot(Path(args.out)) is None or not file.exists():
         return
-    try:
-        begun = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: not readable ({error}); it says how the run began") from None
+    begun = read_toml(file)
     for name in COURSE:
         was, now = begun.get(name.replace("_", "-")), getattr(args, name)
         if name in FOUND and now is None:
