@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from owl_fast.command_line import add_model_flags
+from owl_fast.command_line import add_data_flags, add_model_flags
 from owl_fast.settings import add_settings_flags, read_settings
 
 EXAMPLES = """\
@@ -107,15 +107,10 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         default=[],
         metavar="SPEC",
-        help="files, globs or folders, each with :WEIGHT behind it or not",
+        help="PATH[:WEIGHT]: a file, a glob, or files with {..} in their names",
     )
     add("--eval-data", nargs="+", default=[], metavar="SPEC", help="its loss is measured at every evaluation")
-    add("--format", metavar="NAME", help="of the data, if it cannot be told from the files")
-    add(
-        "--image-root",
-        metavar="DIR",
-        help="where the paths of pictures begin (default: the file's own folder)",
-    )
+    add_data_flags(group)
     add(
         "--max-length",
         type=int,
@@ -124,7 +119,7 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         help="tokens of a sample, pictures included (default: 2048)",
     )
     add("--template", action="store_true", help="stage 1: captions as answers in a conversation")
-    add("--skip-bad", action="store_true", help="leave bad rows out, up to one in a thousand, and count them")
+    add("--skip-bad", action="store_true", help="leave bad rows out and count them")
     add("--workers", type=int, default=2, metavar="N", help="processes that read pictures (default: 2)")
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from owl_fast.checkpoints import Source as ModelSource
 from owl_fast.checkpoints import load_model
-from owl_fast.command_line import open_model
+from owl_fast.command_line import data_options, open_model
 from owl_fast.config import OwlConfig, Quantization
 from owl_fast.engine.placement import pick_device, pick_dtype
 from owl_fast.errors import ParameterError
@@ -197,10 +197,10 @@ def _features(args: argparse.Namespace, stage: Stage, model: Owl, precision: str
 def _datasets(
     specs: Sequence[str], args: argparse.Namespace, use: Callable[..., object], progress: bool
 ) -> list[Dataset]:
-    folder = None if args.image_root is None else Path(args.image_root)
-    found = open_datasets(specs, ReadOptions(args.format, folder, with_header=args.template))
+    options = ReadOptions(**data_options(args), with_header=args.template, progress=progress)
+    found = open_datasets(specs, options)
     if args.skip_bad:
-        found = [leave_out_bad_rows(data, use, progress=progress) for data in found]
+        found = [leave_out_bad_rows(data, use, cap=args.bad_cap, progress=progress) for data in found]
     return found
 
 
