@@ -109,7 +109,7 @@ def _events(folder: Path) -> Callable[[dict[str, list[tuple[int, float]]]], None
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UnsupportedError(
-            "--tensorboard needs the package tensorboard: pip install 'owl-fast[train]'"
+            "--tensorboard needs the package tensorboard: pip install 'owl-fast[tensorboard]'"
         ) from None
     written: dict[str, int] = {}
     writer: list[Any] = []

@@ -83,6 +83,18 @@ def test_what_is_seen(data: Path, tmp_path: Path) -> None:
     assert (again.model, again.batch, again.lr, again.resume) == (str(MODEL), 4, 1e-3, "never")
 
 
+def test_event_files(data: Path, tmp_path: Path) -> None:
+    """TensorBoard reads what metrics.jsonl holds."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run(data, tmp_path, "--tensorboard", "--eval-every", "2", "--samples", "1") == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    lines = metrics(tmp_path)
+    read = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert read == [(line["step"], pytest.approx(line["loss"])) for line in lines]
+
+
 def test_what_was_not_said() -> None:
     """The paper's values; stage 1 counts tokens."""
     said = ["--model", "m", "--data", "d", "--out", "o"]
