@@ -28,7 +28,7 @@ from owl_fast.train.final import FINAL, write_final
 from owl_fast.train.memory import Sizes, budget_of, plan_of, planner_of, table
 from owl_fast.train.watch import Watch
 from owl_fast.training.adamw8bit import build_adamw8bit
-from owl_fast.training.bad_rows import leave_out_bad_rows
+from owl_fast.training.bad_rows import BadRows, find_bad_rows
 from owl_fast.training.datasets import Dataset, ReadOptions, as_sources, open_datasets
 from owl_fast.training.features import FeatureCache, tower_sha256
 from owl_fast.training.loop import Trainer, TrainSettings
@@ -67,8 +67,8 @@ def train(args: argparse.Namespace) -> Path | None:
         if ranks.size > 1 and device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
         shown = ranks.leads and not args.plain
-        data = _datasets(args.data, args, encode(look), shown)
-        held_out = _datasets(args.eval_data, args, encode(look), shown)
+        data = _datasets(args.data, args, encode(look), ranks, shown)
+        held_out = _datasets(args.eval_data, args, encode(look), ranks, shown)
         plan = _planned(args, stage, source.config, device, dtype, data, encode(_unseen), ranks)
         if plan is None:
             return None
@@ -195,13 +195,18 @@ def _features(args: argparse.Namespace, stage: Stage, model: Owl, precision: str
 
 
 def _datasets(
-    specs: Sequence[str], args: argparse.Namespace, use: Callable[..., object], progress: bool
+    specs: Sequence[str], args: argparse.Namespace, use: Encode, ranks: Ranks, progress: bool
 ) -> list[Dataset]:
     options = ReadOptions(**data_options(args), with_header=args.template, progress=progress)
     found = open_datasets(specs, options)
-    if args.skip_bad:
-        found = [leave_out_bad_rows(data, use, cap=args.bad_cap, progress=progress) for data in found]
-    return found
+    if not args.skip_bad:
+        return found
+
+    def clean(data: Dataset) -> BadRows:
+        return find_bad_rows(data, use, cap=args.bad_cap, keep=1, progress=progress)
+
+    bad = [ranks.told("looking for bad rows", partial(clean, data)) for data in found]
+    return [data.without(rows.indices, rows.counts) for data, rows in zip(found, bad, strict=True)]
 
 
 def _load(

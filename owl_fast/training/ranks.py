@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -129,6 +129,14 @@ class Ranks:
         if word == FAILED:
             raise RankError(f"rank 0 of {self.size} failed while it was {what}; its own message says why")
         return None
+
+    def told(self, what: str, work: Callable[[], T]) -> T:
+        """work() on the first rank, and its result on all."""
+        result = [self.alone(what, work)]
+        if self.size > 1:
+            with self.named():
+                dist.broadcast_object_list(result, 0, group=self.group)
+        return cast(T, result[0])
 
     def _work_alone(self, work: Callable[[], T]) -> T:
         try:

@@ -35,10 +35,14 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
-def run(data: Path, out: Path, *more: str, stage: int = 2, steps: int = 4) -> int:
+def command(data: Path, out: Path, *more: str, stage: int = 2, steps: int = 4) -> list[str]:
     name = "mixed" if stage == 2 else "captions"
-    return main([
+    return [
         *("--stage", str(stage), "--model", str(MODEL), "--data", str(data / f"{name}.jsonl")),
         *("--out", str(out), "--max-steps", str(steps), "--batch", "4", "--warmup", "1", "--lr", "1e-3"),
         *("--device", "cpu", "--workers", "0", "--save-every", "2", "--eval-every", "0", "--plain", *more),
-    ])  # fmt: skip
+    ]
+
+
+def run(data: Path, out: Path, *more: str, stage: int = 2, steps: int = 4) -> int:
+    return main(command(data, out, *more, stage=stage, steps=steps))
