@@ -119,6 +119,11 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         help="tokens of a sample, pictures included (default: 2048)",
     )
     add("--template", action="store_true", help="stage 1: captions as answers in a conversation")
+    add(
+        "--no-crops",
+        action="store_true",
+        help="stage 1: whole pictures, never mirrored: for documents, text, left and right",
+    )
     add("--skip-bad", action="store_true", help="leave bad rows out and count them")
     add("--workers", type=int, default=2, metavar="N", help="processes that read pictures (default: 2)")
 
@@ -142,6 +147,13 @@ def _add_course(group: argparse._ArgumentGroup) -> None:
         f"(default of stage 1: {BATCH_TOKENS:,})",
     )
     by_stage("--lr", float, "highest learning rate")
+    add(
+        "--tower-lr-factor",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="stage 1: the vision tower's learning rate is X times --lr (default: 1)",
+    )
     by_stage("--warmup", int, "updates up to it; a cosine leads down to 0")
     by_stage("--weight-decay", float, "of every trained tensor")
     add("--clip", type=float, default=1.0, metavar="X", help="largest gradient norm (default: 1)")
@@ -175,9 +187,9 @@ def _add_memory(group: argparse._ArgumentGroup) -> None:
     add("--memory", type=float, metavar="GB", help="what the run may take (default: what is free)")
     add(
         "--optimizer",
-        choices=["adamw", "adamw8bit"],
+        choices=["adamw", "adamw8bit", "muon"],
         default="adamw",
-        help="8bit: states in a quarter of the memory",
+        help="8bit: states in a quarter of the memory; muon: fewer updates, when whole matrices train",
     )
     add("--feature-cache", metavar="DIR", help="stage 2: keep the vision tower's outputs on disk")
     add("--device", default="auto", help="auto (default), cuda, cuda:N or cpu")

@@ -14,8 +14,8 @@ SETTINGS = "config.toml"
 COURSE = (
     *("stage", "model", "quant", "dtype", "full", "no_train_abstractor"),
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
-    *("max_length", "template", "max_steps", "batch", "micro_batch"),
-    *("optimizer", "lr", "warmup", "weight_decay", "clip", "seed"),
+    *("max_length", "template", "no_crops", "max_steps", "batch", "micro_batch"),
+    *("optimizer", "lr", "tower_lr_factor", "warmup", "weight_decay", "clip", "seed"),
 )
 FOUND = ("batch", "micro_batch")  # worked out when the run began, if nothing was said
 AFTERWARDS = ("print_config", "plan", "resume")  # no settings of the run

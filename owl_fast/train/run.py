@@ -33,18 +33,19 @@ from owl_fast.training.datasets import Dataset, ReadOptions, as_sources, open_da
 from owl_fast.training.features import FeatureCache, tower_sha256
 from owl_fast.training.loop import Trainer, TrainSettings
 from owl_fast.training.memory_plan import Plan, apply
+from owl_fast.training.muon import build_muon
 from owl_fast.training.optimizer import OptimizerSettings, build_adamw
 from owl_fast.training.packing import EncodedSample, encode_sample
 from owl_fast.training.ranks import Ranks, joined
 from owl_fast.training.sample import Caption, Sample
 from owl_fast.training.sources import DrawPlan
-from owl_fast.training.stages import FULL_LLAMA, STAGE1, Stage, stage2
+from owl_fast.training.stages import FULL_LLAMA, STAGE1, VISION, Stage, stage2
 from owl_fast.training.stopping import Stop
 from owl_fast.training.updates import UpdateReader
 
 Encode = Callable[[Sample | Caption], EncodedSample]
 Look = Callable[[Any], Tensor]
-OPTIMIZERS = {"adamw": build_adamw, "adamw8bit": build_adamw8bit}
+OPTIMIZERS = {"adamw": build_adamw, "adamw8bit": build_adamw8bit, "muon": build_muon}
 
 
 def train(args: argparse.Namespace) -> Path | None:
@@ -148,7 +149,11 @@ def settings_of(args: argparse.Namespace, dtype: torch.dtype, progress: bool) ->
         batch=args.batch,
         micro_batch=args.micro_batch,
         optimizer=OptimizerSettings(
-            lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup, clip=args.clip or None
+            lr=args.lr,
+            weight_decay=args.weight_decay,
+            warmup=args.warmup,
+            clip=args.clip or None,
+            factors=tuple((prefix, args.tower_lr_factor) for prefix in VISION),
         ),
         seed=args.seed,
         save_every=args.save_every,
@@ -174,7 +179,8 @@ def encoder(args: argparse.Namespace, config: OwlConfig, tokenizer: Tokenizer, l
 
 def looker(args: argparse.Namespace, processor: ImageProcessor) -> Look:
     """Pictures into pixels; stage 1 crops them at random, seeded for each sample."""
-    return partial(_cropped, processor) if args.stage == 1 else partial(processor, training=True)
+    crops = args.stage == 1 and not args.no_crops
+    return partial(_cropped, processor) if crops else partial(processor, training=True)
 
 
 def _cropped(processor: ImageProcessor, picture: Any) -> Tensor:

@@ -24,6 +24,7 @@ from owl_fast.models.owl import Owl
 from owl_fast.models.stretches import LEVELS, Layer, Level
 from owl_fast.models.vision import VisionLayer
 from owl_fast.training.layer_costs import Bytes, LayerCost, abstractor_cost, llama_cost, vision_cost
+from owl_fast.training.muon import muon_bytes
 from owl_fast.training.stages import Stage
 
 Part = Literal["vision", "abstractor", "language"]
@@ -62,7 +63,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Setup:
-    """dtype: of frozen dense weights; precision: as TrainSettings has it; optimizer: a name in STATES."""
+    """dtype: of frozen dense weights; precision: as in TrainSettings; optimizer: as in --optimizer."""
 
     config: OwlConfig
     stage: Stage
@@ -118,12 +119,13 @@ class Planner:
         frozen = [p for p in model.parameters() if not p.requires_grad]
         packed = [b for m in model.modules() if isinstance(m, PackedWeight) for b in m.buffers()]
         self.frozen = sum(t.nbytes for t in (*frozen, *packed))
-        self.trained = [p.numel() for p in model.parameters() if p.requires_grad]
+        self.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.states, self.step_bytes = self._optimizer()
 
     def plan(self, batch: MicroBatch, levels: Levels | None = None) -> Plan:
         """levels: None for layers that compute nothing again."""
         levels, config = levels or self.levels(lambda part: "whole"), self.setup.config
-        size, vision, count = self._sizes("language"), self._sizes("vision"), sum(self.trained)
+        size, vision, count = self._sizes("language"), self._sizes("vision"), self.trained
         costs = self._costs(batch)
         kept = {part: sum(costs[part].kept[level] for level in levels[part]) for part in costs}
         again = {part: max((costs[part].again[level] for level in levels[part]), default=0) for part in costs}
@@ -137,7 +139,7 @@ class Planner:
             "weights, frozen": self.frozen,
             "weights that train": 4 * count,
             "gradients": 4 * count,
-            f"states of {self.setup.optimizer}": round(STATES[self.setup.optimizer] * count),
+            f"states of {self.setup.optimizer}": self.states,
             "pictures and features": pixels,
             **{f"activations, {part}": kept[part] for part in costs},
             "one layer, computed again": max(again.values(), default=0),
@@ -146,7 +148,7 @@ class Planner:
         }
         base = sum(list(parts.values())[:4]) + pixels
         left = sum(kept.values()) + stream  # the last norm's input
-        moments = [base + left + stream + loss, base + STEP_BYTES[self.setup.optimizer]]
+        moments = [base + left + stream + loss, base + self.step_bytes]
         if "vision" not in costs:
             tower = 4 * width + config.vision.intermediate_size
             moments.append(base + seen * tower * size.product)
@@ -219,6 +221,13 @@ class Planner:
             elif isinstance(layer, LlamaLayer):
                 found[part] = llama_cost(layer, config, batch.rows, length, size)
         return found
+
+    def _optimizer(self) -> tuple[int, int]:
+        """Bytes of the optimizer's states, and of what it needs besides while a step is made."""
+        if self.setup.optimizer == "muon":
+            return muon_bytes({n: p for n, p in self.model.named_parameters() if p.requires_grad})
+        name = self.setup.optimizer
+        return round(STATES[name] * self.trained), STEP_BYTES[name]
 
     def _recorded(self, part: Part) -> bool:
         """Gradients go through what trains, and through what comes behind it."""

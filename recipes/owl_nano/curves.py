@@ -1,4 +1,4 @@
-"""A picture of a run: exact answers per kind of question over the language phase, stage 1 and stage 2.
+"""A picture of a run: exact answers per kind of question over the language phase, loss over stages 1 and 2.
 
 python -m recipes.owl_nano.curves nano-run curves.png
 """
@@ -7,51 +7,65 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
 from recipes.owl_nano.dialogues import WEIGHTS
 
 TASKS = (*WEIGHTS, "compare", "text")
 ROWS = "gate rows, "  # how the language phase names what it measures on stand-in rows
-PANELS = {
-    "language, without eyes": ("language/drills", "language/text", "language/later1", "language/later2"),
-    "stage 1": ("stage1",),
-    "stage 2": ("stage2",),
-}
+LANGUAGE = tuple(f"language/{part}" for part in ("drills", "text", "later1", "later2"))
+STAGES = {"stage 1": "stage1", "stage 2": "stage2"}
+MEAN_OF = 50  # updates whose losses are one point
+Curve = tuple[list[int], list[float]]
 
 
-def curve(run: Path, phases: Iterable[str], task: str) -> tuple[list[int], list[float]]:
-    """Updates, counted through the phases, and the share of exact answers there."""
+def curve(run: Path, task: str) -> Curve:
+    """Updates, counted through the parts of the language phase, and the share of exact answers there."""
     updates, rates = [0], [0.0]
-    for phase in phases:
+    for part in LANGUAGE:
         begin = updates[-1]
-        for line in (run / phase / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            rate = record.get(ROWS + task, record.get(task))
-            if rate is not None:
-                updates.append(begin + record["step"])
-                rates.append(rate)
+        for record in _lines(run / part):
+            updates.append(begin + record["step"])
+            rates.append(record[ROWS + task])
     return updates[1:], rates[1:]
 
 
+def losses(run: Path, stage: str) -> tuple[Curve, Curve]:
+    """Means of the loss in training, and the loss on held-out rows."""
+    records = [record for record in _lines(run / stage) if record["loss"] is not None]
+    parts = [records[start : start + MEAN_OF] for start in range(0, len(records), MEAN_OF)]
+    training = (
+        [part[-1]["step"] for part in parts],
+        [sum(record["loss"] for record in part) / len(part) for part in parts],
+    )
+    measured = [record for record in records if "eval_loss" in record]
+    return training, ([r["step"] for r in measured], [r["eval_loss"] for r in measured])
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def draw(run: Path, out: Path) -> None:
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(13, 4.2), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 1 + len(STAGES), figsize=(13, 4.2), layout="constrained")
     colors = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    for panel, (title, phases) in zip(axes, PANELS.items(), strict=True):
-        assert isinstance(panel, Axes)
-        for task, color in zip(TASKS, colors, strict=False):
-            panel.plot(*curve(run, phases, task), label=task, color=color, linewidth=1.3)
-        panel.set(title=title, xlabel="updates", ylim=(0, 1.02))
+    for task, color in zip(TASKS, colors, strict=False):
+        axes[0].plot(*curve(run, task), label=task, color=color, linewidth=1.3)
+    axes[0].set(title="language, without eyes", xlabel="updates", ylabel="exact answers", ylim=(0, 1.02))
+    axes[0].legend(fontsize="small", frameon=False)
+    for panel, (title, stage) in zip(axes[1:], STAGES.items(), strict=True):
+        for (steps, values), label in zip(losses(run, stage), ("training", "held out"), strict=True):
+            panel.plot(steps, values, label=label, linewidth=1.3)
+        panel.set(title=title, xlabel="updates", ylabel="loss", yscale="log")
+        panel.legend(frameon=False)
+    for panel in axes:
         panel.grid(alpha=0.3)
-    axes[0].set_ylabel("exact answers")
-    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(out, dpi=90)
 
 

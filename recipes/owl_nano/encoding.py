@@ -54,6 +54,11 @@ class Encoded:
 AddPicture = Callable[[Encoded, Scene], None]
 
 
+def mark_picture(result: Encoded, scene: Scene) -> None:
+    """The rows that the abstractor fills."""
+    result.add_rows([()] * IMAGE_ROWS)
+
+
 class Encoder:
     """Encodes samples with one tokenizer; text pieces are remembered, since the same ones come often."""
 

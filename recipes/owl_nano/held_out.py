@@ -16,10 +16,9 @@ from owl_fast.models.owl import Owl
 from owl_fast.training.packing import EncodedSample, pack
 from recipes.owl_nano.dialogues import WEIGHTS, Dialogue, about_pair, ask_about, without_picture
 from recipes.owl_nano.draw import draw, sample_size
-from recipes.owl_nano.encoding import IMAGE_ROWS, Encoder
+from recipes.owl_nano.encoding import IMAGE_ROWS, Encoder, mark_picture
 from recipes.owl_nano.pool import normalise
 from recipes.owl_nano.settings import IMAGE_SIDE
-from recipes.owl_nano.sources import mark_picture
 from recipes.owl_nano.world import Scene, sample_scene
 
 
@@ -56,7 +55,7 @@ class HeldOut:
         return None if turns is None else Dialogue(tuple(scenes), turns)
 
     @torch.no_grad()
-    def __call__(self, model: Owl, step: int) -> dict[str, float]:
+    def __call__(self, model: Owl) -> dict[str, float]:
         """The share of exact answers per task and over all of them."""
         rates = {task: self._rate(model, samples) for task, samples in self.samples.items()}
         return rates | {"mean": sum(rates.values()) / len(rates)}

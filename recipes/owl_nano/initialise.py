@@ -1,4 +1,4 @@
-"""Starting weights of the language model that imitate trained attention.
+"""Starting weights: of the language model, which imitate trained attention, and of the abstractor.
 
 Binding ("a red star, a blue circle: the star is ...") needs two steps of attention that fit together, and a
 small model stays at chance until both exist. So they are laid in at the start, and the drills sharpen them:
@@ -18,6 +18,7 @@ from torch import Tensor
 from owl_fast.models.layers import init_weights
 from owl_fast.models.llama import LlamaLayer
 from owl_fast.models.owl import Owl
+from recipes.owl_nano.encoding import Encoder
 
 EMBEDDING_STD = 0.15
 CONSTANT = 0  # the embedding dimension that is the same for every token
@@ -81,6 +82,20 @@ def _match(qkv: Tensor, head_dim: int, heads: int) -> None:
         query[slow] *= MATCH_GAIN
         query[~slow] *= 0.1
         key.copy_(query)
+
+
+def prepare_abstractor(model: Owl, encoder: Encoder, seed: int) -> None:
+    """Start the abstractor with rows of the stand-in rows' size; vit_eos is their closing row."""
+    generator = torch.Generator().manual_seed(seed)
+    abstractor = model.abstractor
+    with torch.no_grad():
+        model.query_tokens.normal_(0.0, 1.0, generator=generator)
+        for parameter in abstractor.encoder.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+        abstractor.visual_fc.get_parameter("weight").normal_(0.0, 0.015, generator=generator)
+        closing = encoder.text(".")[-1]
+        abstractor.vit_eos.copy_(model.language_model.model.embed_tokens.weight[closing])
 
 
 def sin_cos_positions(side: int, width: int) -> Tensor:

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
 
-from owl_fast.checkpoints import read_tensors, save_model, weights_sha256, write_tensors
+from owl_fast import Engine
+from owl_fast.checkpoints import read_tensors, save_model, write_tensors
 from owl_fast.checkpoints.manifest import write_manifest
 from owl_fast.files import read_json, write_json
 from owl_fast.images import ImageProcessor
-from owl_fast.lora import EXTRA_FILE, Base, merge_, save_adapter
+from owl_fast.lora import BASE_FILE, CONFIG_FILE, EXTRA_FILE
 from owl_fast.models.owl import Owl
 from owl_fast.tokenizer import Tokenizer
 from owl_fast.training.ranks import Ranks
 from recipes.owl_nano import settings
 from recipes.owl_nano.card import model_card
-from recipes.owl_nano.dialogues import SHARES
 from recipes.owl_nano.drills import LATER, Curriculum
 from recipes.owl_nano.encoding import Encoder
 from recipes.owl_nano.evaluate import evaluate
 from recipes.owl_nano.held_out import HeldOut
-from recipes.owl_nano.initialise import initialise
+from recipes.owl_nano.initialise import initialise, prepare_abstractor
 from recipes.owl_nano.language import exact_matches, gate_sets, train_language
-from recipes.owl_nano.picture_stages import LORA, STAGE1, prepare_abstractor, stage2, train_stage
 from recipes.owl_nano.pool import SHARD, Pool, draw_pool
 from recipes.owl_nano.scoring import ablation_table, acceptance_table
-from recipes.owl_nano.sources import PictureSamples, stage1_sources, stage2_sources
+from recipes.owl_nano.stages import train_stage
+from recipes.owl_nano.training_files import write_data
 from recipes.owl_nano.vocabulary import corpus, train_vocabulary
 from recipes.owl_nano.warmup import warm_up
 
@@ -40,30 +41,35 @@ RESULTS = {
     "gate": "gate.json",
     "pictures": "pictures/done",
     "warmup": "warmup.pt",
-    "stage1": "stage1.pt",
-    "stage2": "stage2.pt",
+    "data": "data/done",
+    "stage1": "stage1/final/config.json",
+    "stage2": "stage2/final/adapter_config.json",
     "merge": "owl-nano/config.json",
     "evaluate": "accuracy.json",
     "ablation": "ablation.json",
 }
-# Phases that several processes share; the others run in one.
-SHARED = ("pictures", "warmup", "language", "stage1", "stage2", "ablation")
+SHARED = ("pictures", "warmup", "language")  # several processes do these phases together
 ON_REQUEST = ("ablation",)
+STAGE1_SHARES = {"captions": 0.4, "questions": 0.6}
+STAGE2_SHARES = {"picture": 0.7, "pair": 0.18, "text": 0.12}
 GATE = 0.97  # exact answers in text alone, of every kind
 
 
-def base_of(model: Owl) -> Base:
-    """What an adapter trained on this model says of it, by the files the model would have."""
-    with TemporaryDirectory() as folder:
-        save_model(model, folder)
-        return Base("owl-nano, stage 1", weights_sha256(folder))
+def merge_adapter(folder: Path, out: Path, dtype: str = "fp32") -> None:
+    """What stage 2 left in `folder` as a model, summed in float32."""
+    with TemporaryDirectory() as whole:
+        Engine.from_pretrained(folder, device="cpu", dtype="fp32").save_pretrained(whole, adapter="default")
+        Engine.from_pretrained(whole, device="cpu", dtype=dtype).save_pretrained(out)
 
 
 class Phases:
-    """Each phase is a method that reads and writes files of one folder."""
+    """Each phase is a method that reads and writes files of one folder.
 
-    def __init__(self, out: Path, scale: float, ranks: Ranks) -> None:
-        self.out, self.scale, self.ranks = out, scale, ranks
+    processes: that the training command starts; ranks: that this one is among.
+    """
+
+    def __init__(self, out: Path, scale: float, processes: int, ranks: Ranks) -> None:
+        self.out, self.scale, self.processes, self.ranks = out, scale, processes, ranks
         out.mkdir(parents=True, exist_ok=True)
 
     def _steps(self, schedule: settings.Schedule) -> settings.Schedule:
@@ -119,83 +125,80 @@ class Phases:
         low = {t: r for t, r in rates["rows"].items() if r < GATE}
         print(f"gate {GATE}: " + (f"below it are {low}" if low else "every kind of question is above it"))
 
+    def data(self) -> None:
+        """Training files of both stages, and start/: LLaMA and tower as their phases left them."""
+        folder = self.out / "data"
+        counts = {}
+        for schedule, shares in ((settings.STAGE1, STAGE1_SHARES), (settings.STAGE2, STAGE2_SHARES)):
+            steps = self._steps(schedule)
+            for name, share in shares.items():
+                counts[name] = max(1, round(share * steps.steps * steps.batch))
+        write_data(Pool(self.out / "pictures"), folder, counts, settings.SEED)
+        model = self._model()
+        model.load_state_dict(torch.load(self.out / "language.pt"))
+        model.vision_model.load_state_dict(torch.load(self.out / "warmup.pt"))
+        prepare_abstractor(model, self.encoder, settings.SEED)
+        shutil.rmtree(self.out / "start", ignore_errors=True)
+        save_model(
+            model,
+            self.out / "start",
+            tokenizer=(self.out / "tokenizer.model").read_bytes(),
+            preprocessor=ImageProcessor(settings.IMAGE_SIDE).to_dict(),
+        )
+        (folder / "done").touch()
+
     def stage1(self) -> None:
-        model = self._before_stage1()
-        sources = stage1_sources(self._samples(), settings.SEED)
-        folder, held_out = self.out / "stage1", self._held_out(40)
-        train_stage(model, STAGE1, sources, self._steps(settings.STAGE1), folder, settings.SEED, held_out)
-        self._save(model, "stage1.pt")
+        self._train(1, "start", settings.STAGE1, STAGE1_SHARES, "stage1")
 
     def stage2(self) -> None:
-        model = self._load("stage1.pt")
-        base = base_of(model) if self.ranks.leads else None
-        self._instruct(model, "stage2", SHARES)
-        if base is not None:
-            extra = stage2(LORA).checkpoint_names(model)
-            save_adapter(model, self.out / "adapter", LORA, base=base, extra=extra)
-        merge_(model)
-        self._save(model, "stage2.pt")
+        self._train(2, "stage1/final", settings.STAGE2, STAGE2_SHARES, "stage2")
+
+    def _train(
+        self, stage: int, model: str, schedule: settings.Schedule, kinds: Iterable[str], out: str
+    ) -> None:
+        folder = self.out / "data"
+        data, held_out = (
+            [folder / f"{prefix}{name}.jsonl" for name in kinds] for prefix in ("", "held-out-")
+        )
+        train_stage(
+            stage, self.out / model, data, held_out, self.out / out, self._steps(schedule), self.processes
+        )
 
     def ablation(self) -> None:
         """The paper's comparison in small: what each stage and each kind of instruction is worth."""
-        picture, pair, text = SHARES
-        held_out = self._held_out(100)
+        held_out = HeldOut(self.encoder, 100, settings.SEED + 5)
         rates = {}
-        for name, start, shares in (
-            ("full", "stage2.pt", None),
-            ("no stage 1", None, SHARES),
-            ("no stage 2", "stage1.pt", None),
-            ("text only", "stage1.pt", (0.0, 0.0, text)),
-            ("multimodal only", "stage1.pt", (picture, pair, 0.0)),
+        for name, start, kinds in (
+            ("full", "stage1/final", tuple(STAGE2_SHARES)),
+            ("no stage 1", "start", tuple(STAGE2_SHARES)),
+            ("no stage 2", "stage1/final", ()),
+            ("text only", "stage1/final", ("text",)),
+            ("multimodal only", "stage1/final", ("picture", "pair")),
         ):
-            model = self._load(start) if start else self._before_stage1()
-            if shares is not None:
-                self._instruct(model, f"ablation/{name}", shares)
-            if self.ranks.leads:
-                rates[name] = held_out(model.eval(), 0)
-            self.ranks.wait()
-        if self.ranks.leads:
-            write_json(self.out / "ablation.json", rates)
-            print(ablation_table(rates))
-
-    def _load(self, name: str) -> Owl:
-        model = self._model()
-        model.load_state_dict(torch.load(self.out / name))
-        return model
-
-    def _before_stage1(self) -> Owl:
-        """LLaMA and tower as their own phases left them, the abstractor untrained."""
-        model = self._load("language.pt")
-        model.vision_model.load_state_dict(torch.load(self.out / "warmup.pt"))
-        prepare_abstractor(model, self.encoder, settings.SEED)
-        return model
-
-    def _instruct(self, model: Owl, name: str, shares: tuple[float, float, float]) -> None:
-        """Stage 2 on conversations about one picture, two and none in these shares."""
-        sources = stage2_sources(self._samples(), settings.SEED, shares)
-        folder, held_out = self.out / name, self._held_out(40)
-        train_stage(
-            model, stage2(LORA), sources, self._steps(settings.STAGE2), folder, settings.SEED, held_out
-        )
-
-    def _samples(self) -> PictureSamples:
-        return PictureSamples(self.encoder, Pool(self.out / "pictures"))
-
-    def _held_out(self, per_task: int) -> HeldOut:
-        return HeldOut(self.encoder, per_task, settings.SEED + 5)
+            with TemporaryDirectory() as merged:
+                folder = self.out / start
+                if kinds:
+                    run = "stage2" if name == "full" else f"ablation/{name}"
+                    self._train(2, start, settings.STAGE2, kinds, run)
+                    folder = Path(merged)
+                    merge_adapter(self.out / run / "final", folder)
+                rates[name] = held_out(Engine.from_pretrained(folder, device="cpu", dtype="fp32").model)
+        write_json(self.out / "ablation.json", rates)
+        print(ablation_table(rates))
 
     def _save(self, model: nn.Module, name: str) -> None:
         if self.ranks.leads:
             torch.save(model.state_dict(), self.out / name)
 
     def merge(self) -> None:
-        folder = self.out / "owl-nano"
-        save_model(self._load("stage2.pt").to(torch.bfloat16), folder)
-        (folder / "tokenizer.model").write_bytes((self.out / "tokenizer.model").read_bytes())
-        write_json(folder / "preprocessor_config.json", ImageProcessor(settings.IMAGE_SIDE).to_dict())
-        adapter = shutil.copytree(self.out / "adapter", folder / "adapter")
+        folder, trained = self.out / "owl-nano", self.out / "stage2/final"
+        shutil.rmtree(folder, ignore_errors=True)
+        merge_adapter(trained, folder, "bf16")
+        adapter = shutil.copytree(trained, folder / "adapter")
         extra = read_tensors(adapter / EXTRA_FILE)
         write_tensors(adapter / EXTRA_FILE, {name: t.to(torch.bfloat16) for name, t in extra.items()})
+        for file, key in ((BASE_FILE, "name"), (CONFIG_FILE, "base_model_name_or_path")):
+            write_json(adapter / file, read_json(adapter / file) | {key: "owl-nano, stage 1"})
         for changed in (adapter, folder):
             write_manifest(changed)
 

@@ -7,8 +7,9 @@
 | gate | every kind of question in text alone | gate.json |
 | pictures | the pool of training pictures is drawn | pictures/ |
 | warmup | the vision tower learns to name what lies under each patch | warmup/, warmup.pt |
-| stage1 | vision tower + abstractor, LLaMA frozen: captions and statements | stage1/, stage1.pt |
-| stage2 | LoRA + abstractor, vision tower frozen: conversations | stage2/, adapter/ |
+| data | training files of both stages, and the model to begin with | data/, start/ |
+| stage1 | `owl_fast.train`: vision tower + abstractor, LLaMA frozen | stage1/ |
+| stage2 | `owl_fast.train`: LoRA + abstractor, vision tower frozen | stage2/ |
 | merge | the folder to bundle, in bf16 | owl-nano/ |
 | evaluate | both drawing programs, the engine answering | accuracy.json |
 | ablation | only on request: stage 2 without stage 1, on text only, on pictures only | ablation.json |
@@ -35,7 +36,7 @@ def run_phase(name: str, options: argparse.Namespace) -> None:
     meeting = options.out / f"{name}.meeting"
     meeting.unlink(missing_ok=True)
     command = [sys.executable, "-m", "recipes.owl_nano.run", "--out", str(options.out), "--phase", name]
-    command += ["--steps-scale", str(options.steps_scale), "--processes", str(count)]
+    command += ["--steps-scale", str(options.steps_scale), "--processes", str(options.processes)]
     begin = time.monotonic()
     running = [subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(count)]
     if any(process.wait() for process in running):
@@ -65,8 +66,9 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.phase is not None:
-        ranks = join(options.rank, options.processes, options.out / f"{options.phase}.meeting")
-        phases = Phases(options.out, options.steps_scale, ranks)
+        count = options.processes if options.phase in SHARED else 1
+        ranks = join(options.rank, count, options.out / f"{options.phase}.meeting")
+        phases = Phases(options.out, options.steps_scale, options.processes, ranks)
         getattr(phases, options.phase)()
         ranks.wait()
         return

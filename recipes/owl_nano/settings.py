@@ -42,13 +42,13 @@ CONFIG = OwlConfig(
 )
 
 
-ADAMW_LR = 1.5e-3  # of what is no matrix inside a layer
+ADAMW_LR = 1.5e-3  # before stage 1, of what is no matrix inside a layer
 MAX_GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps: updates; batch: samples of each; lr: Muon's peak after warm-up, then cosine to 5 %."""
+    """steps: updates; batch: samples of each; lr: Muon's peak after warm-up, then a cosine down."""
 
     steps: int
     batch: int
@@ -72,5 +72,6 @@ DRILL_SHARE = 0.3  # of the samples while the language model learns to converse
 TEXT = Schedule(steps=4500, batch=28, lr=0.008)
 LATER = Schedule(steps=1200, batch=28, lr=0.006)  # two rounds
 LATER_DRILL_SHARE = 0.5
-STAGE1 = Schedule(steps=3200, batch=24, lr=0.009)
-STAGE2 = Schedule(steps=2000, batch=20, lr=0.004)
+# Of Muon and AdamW alike, as the training command scales them.
+STAGE1 = Schedule(steps=3200, batch=24, lr=0.003)
+STAGE2 = Schedule(steps=2000, batch=20, lr=0.0015)

@@ -10,9 +10,8 @@ from owl_fast.prompts import IMAGE_ID, chat_pieces, encode
 from owl_fast.tokenizer import Tokenizer
 from recipes.owl_nano.dialogues import about_pair, about_picture, training_scene
 from recipes.owl_nano.drills import Curriculum, crowd, recall_drill, scene_drill
-from recipes.owl_nano.encoding import BOS, EOS, IGNORED, IMAGE_ROWS, Encoded, Encoder
-from recipes.owl_nano.optimizer import muon_adamw, orthogonal
-from recipes.owl_nano.sources import mark_picture
+from recipes.owl_nano.encoding import BOS, EOS, IGNORED, IMAGE_ROWS, Encoded, Encoder, mark_picture
+from recipes.owl_nano.optimizer import muon_adamw
 from recipes.owl_nano.stand_ins import StandIns
 from recipes.owl_nano.statements import statements
 from recipes.owl_nano.vocabulary import HEADERS, corpus, train_vocabulary
@@ -121,14 +120,6 @@ def test_curriculum_moves_on_when_a_direction_is_mastered() -> None:
     curriculum.record([first] * 3000, [True] * 3000)
     after = curriculum.weights()
     assert after[second] > after[first] > 0
-
-
-@pytest.mark.parametrize("shape", [(5, 5), (3, 8), (8, 3)])
-def test_orthogonal_update(shape: tuple[int, int]) -> None:
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonal(matrix))
-    assert values.min() > 0.4
-    assert values.max() < 1.4
 
 
 def test_muon_adamw_learns_a_linear_map() -> None:

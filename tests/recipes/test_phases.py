@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from owl_fast.checkpoints import save_model, weights_sha256
-from owl_fast.lora import Base
-from owl_fast.models.batch import PackedBatch
 from owl_fast.models.owl import Owl
 from owl_fast.tokenizer import Tokenizer
 from recipes.owl_nano import pool as pools
@@ -18,11 +14,8 @@ from recipes.owl_nano.drills import Curriculum
 from recipes.owl_nano.encoding import Encoder
 from recipes.owl_nano.initialise import initialise, sin_cos_positions
 from recipes.owl_nano.language import exact_matches, gate_sets, train_language
-from recipes.owl_nano.phases import base_of
-from recipes.owl_nano.picture_stages import LORA, STAGE1, prepare_abstractor, stage2, train_stage
 from recipes.owl_nano.pool import LABEL_KINDS, Pool, draw_pool
 from recipes.owl_nano.settings import CONFIG, Schedule
-from recipes.owl_nano.sources import PictureSamples, stage1_sources, stage2_sources
 from recipes.owl_nano.vocabulary import corpus, train_vocabulary
 from recipes.owl_nano.warmup import CLASSES, NAMES, TURN, Heads, warm_up
 
@@ -125,29 +118,3 @@ def test_language_phase_trains_the_llama_alone(model: Owl, encoder: Encoder, tmp
 def test_exact_matches_of_a_model_that_knows_nothing(model: Owl, encoder: Encoder) -> None:
     sets = gate_sets(encoder, 3, 1, as_rows=True)
     assert exact_matches(model, sets["where"]) == 0.0
-
-
-def test_stages_train_what_the_paper_says(model: Owl, encoder: Encoder, pool: Pool, tmp_path: Path) -> None:
-    prepare_abstractor(model, encoder, 1)
-    samples = PictureSamples(encoder, pool)
-    before = copy(model)
-    train_stage(model, STAGE1, stage1_sources(samples, 1), FEW, tmp_path / "one", 1)
-    parts = {name.split(".")[0] for name in changed(before, model)}
-    assert parts == {"vision_model", "abstractor", "query_tokens"}
-    before = copy(model)
-    train_stage(model, stage2(LORA), stage2_sources(samples, 1), FEW, tmp_path / "two", 1)
-    assert {name.split(".")[0] for name in changed(before, model)} == {"abstractor", "query_tokens"}
-
-
-def test_statement_samples_are_what_the_stage_expects(encoder: Encoder, pool: Pool) -> None:
-    samples = PictureSamples(encoder, pool)
-    for make in (samples.caption, samples.statements):
-        sample = make(random.Random(0))
-        assert sample.visual[0].shape == (3, 112, 112)
-        packed = PackedBatch.from_sequences([[max(i, 0) for i in sample.token_ids]])
-        assert len(packed.token_ids) == len(sample.labels)
-
-
-def test_the_adapter_names_the_weights_of_stage_1(model: Owl, tmp_path: Path) -> None:
-    save_model(model, tmp_path / "stage1", format="bin")
-    assert base_of(model) == Base("owl-nano, stage 1", weights_sha256(tmp_path / "stage1"))

@@ -44,15 +44,31 @@ def test_stage_2_leaves_an_adapter_that_answers(data: Path, tmp_path: Path, quan
     assert [line["step"] for line in lines if "eval_loss" in line] == [2, 4]
 
 
+def moved(run_folder: Path) -> set[str]:
+    """The parts of the model that differ after stage 1."""
+    paths = (MODEL, run_folder / "final")
+    before, after = (Engine.from_pretrained(path, device="cpu").model.state_dict() for path in paths)
+    return {name.split(".")[0] for name, old in before.items() if not torch.equal(old, after[name])}
+
+
 def test_stage_1_leaves_a_model(data: Path, tmp_path: Path) -> None:
     assert run(data, tmp_path, stage=1) == 0
-    before, after = (Engine.from_pretrained(path, device="cpu").model for path in (MODEL, tmp_path / "final"))
-    moved = {
-        name.split(".")[0]
-        for (name, old), new in zip(before.state_dict().items(), after.state_dict().values(), strict=True)
-        if not torch.equal(old, new)
-    }
-    assert moved == {"vision_model", "abstractor", "query_tokens"}
+    assert moved(tmp_path) == {"vision_model", "abstractor", "query_tokens"}
+
+
+def test_stage_1_with_muon_and_a_tower_that_stands_still(data: Path, tmp_path: Path) -> None:
+    assert run(data, tmp_path, "--optimizer", "muon", "--tower-lr-factor", "0", stage=1) == 0
+    assert moved(tmp_path) == {"abstractor", "query_tokens"}
+
+
+def test_whole_pictures_or_crops(data: Path, tmp_path: Path) -> None:
+    losses = []
+    for name, more in (("crops", ()), ("whole", ("--no-crops",)), ("again", ("--no-crops", "--seed", "5"))):
+        assert run(data, tmp_path / name, *more, "--batch", "9", stage=1, steps=1) == 0
+        losses.append(metrics(tmp_path / name)[0]["loss"])
+    crops, whole, again = losses
+    assert again == pytest.approx(whole, rel=1e-6), "all nine pictures, whatever their order"
+    assert crops != pytest.approx(whole, rel=1e-6)
 
 
 def test_a_run_that_goes_on_ends_as_one_that_never_stopped(data: Path, tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ from owl_fast.models.owl import Owl
 from owl_fast.models.stretches import LEVELS, Layer, Level
 from owl_fast.quantization.whole import quantize_
 from owl_fast.training import STAGE1, EncodedSample, OptimizerSettings, Source, Trainer, TrainSettings, stage2
+from owl_fast.training.loop import BuildOptimizer
 from owl_fast.training.memory_plan import MicroBatch, Planner, Setup, apply
+from owl_fast.training.muon import build_muon
+from owl_fast.training.optimizer import build_adamw
 from owl_fast.training.packing import IGNORED
 from owl_fast.training.stages import Stage
 from tests.live_memory import LiveMemory
@@ -46,7 +49,14 @@ def batch_of(samples: int = SAMPLES) -> MicroBatch:
     return MicroBatch(samples, samples * LENGTH, samples * LEARNED, samples)
 
 
-def measured(stage: Stage, dtype: torch.dtype, config: OwlConfig, level: Level, folder: Path) -> int:
+def measured(
+    stage: Stage,
+    dtype: torch.dtype,
+    config: OwlConfig,
+    level: Level,
+    folder: Path,
+    optimizer: BuildOptimizer = build_adamw,
+) -> int:
     """The most memory of tensors in two updates of two micro-batches, the model's own included."""
     with LiveMemory() as live:
         model = Owl(replace(config, quantization=None))
@@ -57,7 +67,8 @@ def measured(stage: Stage, dtype: torch.dtype, config: OwlConfig, level: Level, 
         settings = TrainSettings(
             2, 2 * SAMPLES, SAMPLES, OptimizerSettings(warmup=1), precision="bf16", progress=False
         )
-        trainer = Trainer(model, stage, [Source("made up", sample)], settings, folder)
+        source = Source("made up", sample)
+        trainer = Trainer(model, stage, [source], settings, folder, optimizer=optimizer)
         for layer in model.modules():
             if isinstance(layer, Layer):
                 layer.level = level
@@ -77,6 +88,15 @@ def test_the_plan_is_what_training_takes(
     planner = Planner(Setup(config, stage, CPU))
     plan = planner.plan(batch_of(), planner.levels(lambda part: level))
     assert plan.total == pytest.approx(measured(stage, torch.bfloat16, config, level, tmp_path), rel=0.1)
+
+
+def test_the_plan_of_muon(tmp_path: Path) -> None:
+    plan = Planner(Setup(CONFIG, STAGE1, CPU, optimizer="muon")).plan(batch_of(1))
+    adamw = Planner(Setup(CONFIG, STAGE1, CPU)).plan(batch_of(1))
+    assert plan.parts["states of muon"] < 0.6 * adamw.parts["states of adamw"]
+    taken = measured(STAGE1, torch.bfloat16, CONFIG, "whole", tmp_path, build_muon)
+    plan = Planner(Setup(CONFIG, STAGE1, CPU, optimizer="muon")).plan(batch_of())
+    assert plan.total == pytest.approx(taken, rel=0.1)
 
 
 def planner_of(stage: Stage, config: OwlConfig = CONFIG) -> Planner:
