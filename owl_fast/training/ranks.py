@@ -204,14 +204,14 @@ class Ranks:
 
 @contextmanager
 def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Ranks]:
-    """Join the processes that torchrun started with this one, as its environment says.
+    """Join the processes that torchrun started with this one, as its environment says, if nobody has yet.
 
     device: "cuda" takes the GPU of LOCAL_RANK. timeout: seconds to wait for the others, here and later. For
     torchrun --max-restarts on several machines set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: they do not count
     restarts alike.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks.current()
         return
     backend = "gloo"
     if device == "cuda":
