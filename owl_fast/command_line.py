@@ -1,13 +1,22 @@
-"""What commands share that open a model: its flags, and how they end."""
+"""What commands share: the flags of a model and of training data, and how they end."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from owl_fast.errors import DiskError, DivergedError, LockedError, OwlError, StoppedError, TooManyBadRows
+from owl_fast.errors import (
+    DiskError,
+    DivergedError,
+    LockedError,
+    OwlError,
+    ParameterError,
+    StoppedError,
+    TooManyBadRows,
+)
 
 if TYPE_CHECKING:
     from owl_fast.checkpoints import Source
@@ -34,6 +43,34 @@ def open_model(args: argparse.Namespace) -> Source:
     from owl_fast.hub import local_path
 
     return open_source(local_path(args.model), **model_options(args))
+
+
+def add_data_flags(parser: argparse._ActionsContainer) -> None:
+    """How the files of a SPEC are read."""
+    add = parser.add_argument
+    add("--format", metavar="NAME", help="of the data, instead of what its content tells")
+    add("--images", metavar="DIR", help="where picture paths start (default: each file's own folder)")
+    add("--columns", metavar="OURS=THEIRS,...", help="names of columns, as in image=filepath,caption=title")
+    add(
+        "--bad-cap",
+        type=float,
+        default=0.001,
+        metavar="X",
+        help="of --skip-bad: share of rows (default: 0.001)",
+    )
+
+
+def data_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of training.datasets.ReadOptions that were given; ParameterError."""
+    pairs = [pair.partition("=") for pair in args.columns.split(",")] if args.columns else []
+    for ours, _, theirs in pairs:
+        if not ours or not theirs:
+            raise ParameterError(f"--columns {args.columns}: wanted OURS=THEIRS,..., as in image=filepath")
+    return {
+        "format": args.format,
+        "pictures": None if args.images is None else Path(args.images),
+        "columns": {ours: theirs for ours, _, theirs in pairs},
+    }
 
 
 # With which code a command ends: schedulers and scripts act on it.

@@ -67,6 +67,15 @@ def as_toml(settings: Mapping[str, Any]) -> str:
     return "".join(lines)
 
 
+def read_toml(file: str | Path) -> dict[str, Any]:
+    """What as_toml has written, or somebody; DataError if it is not TOML."""
+    try:
+        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{file}: not readable as TOML ({reason})") from None
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_toml, value))}]"
@@ -91,11 +100,7 @@ def _split(files: Sequence[str]) -> tuple[str | None, str | None]:
 
 def _values(parser: argparse.ArgumentParser, file: str) -> dict[str, Any]:
     """The file's settings by the parser's names, of the types its flags have."""
-    try:
-        raw = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{file}: not readable as TOML ({reason})") from None
+    raw = read_toml(file)
     actions = {a.dest: a for a in parser._actions if a.dest not in NO_SETTINGS}
     values: dict[str, Any] = {}
     for key, value in raw.items():

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from owl_fast.command_line import add_model_flags, ended
+from owl_fast.command_line import add_data_flags, add_model_flags, ended
 from owl_fast.errors import ParameterError
 from owl_fast.settings import add_settings_flags, read_settings
 
@@ -38,9 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("action", choices=["check", "stats", "shard"], help="find bad rows; count; write webdataset tars")
     add("specs", nargs="+", metavar="SPEC", help="PATH[:WEIGHT]")
-    add("--format", metavar="NAME", help="of the data, instead of what its content tells")
-    add("--images", metavar="DIR", help="where picture paths start (default: each file's own folder)")
-    add("--columns", metavar="OURS=THEIRS,...", help="names of columns, as in image=filepath,caption=title")
+    add_data_flags(parser)
     add("--model", metavar="MODEL", help="whose tokenizer and context count (default: owl-nano)")
     add("--max-length", type=int, metavar="N", help="tokens of a sample (default: the model's context)")
     add("--headers-only", action="store_true", help="do not decode pictures, only look at their headers")
@@ -50,7 +48,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--shard-mb", type=int, default=256, metavar="N", help="shard: size of a file (default: 256)")
     add("--shuffle", action="store_true", help="shard: in another order, the same every time")
     add("--skip-bad", action="store_true", help="shard: leave bad rows out")
-    add("--bad-cap", type=float, default=0.001, metavar="X", help="share of them allowed (default: 0.001)")
     add_model_flags(parser)
     add("--plain", action="store_true", help="no progress bar")
     add_settings_flags(parser)

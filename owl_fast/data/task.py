@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from owl_fast.checkpoints import open_source
-from owl_fast.command_line import model_options
+from owl_fast.command_line import data_options, model_options
 from owl_fast.engine.opening import BUNDLED
 from owl_fast.errors import ParameterError
 from owl_fast.hub import local_path
@@ -49,8 +47,7 @@ def open_task(args: argparse.Namespace) -> Task:
     length = context if args.max_length is None else args.max_length
     if not 0 < length <= context:
         raise ParameterError(f"--max-length {length}: wanted 1 to {context}, the model's context")
-    pictures = None if args.images is None else Path(args.images)
-    options = ReadOptions(args.format, pictures, _columns(args.columns), progress=not args.plain)
+    options = ReadOptions(**data_options(args), progress=not args.plain)
     return Task(
         open_datasets(args.specs, options),
         source.tokenizer(),
@@ -60,12 +57,3 @@ def open_task(args: argparse.Namespace) -> Task:
         workers=args.workers,
         progress=not args.plain,
     )
-
-
-def _columns(text: str | None) -> Mapping[str, str]:
-    """OURS=THEIRS,... as a mapping."""
-    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
-    for ours, _, theirs in pairs:
-        if not ours or not theirs:
-            raise ParameterError(f"--columns {text}: wanted OURS=THEIRS,..., as in image=filepath")
-    return {ours: theirs for ours, _, theirs in pairs}

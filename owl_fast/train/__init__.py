@@ -6,6 +6,7 @@ watch      held-out loss, samples.md, curves
 final      what a run leaves
 """
 
-from owl_fast.train.command import build_parser, main
+from owl_fast.train.arguments import build_parser
+from owl_fast.train.command import main
 
 __all__ = ["build_parser", "main"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from owl_fast.command_line import add_model_flags
-from owl_fast.settings import add_settings_flags
+from owl_fast.command_line import add_data_flags, add_model_flags
+from owl_fast.settings import add_settings_flags, read_settings
 
 EXAMPLES = """\
 examples:
@@ -14,9 +15,10 @@ examples:
   python -m owl_fast.train --stage 2 --model runs/stage1/final --data llava.json:3 alpaca.json --out runs/2
   python -m owl_fast.train --stage 2 --model models/owl --quant int4 --data mine.jsonl --out runs/mine
   torchrun --nproc-per-node 2 -m owl_fast.train --stage 2 --model models/owl --data a.jsonl --out runs/a
+  python -m owl_fast.train --config runs/mine/config.toml --resume auto     go on with what was stopped
   python -m owl_fast.chat runs/mine/final                        what stage 2 leaves is an adapter
 
-Formats of data, skipping bad rows, which card for what: docs/training.md.
+Formats of data and bad rows: docs/data.md; which card for what: docs/training.md.
 
 exit codes: 0 done, 1 error, 2 wrong usage, 3 no space for snapshots, 4 diverged, 5 too many bad rows,
 6 another process has the folder, 130 after Ctrl-C, 143 stopped by SIGTERM (a snapshot was saved)
@@ -30,13 +32,14 @@ class Defaults(NamedTuple):
     weight_decay: float
     warmup: int
     max_steps: int
-    batch: int
 
 
 DEFAULTS = {
-    1: Defaults(lr=1e-4, weight_decay=0.1, warmup=2000, max_steps=50_000, batch=256),
-    2: Defaults(lr=2e-5, weight_decay=1e-4, warmup=50, max_steps=2_000, batch=256),
+    1: Defaults(lr=1e-4, weight_decay=0.1, warmup=2000, max_steps=50_000),
+    2: Defaults(lr=2e-5, weight_decay=1e-4, warmup=50, max_steps=2_000),
 }
+BATCH_TOKENS, BATCH = 2_100_000, 256  # of an update: stage 1 counts tokens, stage 2 samples
+NEEDED = ("stage", "model", "data", "out")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,11 +58,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
-    """The stage's own values where nothing was said."""
+def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags over --config over the stage's own values; leaves with 2 when something is wrong or missing."""
+    parser = build_parser()
+    args = read_settings(parser, argv)
+    missing = [f"--{name}" for name in NEEDED if not getattr(args, name)]
+    if missing:
+        parser.error(f"wanted: {', '.join(missing)}")
+    if args.batch is not None and args.batch_tokens is not None:
+        parser.error("--batch counts samples, --batch-tokens tokens; give one of them")
     for name, value in DEFAULTS[args.stage]._asdict().items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.batch is None and args.batch_tokens is None:
+        args.batch, args.batch_tokens = (None, BATCH_TOKENS) if args.stage == 1 else (BATCH, None)
     return args
 
 
@@ -68,12 +80,11 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     add(
         "--stage",
         type=int,
-        required=True,
         choices=[1, 2],
         help="1: vision tower and abstractor; 2: LoRA and abstractor",
     )
-    add("--model", required=True, metavar="MODEL", help="folder, .pth file or hub id to begin with")
-    add("--out", required=True, metavar="DIR", help="folder of the run")
+    add("--model", metavar="MODEL", help="folder, .pth file or hub id to begin with")
+    add("--out", metavar="DIR", help="folder of the run")
     add_model_flags(group)
     add("--lora-rank", type=int, default=8, metavar="N", help="stage 2 (default: 8)")
     add("--lora-alpha", type=float, default=32.0, metavar="X", help="stage 2 (default: 32)")
@@ -81,6 +92,7 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     add(
         "--lora-targets",
         nargs="+",
+        default=[],
         metavar="NAME",
         help="stage 2: ends of module names, or one regular expression (default: the LLaMA's q_proj, v_proj)",
     )
@@ -93,17 +105,12 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     add(
         "--data",
         nargs="+",
-        required=True,
+        default=[],
         metavar="SPEC",
-        help="files, globs or folders, each with :WEIGHT behind it or not",
+        help="PATH[:WEIGHT]: a file, a glob, or files with {..} in their names",
     )
     add("--eval-data", nargs="+", default=[], metavar="SPEC", help="its loss is measured at every evaluation")
-    add("--format", metavar="NAME", help="of the data, if it cannot be told from the files")
-    add(
-        "--image-root",
-        metavar="DIR",
-        help="where the paths of pictures begin (default: the file's own folder)",
-    )
+    add_data_flags(group)
     add(
         "--max-length",
         type=int,
@@ -117,7 +124,7 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="stage 1: whole pictures, never mirrored: for documents, text, left and right",
     )
-    add("--skip-bad", action="store_true", help="leave bad rows out, up to one in a thousand, and count them")
+    add("--skip-bad", action="store_true", help="leave bad rows out and count them")
     add("--workers", type=int, default=2, metavar="N", help="processes that read pictures (default: 2)")
 
 
@@ -131,7 +138,14 @@ def _add_course(group: argparse._ArgumentGroup) -> None:
 
     add = group.add_argument
     by_stage("--max-steps", int, "updates, of stage 1 and 2")
-    by_stage("--batch", int, "samples of an update")
+    add("--batch", type=int, metavar="N", help=f"samples of an update (default of stage 2: {BATCH})")
+    add(
+        "--batch-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of an update, pictures' included: as many samples as take so many on average "
+        f"(default of stage 1: {BATCH_TOKENS:,})",
+    )
     by_stage("--lr", float, "highest learning rate")
     add(
         "--tower-lr-factor",
@@ -177,7 +191,7 @@ def _add_memory(group: argparse._ArgumentGroup) -> None:
         default="adamw",
         help="8bit: states in a quarter of the memory; muon: fewer updates, when whole matrices train",
     )
-    add("--feature-cache", metavar="DIR", help="stage 2: keep what the vision tower says on disk")
+    add("--feature-cache", metavar="DIR", help="stage 2: keep the vision tower's outputs on disk")
     add("--device", default="auto", help="auto (default), cuda, cuda:N or cpu")
     add(
         "--dtype", default="auto", choices=["auto", "bf16", "fp32"], help="of frozen weights and of computing"

@@ -7,14 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from owl_fast.command_line import ended
-from owl_fast.settings import read_settings
-from owl_fast.train.arguments import build_parser as build_parser
-from owl_fast.train.arguments import with_defaults
+from owl_fast.train.arguments import read_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """What the epilog of --help says of exit codes."""
-    args = with_defaults(read_settings(build_parser(), argv))
+    args = read_arguments(argv)
     return ended(lambda: _run(args))
 
 

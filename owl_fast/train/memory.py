@@ -1,39 +1,59 @@
-"""How a run fits the memory there is: its plan, and the largest micro-batch that fits."""
+"""How a run fits the memory there is: how large samples of the data are, and which micro-batch takes them."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from itertools import chain
+import os
+from dataclasses import dataclass, replace
 
 import torch
 
 from owl_fast import machine
 from owl_fast.config import OwlConfig, Quantization
-from owl_fast.errors import DataError
-from owl_fast.train.watch import spread
-from owl_fast.training.datasets import Dataset
 from owl_fast.training.memory_plan import MicroBatch, Plan, Planner, Setup
 from owl_fast.training.packing import IGNORED, EncodedSample
-from owl_fast.training.sample import Caption, Sample
+from owl_fast.training.ranks import Ranks
 from owl_fast.training.stages import Stage
+from owl_fast.training.updates import UpdateReader
 
-LOOKED_AT = 64  # samples that tell how long those of the data are
+LOOKED_AT = 1024  # first samples of the run, which tell how long those of the data are
+FEW_ROWS, ENOUGH_ROWS = 1024, 4096  # below, matrix products are slower; above, hardly faster
 
 
-def plan_of(
-    args: argparse.Namespace,
-    config: OwlConfig,
-    stage: Stage,
-    device: torch.device,
-    dtype: torch.dtype,
-    data: Sequence[Dataset],
-    encode: Callable[[Sample | Caption], EncodedSample],
-) -> Plan:
-    """For --micro-batch, or for the largest micro-batch that fits; UnsupportedError if nothing does."""
+@dataclass(frozen=True)
+class Sizes:
+    """Of the first samples of a run, in its order."""
+
+    samples: list[MicroBatch]
+
+    @classmethod
+    def of(cls, reader: UpdateReader) -> Sizes:
+        """What reader's samples take; its encode need not look at pictures."""
+        return cls([_size(reader.sample(draw)) for draw in range(LOOKED_AT)])
+
+    @property
+    def mean_rows(self) -> float:
+        return sum(sample.rows for sample in self.samples) / len(self.samples)
+
+    def times(self, samples: int) -> MicroBatch:
+        """The most that a micro-batch of so many samples takes."""
+        if samples > len(self.samples):
+            return _sum(self.samples).times(samples)
+        whole = range(0, len(self.samples) - samples + 1, samples)
+        groups = [_sum(self.samples[first : first + samples]) for first in whole]
+        return MicroBatch(
+            samples,
+            max(group.rows for group in groups),
+            max(group.labelled for group in groups),
+            max(group.pictures for group in groups),
+        )
+
+
+def planner_of(
+    args: argparse.Namespace, config: OwlConfig, stage: Stage, device: torch.device, dtype: torch.dtype
+) -> Planner:
     quantization = config.quantization if args.quant == "none" else Quantization(args.quant)
-    planner = Planner(
+    return Planner(
         Setup(
             replace(config, quantization=quantization),
             stage,
@@ -43,23 +63,51 @@ def plan_of(
             args.optimizer,
         )
     )
-    budget = int(args.memory * 1e9) if args.memory else machine.free_memory(device)
-    sample = typical(chain(*(spread(part, -(-LOOKED_AT // len(data))) for part in data)), encode)
-    if args.micro_batch:
-        return planner.fit(sample.times(args.micro_batch), budget)
-    return planner.largest(sample, budget, most=args.batch)
 
 
-def typical(
-    records: Iterable[Sample | Caption], encode: Callable[[Sample | Caption], EncodedSample]
-) -> MicroBatch:
-    """What the records take together, as one micro-batch."""
-    encoded = [encode(record) for record in records]
-    if not encoded:
-        raise DataError("no sample of the data can be read; python -m owl_fast.data check names the reasons")
+def budget_of(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> int:
+    """Bytes each process may take: --memory, or what is free, shared by the processes of a machine."""
+    if args.memory:
+        return int(args.memory * 1e9)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
+    free = machine.free_memory(device) // here
+    return min(map(int, ranks.gather([str(free)])))  # all of them cut updates alike
+
+
+def plan_of(planner: Planner, sizes: Sizes, micro_batch: int | None, most: int, budget: int) -> Plan:
+    """For a micro-batch of so many samples, or for the one that takes least time.
+
+    most: samples of an update. UnsupportedError: not even one fits.
+    """
+    if micro_batch is not None:
+        return planner.fit(sizes.times(micro_batch), budget)
+    enough = max(1, min(most, round(ENOUGH_ROWS / sizes.mean_rows)))
+    plans = [planner.largest(sizes, budget, enough)]
+    while plans[-1].batch.rows >= 2 * FEW_ROWS and plans[-1].batch.samples > 1:
+        plans.append(planner.fit(sizes.times(plans[-1].batch.samples // 2), budget))
+    return min(plans, key=lambda plan: plan.flops / plan.batch.samples)
+
+
+def table(planner: Planner, plan: Plan, sizes: Sizes, batch: int, budget: int) -> str:
+    """The plan, and what else would fit."""
+    largest = planner.largest(sizes, budget, batch).batch
+    return "\n".join((
+        plan.table(),
+        f"update: {batch} samples, about {batch * sizes.mean_rows:,.0f} tokens",
+        f"largest micro-batch that fits into {budget / 1e9:.2f} GB: {largest.samples} samples, "
+        f"{largest.rows} rows",
+    ))  # fmt: skip
+
+
+def _size(sample: EncodedSample) -> MicroBatch:
+    labelled = sum(label != IGNORED for label in sample.labels[1:])
+    return MicroBatch(1, len(sample.token_ids), labelled, len(sample.visual))
+
+
+def _sum(samples: list[MicroBatch]) -> MicroBatch:
     return MicroBatch(
-        samples=len(encoded),
-        rows=sum(len(sample.token_ids) for sample in encoded),
-        labelled=sum(label != IGNORED for sample in encoded for label in sample.labels[1:]),
-        pictures=sum(len(sample.visual) for sample in encoded),
+        len(samples),
+        sum(sample.rows for sample in samples),
+        sum(sample.labelled for sample in samples),
+        sum(sample.pictures for sample in samples),
     )

@@ -77,7 +77,7 @@ class Watch:
         each = -(-count // len(self.data))
         return list(
             chain(
-                *(questions(spread(d, 4 * each), self.parts[0], image_rows, length, each) for d in self.data)
+                *(questions(_spread(d, 4 * each), self.parts[0], image_rows, length, each) for d in self.data)
             )
         )[:count]
 
@@ -85,7 +85,7 @@ class Watch:
         """Mean loss per labelled token of the held-out data."""
         total, labelled = 0.0, 0
         each = -(-MOST_HELD_OUT // len(self.data))
-        for record in chain(*(spread(data, each) for data in self.data)):
+        for record in chain(*(_spread(data, each) for data in self.data)):
             batch = pack([self.encode(record)], model.config.image_rows).to(model.device)
             with self.autocast():
                 total += token_loss(model, batch).item()
@@ -93,7 +93,7 @@ class Watch:
         return total / labelled
 
 
-def spread(data: Dataset, count: int) -> Iterator[Sample | Caption]:
+def _spread(data: Dataset, count: int) -> Iterator[Sample | Caption]:
     """Up to `count` records at equal distances; bad ones are passed over."""
     count = min(count, len(data))
     for number in range(count):
@@ -109,7 +109,7 @@ def _events(folder: Path) -> Callable[[dict[str, list[tuple[int, float]]]], None
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UnsupportedError(
-            "--tensorboard needs the package tensorboard: pip install 'owl-fast[train]'"
+            "--tensorboard needs the package tensorboard: pip install 'owl-fast[tensorboard]'"
         ) from None
     written: dict[str, int] = {}
     writer: list[Any] = []

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,14 +49,15 @@ def tower_sha256(model: Owl) -> str:
 class FeatureCache:
     """Features (1 + P, E) by pixels (3, S, S), of one tower, in at most `limit` bytes of files.
 
-    tower: tower_sha256 of the model. precision: of the tower's products; other rounding is another folder.
+    limit: by default what is there and half of what the disk has free. tower: tower_sha256 of the model.
+    precision: of the tower's products; other rounding is another folder.
     """
 
-    def __init__(self, folder: str | Path, tower: str, precision: str, limit: int) -> None:
+    def __init__(self, folder: str | Path, tower: str, precision: str, limit: int | None = None) -> None:
         self.folder = Path(folder) / f"{tower[:32]}-{precision}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.limit = limit
         self._held = self._count()
+        self.limit = self._held + shutil.disk_usage(self.folder).free // 2 if limit is None else limit
         self._written = 0
 
     def get(self, pixels: Tensor) -> Tensor | None:

@@ -1,7 +1,7 @@
 """The training loop: draw, accumulate, check, step, record, save.
 
 Every update is a pure function of (weights, optimizer state, seed, step): the samples are drawn by DrawPlan
-and the random numbers are seeded anew for each update, so a resumed run equals an uninterrupted one. An
+and the random numbers are seeded anew for each micro-batch, so a resumed run equals an uninterrupted one. An
 update that is interrupted is dropped and done again after resuming; no accumulated gradient is ever saved.
 Under torch.distributed the processes share each update; the first one writes metrics and snapshots.
 """
@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from signal import SIGTERM, Signals
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
-from torch import nn
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from owl_fast.errors import CheckpointError, DataError, DivergedError, StoppedError, UnsupportedError
 from owl_fast.models.owl import Owl
@@ -35,9 +35,10 @@ from owl_fast.training.optimizer import (
     set_learning_rate,
 )
 from owl_fast.training.packing import TrainingBatch
+from owl_fast.training.progress import Progress
 from owl_fast.training.randomness import callers_randomness_kept, seed_everything
 from owl_fast.training.ranks import Ranks
-from owl_fast.training.read_ahead import read_updates
+from owl_fast.training.read_ahead import read_batches
 from owl_fast.training.run_folder import METRICS, RunFolder
 from owl_fast.training.snapshots import load_snapshot, newest_snapshot
 from owl_fast.training.sources import DrawPlan, Source
@@ -72,6 +73,19 @@ class TrainSettings:
     reader_timeout: float = 300.0
     precision: Literal["fp32", "bf16"] = "fp32"
     progress: bool = True
+
+
+class Accumulated(NamedTuple):
+    """An update's gradient: mean loss and norm, labelled tokens and rows of all ranks.
+
+    suspects: the records of this rank's micro-batches whose loss is not finite, or of all of them.
+    """
+
+    loss: float
+    norm: float
+    labelled: int
+    rows: int
+    suspects: list[str]
 
 
 class Trainer:
@@ -146,6 +160,7 @@ class Trainer:
             self.ranks.alone("looking for room on the disk", self._check_room)
             with callers_randomness_kept(self.model.device), self.ranks.named():
                 metrics = self._train(end)
+                self._check_stop()
             if self.folder is not None and self.step == self.settings.steps:
                 self.folder.check_saved()
         except StopRequested:
@@ -164,24 +179,19 @@ class Trainer:
         metrics: dict[str, Any] = {}
         if self.pending is not None:
             metrics = self._finish_step(self.pending)
-        settings = self.settings
-        steps = range(self.step, end)
-        updates = read_updates(self.reader, steps, settings.workers, settings.reader_timeout)
+        settings, reader = self.settings, self.reader
+        numbers = range(reader.of_update(self.step).start, reader.of_update(end).start)
+        batches = read_batches(reader, numbers, settings.workers, settings.reader_timeout)
         show = settings.progress and self.ranks.leads
-        bar = tqdm(total=end, initial=self.step, disable=not show, unit="step")
-        with closing(updates), bar:
-            for _ in steps:
-                # Several processes stop together, where they talk to each other.
-                with self.stop.interruptible() if self.ranks.size == 1 else nullcontext():
-                    batches = next(updates)
+        with closing(batches), Progress(self.step, end, self.model.device, show) as progress:
+            while self.step < end:
                 self.model.train()
                 try:
-                    self.pending = self.update(batches)
+                    self.pending = self.update(progress.counted(islice(batches, reader.per_update)))
                 finally:
                     self.model.eval()
                 metrics = self._finish_step(self.pending)
-                bar.update()
-                bar.set_postfix(loss=metrics["loss"], lr=metrics["lr"])
+                progress.update(metrics)
         return metrics
 
     def _finish_step(self, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -195,67 +205,85 @@ class Trainer:
             self.save()
         return metrics
 
-    def update(self, batches: Sequence[TrainingBatch]) -> dict[str, Any]:
+    def update(self, batches: Iterable[TrainingBatch]) -> dict[str, Any]:
         """One optimizer update over micro-batches, its loss normalised by the labelled tokens of all of them.
 
         A non-finite loss or gradient norm leaves weights and optimizer untouched.
         """
         begin = time.perf_counter()
-        seed_everything(self.settings.seed, "dropout", self.step, self.ranks.rank)
         lr = learning_rate(self.step, self.settings.steps, self.settings.optimizer)
-        loss, norm = self.accumulate(batches)
-        finite = math.isfinite(loss) and math.isfinite(norm)
+        found = self.accumulate(batches)
+        finite = math.isfinite(found.loss) and math.isfinite(found.norm)
         if finite:
-            self._clip(norm)
+            self._clip(found.norm)
             set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        labelled, rows = self.ranks.sum(
-            sum(batch.labelled for batch in batches), sum(batch.packed.bounds[-1] for batch in batches)
-        )
         metrics: dict[str, Any] = {
             "step": self.step,
-            "loss": loss if finite else None,
-            "grad_norm": norm if finite else None,
+            "loss": found.loss if finite else None,
+            "grad_norm": found.norm if finite else None,
             "lr": lr,
-            "labelled": int(labelled),
-            "rows": int(rows),
+            "labelled": found.labelled,
+            "rows": found.rows,
             "seconds": round(time.perf_counter() - begin, 4),
         }
         if not finite:
-            metrics["skipped"] = self.ranks.gather([name for batch in batches for name in batch.records])
+            metrics["skipped"] = self.ranks.gather(found.suspects)
             self.skipped.append(self.step)
             self.skips += 1
         return metrics
 
-    def accumulate(self, batches: Sequence[TrainingBatch]) -> tuple[float, float]:
-        """Leave the gradient of the update's loss in .grad; return the loss and the gradient's norm.
+    def accumulate(self, batches: Iterable[TrainingBatch]) -> Accumulated:
+        """Leave the gradient of the update's loss in .grad, and say what it is of.
 
-        StopRequested between micro-batches; with several ranks, all of them before the first.
+        batches: reader.per_update of them. StopRequested between two.
         """
         device, ranks = self.model.device, self.ranks
-        labelled, asked = ranks.sum(sum(batch.labelled for batch in batches), self.stop.signal is not None)
-        if asked:
-            raise StopRequested
-        total = torch.zeros((), device=device)
-        for number, batch in enumerate(batches, start=1):
-            with ranks.apart(self.objective) if number < len(batches) else nullcontext():
+        losses: list[Tensor] = []
+        records: list[tuple[str, ...]] = []
+        labelled = rows = 0
+        waiting = iter(batches)
+        for left in reversed(range(self.reader.per_update)):
+            batch = self._next(waiting, left)
+            seed_everything(self.settings.seed, "dropout", self.step, ranks.rank, left)
+            with ranks.apart(self.objective) if left else nullcontext():
                 with self.autocast():
                     batch = batch if self.features is None else self.features.fill(self.model, batch)
-                    # The gradients of the ranks will be averaged: a sum is wanted.
-                    loss = self.objective(batch.to(device)) / (labelled / ranks.size)
+                    loss = self.objective(batch.to(device))
                 if not loss.requires_grad:
                     raise DataError(
                         f"{batch.records[0]}: no trained parameter touches this micro-batch; "
                         f"{self.stage.name} trains {', '.join(self.stage.prefixes)} and needs pictures"
                     )
                 torch.autograd.backward(loss)
-            total += loss.detach()
-            if ranks.size == 1:
-                self.stop.check()
-        (loss_sum,) = ranks.sum(total.item() / ranks.size)
-        return loss_sum, gradient_norm(list(self.parameters.values())).item()
+            losses.append(loss.detach())
+            records.append(batch.records)
+            labelled, rows = labelled + batch.labelled, rows + batch.packed.bounds[-1]
+        values = torch.stack(losses).tolist()
+        total, labels, length = ranks.sum(sum(values), labelled, rows)
+        # The sum became a mean over the ranks.
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        torch._foreach_mul_(gradients, ranks.size / labels)
+        norm = gradient_norm(list(self.parameters.values())).item()
+        odd = [names for value, names in zip(values, records, strict=True) if not math.isfinite(value)]
+        suspects = [name for names in (odd or records) for name in names]
+        return Accumulated(total / labels, norm, int(labels), int(length), suspects)
+
+    def _next(self, batches: Iterator[TrainingBatch], left: int) -> TrainingBatch:
+        """The next micro-batch of the update, with `left` behind it; StopRequested on all ranks at once."""
+        if self.ranks.size == 1:
+            with self.stop.interruptible():
+                return next(batches)
+        if self.reader.per_update - left <= self.reader.common:
+            self._check_stop()
+        return next(batches)
+
+    def _check_stop(self) -> None:
+        """StopRequested on all ranks if any of them was asked to stop."""
+        if any(self.ranks.sum(self.stop.signal is not None)):
+            raise StopRequested
 
     def save(self) -> None:
         """Write a snapshot of this moment; DivergedError rather than one with a non-finite value.

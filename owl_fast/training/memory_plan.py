@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import nn
@@ -34,6 +34,12 @@ WHOLE: Level = "whole"
 STATES = {"adamw": 8.0, "adamw8bit": 2.0 + 2 * 4 / 256}
 STEP_BYTES = {"adamw": 0, "adamw8bit": 32 << 20}  # while a step is made
 Levels = dict[Part, tuple[Level, ...]]
+
+
+class Sizes(Protocol):
+    """What so many samples take together."""
+
+    def times(self, samples: int) -> MicroBatch: ...
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,7 @@ class Planner:
                 levels, plan = tried, better
         return plan
 
-    def largest(self, sample: MicroBatch, budget: int, most: int = 4096) -> Plan:
+    def largest(self, sample: Sizes, budget: int, most: int = 4096) -> Plan:
         """The plan of the largest micro-batch of such samples that fits; UnsupportedError if not one does."""
         low, high = 1, 1
         self.fit(sample.times(1), budget)

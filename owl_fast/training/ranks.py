@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -130,6 +130,14 @@ class Ranks:
             raise RankError(f"rank 0 of {self.size} failed while it was {what}; its own message says why")
         return None
 
+    def told(self, what: str, work: Callable[[], T]) -> T:
+        """work() on the first rank, and its result on all."""
+        result = [self.alone(what, work)]
+        if self.size > 1:
+            with self.named():
+                dist.broadcast_object_list(result, 0, group=self.group)
+        return cast(T, result[0])
+
     def _work_alone(self, work: Callable[[], T]) -> T:
         try:
             with self._signs_of_life():
@@ -196,14 +204,14 @@ class Ranks:
 
 @contextmanager
 def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Ranks]:
-    """Join the processes that torchrun started with this one, as its environment says.
+    """Join the processes that torchrun started with this one, as its environment says, if nobody has yet.
 
     device: "cuda" takes the GPU of LOCAL_RANK. timeout: seconds to wait for the others, here and later. For
     torchrun --max-restarts on several machines set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: they do not count
     restarts alike.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks.current()
         return
     backend = "gloo"
     if device == "cuda":

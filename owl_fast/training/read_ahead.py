@@ -1,7 +1,7 @@
-"""Reader processes: the next updates are read while this one trains.
+"""Reader processes: the next micro-batches are read while this one trains.
 
-Each reads every n-th update and has up to AHEAD of them ready. A reader that dies closes its socket; that is
-noticed where its update is waited for, never in the middle of something else.
+Each reads every n-th of them and has up to AHEAD ready. A reader that dies closes its socket; that is
+noticed where its batch is waited for, never in the middle of something else.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from owl_fast.training.packing import TrainingBatch
 from owl_fast.training.stopping import SIGNALS
 from owl_fast.training.updates import UpdateReader
 
-AHEAD = 2  # updates
+AHEAD = 4  # micro-batches
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def read_updates(
-    reader: UpdateReader, steps: Sequence[int], workers: int, timeout: float
-) -> Generator[list[TrainingBatch], None, None]:
-    """Micro-batches of each step in order, the same for any number of workers; with 0 this process reads.
+def read_batches(
+    reader: UpdateReader, numbers: Sequence[int], workers: int, timeout: float
+) -> Generator[TrainingBatch, None, None]:
+    """The micro-batches of these numbers, the same for any number of workers; with 0 this process reads.
 
-    timeout: seconds to wait for one update. ReaderError when a worker dies, or does not deliver in that time.
+    timeout: seconds to wait for one. ReaderError when a worker dies, or does not deliver in that time.
     Close the iterator: no worker outlives it.
     """
     if not workers:
-        yield from map(reader, steps)
+        yield from map(reader, numbers)
         return
     processes: list[_Worker] = []
     try:
-        for number in range(min(workers, len(steps))):
-            processes.append(_Worker(reader, steps[number::workers]))
-        for number in range(len(steps)):
-            found = processes[number % workers].receive(timeout)
+        for first in range(min(workers, len(numbers))):
+            processes.append(_Worker(reader, numbers[first::workers]))
+        for place in range(len(numbers)):
+            found = processes[place % workers].receive(timeout)
             if isinstance(found, OwlError):
                 raise found
             yield found
@@ -53,19 +53,19 @@ def read_updates(
 
 
 class _Worker:
-    """A process that reads these steps, one after the other."""
+    """A process that reads these micro-batches, one after the other."""
 
-    def __init__(self, reader: UpdateReader, steps: Sequence[int]) -> None:
+    def __init__(self, reader: UpdateReader, numbers: Sequence[int]) -> None:
         self._channel, far = socket.socketpair()
         # Forked, so that sources may be closures, which cannot be pickled.
         self._process = multiprocessing.get_context("fork").Process(
-            target=_work, args=(reader, steps, far, os.getpid())
+            target=_work, args=(reader, numbers, far, os.getpid())
         )
         self._process.start()
         far.close()  # the worker alone holds it: its death closes it
 
     def receive(self, timeout: float) -> Any:
-        """Its next update, or the error it met."""
+        """Its next micro-batch, or the error it met."""
         try:
             if multiprocessing.connection.wait([self._channel], timeout):
                 found = receive(self._channel)
@@ -74,7 +74,7 @@ class _Worker:
         except (Gone, ConnectionError):
             raise ReaderError(self._death()) from None
         raise ReaderError(
-            f"a reader process has not delivered its update for {timeout:.0f} s: its files, or what decodes "
+            f"a reader process has not delivered its batch for {timeout:.0f} s: its files, or what decodes "
             "them, hang; mend that, or allow more time, and start again"
         )
 
@@ -98,21 +98,21 @@ class _Worker:
         )
 
 
-def _work(reader: UpdateReader, steps: Sequence[int], channel: socket.socket, parent: int) -> None:
+def _work(reader: UpdateReader, numbers: Sequence[int], channel: socket.socket, parent: int) -> None:
     """Leave signals to the process it reads for, die with it, and send it batches, or what it shall raise."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return  # it died before it could be asked for that
     torch.set_num_threads(1)
-    for place, step in enumerate(steps):
+    for place, number in enumerate(numbers):
         if place >= AHEAD:
             channel.recv(1)  # one has been taken
         try:
-            found: list[TrainingBatch] | OwlError = reader(step)
+            found: TrainingBatch | OwlError = reader(number)
         except OwlError as error:
             found = error
         send(channel, found)
-    for _ in steps[-AHEAD:]:
+    for _ in numbers[-AHEAD:]:
         channel.recv(1)  # who leaves what was not taken ends as if it had died

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,9 +27,13 @@ class Stop:
     def on_signals(cls) -> Iterator[Stop]:
         """One that SIGTERM and SIGINT set; a second signal ends the process at once.
 
-        For the main thread. The handlers that were there before are put back in the end.
+        The handlers that were there before are put back in the end. Python leaves signals to the main
+        thread: in another one nothing is changed, and whoever runs it (Ray) stops it in its own way.
         """
         stop = cls()
+        if threading.current_thread() is not threading.main_thread():
+            yield stop
+            return
         before = {number: signal.signal(number, stop._receive) for number in SIGNALS}
         try:
             yield stop

@@ -1,4 +1,4 @@
-"""The micro-batches of each update: a pure function of the plan and the update's number."""
+"""The micro-batches of a run: each a pure function of the plan and its number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Encode = Callable[[Sample | Caption], EncodedSample]
 
 @dataclass
 class UpdateReader:
-    """reader(step) -> the packed micro-batches of an update.
+    """reader(number) -> the packed micro-batch; of_update(step) -> the numbers of those of an update.
 
     With several ranks each reads every size-th sample of the update. The global random generators are seeded
     before each sample, so that what a source or encode draws does not depend on who reads it, or when.
@@ -36,13 +36,30 @@ class UpdateReader:
                 f"batch {self.batch}: wanted at least one sample for each of {self.ranks.size} processes"
             )
 
-    def __call__(self, step: int) -> list[TrainingBatch]:
-        draws = range(step * self.batch + self.ranks.rank, (step + 1) * self.batch, self.ranks.size)
-        samples = [self._sample(draw) for draw in draws]
-        size = self.micro_batch
-        return [pack(samples[i : i + size], self.image_rows) for i in range(0, len(samples), size)]
+    @property
+    def per_update(self) -> int:
+        return self._cuts(self.ranks.rank)
 
-    def _sample(self, draw: int) -> EncodedSample:
+    @property
+    def common(self) -> int:
+        """Micro-batches of an update that every rank has."""
+        return self._cuts(self.ranks.size - 1)
+
+    def of_update(self, step: int) -> range:
+        return range(step * self.per_update, (step + 1) * self.per_update)
+
+    def __call__(self, number: int) -> TrainingBatch:
+        step, part = divmod(number, self.per_update)
+        draws = range(step * self.batch + self.ranks.rank, (step + 1) * self.batch, self.ranks.size)
+        mine = draws[part * self.micro_batch : (part + 1) * self.micro_batch]
+        return pack([self.sample(draw) for draw in mine], self.image_rows)
+
+    def _cuts(self, rank: int) -> int:
+        samples = len(range(rank, self.batch, self.ranks.size))
+        return -(-samples // self.micro_batch)
+
+    def sample(self, draw: int) -> EncodedSample:
+        """The draw-th sample of the run; DataError names what is wrong with it."""
         source, index = self.plan(draw)
         seed_on_cpu(self.plan.seed, "draw", draw)
         try:

@@ -12,13 +12,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-UNDER_TORCHRUN = """
-import runpy, sys
-from owl_fast.training.ranks import joined
-with joined():
-    train = runpy.run_path("examples/ray_train.py")["train"]
-    train({"out": sys.argv[1], "steps": 6, "gpu": False})
-"""
+ARGUMENTS = (
+    *("--stage", "2", "--model", "owl_fast/assets/owl-nano", "--data", "examples/brief.jsonl"),
+    *("--max-steps", "6", "--batch", "8", "--eval-every", "0", "--device", "cpu", "--plain"),
+)
 
 
 def run(*command: str) -> str:
@@ -36,11 +33,12 @@ def losses(folder: Path) -> list[Any]:
 @pytest.mark.slow
 def test_the_same_run_under_ray(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs the extra ray: pip install 'owl-fast[ray]'")
-    out = run(sys.executable, "examples/ray_train.py", str(tmp_path / "ray"), "--steps", "6")
-    assert f"trained: {tmp_path / 'ray'}" in out
-    script = tmp_path / "under_torchrun.py"
-    script.write_text(UNDER_TORCHRUN)
+    under_ray, under_torchrun = tmp_path / "ray", tmp_path / "torchrun"
+    out = run(sys.executable, "examples/ray_train.py", "--", *ARGUMENTS, "--out", str(under_ray))
+    assert f"trained: {under_ray / 'final'}" in out
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    run(*launch, str(script), str(tmp_path / "torchrun"))
-    assert [step for step, *_ in losses(tmp_path / "ray")] == [1, 2, 3, 4, 5, 6]
-    assert losses(tmp_path / "ray") == losses(tmp_path / "torchrun")
+    run(*launch, "-m", "owl_fast.train", *ARGUMENTS, "--out", str(under_torchrun))
+    assert [step for step, *_ in losses(under_ray)] == [1, 2, 3, 4, 5, 6]
+    assert losses(under_ray) == losses(under_torchrun)
+    for file in ("adapter_model.safetensors", "non_lora.safetensors"):
+        assert (under_ray / "final" / file).read_bytes() == (under_torchrun / "final" / file).read_bytes()

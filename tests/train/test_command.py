@@ -5,51 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from owl_fast import Engine
 from owl_fast.checkpoints import weights_sha256
-from owl_fast.train.arguments import DEFAULTS, build_parser, with_defaults
+from owl_fast.train.arguments import read_arguments
 from owl_fast.train.command import main
 from owl_fast.training.run_lock import RunLock
-from tests.golden_data import Golden
-
-MODEL = Golden("micro").checkpoint
+from tests.train.runs import MODEL, run, write_data
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve conversations, nine of them about pictures, and nine captions."""
-    folder = tmp_path_factory.mktemp("data")
-    noise = np.random.default_rng(0)
-    mixed, captions = [], []
-    for number in range(9):
-        pixels = noise.integers(0, 256, (20, 30, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        picture = {"type": "image_url", "image_url": {"url": f"{number}.png"}}
-        asked = {"role": "user", "content": [picture, {"type": "text", "text": "a b?"}]}
-        mixed.append({"messages": [asked, {"role": "assistant", "content": f"c d {number}"}]})
-        captions.append({"image": f"{number}.png", "caption": f"a c {number}"})
-    for number in range(3):
-        asked = {"role": "user", "content": f"b {number}"}
-        mixed.append({"messages": [asked, {"role": "assistant", "content": "d a"}]})
-    for name, rows in (("mixed", mixed), ("captions", captions)):
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-        )
-    return folder
-
-
-def run(data: Path, out: Path, *more: str, stage: int = 2, steps: int = 4) -> int:
-    name = "mixed" if stage == 2 else "captions"
-    return main([
-        *("--stage", str(stage), "--model", str(MODEL), "--data", str(data / f"{name}.jsonl")),
-        *("--out", str(out), "--max-steps", str(steps), "--batch", "4", "--warmup", "1", "--lr", "1e-3"),
-        *("--device", "cpu", "--workers", "0", "--save-every", "2", "--eval-every", "2", "--plain", *more),
-    ])  # fmt: skip
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def metrics(out: Path) -> list[dict[str, object]]:
@@ -59,7 +28,8 @@ def metrics(out: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("quant", ["none", "int8", "int4"])
 def test_stage_2_leaves_an_adapter_that_answers(data: Path, tmp_path: Path, quant: str) -> None:
-    assert run(data, tmp_path / "run", "--quant", quant, "--eval-data", str(data / "mixed.jsonl")) == 0
+    evaluated = ("--eval-data", str(data / "mixed.jsonl"), "--eval-every", "2")
+    assert run(data, tmp_path / "run", "--quant", quant, *evaluated) == 0
     final = tmp_path / "run" / "final"
     base = json.loads((final / "base.json").read_text())
     assert base["sha256"] == weights_sha256(MODEL)
@@ -72,14 +42,6 @@ def test_stage_2_leaves_an_adapter_that_answers(data: Path, tmp_path: Path, quan
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if "eval_loss" in line] == [2, 4]
-
-
-def test_the_updates_load_in_peft(data: Path, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
-    assert run(data, tmp_path, "--lora-targets", "q_proj", "o_proj", "--lora-rank", "3") == 0
-    config = peft.PeftConfig.from_pretrained(str(tmp_path / "final"))
-    assert config.r == 3
-    assert set(config.target_modules) == {"q_proj", "o_proj"}
 
 
 def moved(run_folder: Path) -> set[str]:
@@ -124,7 +86,7 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(data: Path, tmp_path:
 
 
 def test_what_is_seen(data: Path, tmp_path: Path) -> None:
-    assert run(data, tmp_path, "--samples", "3") == 0
+    assert run(data, tmp_path, "--samples", "3", "--eval-every", "2") == 0
     text = (tmp_path / "samples.md").read_text(encoding="utf-8")
     assert text.count("# Answers while training") == 1
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
@@ -133,9 +95,78 @@ def test_what_is_seen(data: Path, tmp_path: Path) -> None:
     ]
     assert (tmp_path / "samples" / "1-0.jpg").is_file()
     assert (tmp_path / "plots" / "loss.svg").read_text(encoding="utf-8").startswith("<?xml")
-    again = build_parser().parse_args(["--stage", "2", "--model", "m", "--data", "d", "--out", "o"])
-    assert with_defaults(again).lr == DEFAULTS[2].lr
-    assert f'model = "{MODEL}"' in (tmp_path / "config.toml").read_text(encoding="utf-8")
+    again = read_arguments(["--config", str(tmp_path / "config.toml")])
+    assert (again.model, again.batch, again.lr, again.resume) == (str(MODEL), 4, 1e-3, "never")
+
+
+def test_event_files(data: Path, tmp_path: Path) -> None:
+    """TensorBoard reads what metrics.jsonl holds."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run(data, tmp_path, "--tensorboard", "--eval-every", "2", "--samples", "1") == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    lines = metrics(tmp_path)
+    read = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert read == [(line["step"], pytest.approx(line["loss"])) for line in lines]
+
+
+def test_what_was_not_said() -> None:
+    """The paper's values; stage 1 counts tokens."""
+    said = ["--model", "m", "--data", "d", "--out", "o"]
+    first, second = (read_arguments(["--stage", stage, *said]) for stage in "12")
+    assert (first.lr, first.warmup, first.max_steps, first.weight_decay) == (1e-4, 2000, 50_000, 0.1)
+    assert (second.lr, second.warmup, second.max_steps) == (2e-5, 50, 2000)
+    assert (first.batch, first.batch_tokens) == (None, 2_100_000)
+    assert (second.batch, second.batch_tokens) == (256, None)
+
+
+def test_another_course_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was worked out when the run began stays; what was said must be the same."""
+    assert run(data, tmp_path) == 0
+    begun = read_arguments(["--config", str(tmp_path / "config.toml")])
+    assert begun.micro_batch == 4
+    for flag, value in (("--lr", "0.002"), ("--lora-rank", "4"), ("--micro-batch", "2"), ("--quant", "int8")):
+        assert run(data, tmp_path, "--resume", "auto", flag, value) == 1
+        said = capsys.readouterr().err
+        assert f"{flag} is {value}, and the run began with" in said
+        assert f"--config {tmp_path / 'config.toml'} --resume auto" in said
+    assert run(data, tmp_path, "--resume", "auto", "--keep", "3") == 0
+    assert main(["--config", str(tmp_path / "config.toml"), "--resume", "auto"]) == 0
+
+
+def test_the_plan_comes_before_anything_is_written(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, tmp_path / "run", "--plan", "--memory", "1") == 0
+    said = capsys.readouterr().out
+    assert "update: 4 samples, about" in said
+    assert "largest micro-batch that fits into 1.00 GB: 4 samples" in said
+    assert not (tmp_path / "run").exists()
+    assert run(data, tmp_path / "run", "--memory", "1e-6") == 1
+    assert "give a smaller micro-batch" in capsys.readouterr().err
+
+
+def test_an_update_of_tokens(data: Path, tmp_path: Path) -> None:
+    """As many samples as take so many tokens on average."""
+    captions = ["--stage", "1", "--model", str(MODEL), "--data", str(data / "captions.jsonl")]
+    more = ["--warmup", "1", "--max-steps", "3", "--device", "cpu", "--workers", "0", "--plain"]
+    assert main([*captions, "--out", str(tmp_path), "--batch-tokens", "100", *more]) == 0
+    assert all(80 <= line["rows"] <= 120 for line in metrics(tmp_path))
+
+
+def test_features_on_disk_change_nothing(data: Path, tmp_path: Path) -> None:
+    """Neither when they are made nor when they are there."""
+    assert run(data, tmp_path / "plain", "--micro-batch", "2") == 0
+    cache = ("--micro-batch", "2", "--feature-cache", str(tmp_path / "features"))
+    for name in ("first", "again"):
+        assert run(data, tmp_path / name, *cache) == 0
+        assert len([path for path in (tmp_path / "features").rglob("*") if path.is_file()]) == 9
+        for file in ("adapter_model.safetensors", "non_lora.safetensors"):
+            assert (tmp_path / name / "final" / file).read_bytes() == (
+                tmp_path / "plain" / "final" / file
+            ).read_bytes()
+    assert run(data, tmp_path / "one", *cache, stage=1) == 1
 
 
 def test_exit_codes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ from owl_fast.training.datasets import (
     split_weight,
 )
 from owl_fast.training.ranks import Ranks
-from owl_fast.training.read_ahead import read_updates
+from owl_fast.training.read_ahead import read_batches
 from owl_fast.training.sources import DrawPlan
 from owl_fast.training.updates import UpdateReader
 from tests.training.data_files import picture_bytes, write_lines, write_picture, write_tar
@@ -236,7 +236,8 @@ def _line(name: str) -> int:
 
 def batches(sources: Sequence[Any], workers: int = 0, steps: range = range(8)) -> list[Any]:
     reader = UpdateReader(DrawPlan(sources, seed=3), 24, 10, ROWS, encode, Ranks())
-    return [batch for update in read_updates(reader, steps, workers, 60) for batch in update]
+    numbers = range(reader.of_update(steps.start).start, reader.of_update(steps.stop).start)
+    return list(read_batches(reader, numbers, workers, 60))
 
 
 def assert_same_batches(one: list[Any], two: list[Any]) -> None:

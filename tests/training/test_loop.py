@@ -24,6 +24,7 @@ from owl_fast.training import (
     TrainSettings,
     stage2,
 )
+from owl_fast.training.packing import TrainingBatch
 from tests.training.owls import made_up, small_owl, weights, without_times
 
 TEXT = Source("text", made_up, weight=1.0, size=11)
@@ -60,6 +61,10 @@ def assert_same(one: Owl, two: Owl) -> None:
     assert different == []
 
 
+def first_update(run: Trainer) -> list[TrainingBatch]:
+    return [run.reader(number) for number in run.reader.of_update(0)]
+
+
 def test_it_learns(tmp_path: Path) -> None:
     sources = [Source.of("few", [made_up(i, pictures=1) for i in range(4)])]
     settings = change(steps=40, batch=4, save_every=0)
@@ -79,10 +84,10 @@ def test_micro_batches_do_not_change_the_update(stage: Stage, tmp_path: Path) ->
         run = trainer(
             tmp_path / str(micro), change(micro_batch=micro), stage, model=model, sources=[PICTURES]
         )
-        batches = run.reader(0)
+        batches = first_update(run)
         assert [len(batch.records) for batch in batches] == {8: [8], 1: [1] * 8, 3: [3, 3, 2]}[micro]
         model.eval()  # dropout draws differently for each cut
-        loss, norm = run.accumulate(batches)
+        loss, norm, *_ = run.accumulate(batches)
         found.append((loss, norm, {name: p.grad for name, p in run.parameters.items()}))
     for loss, norm, gradients in found[1:]:
         assert loss == pytest.approx(found[0][0], abs=1e-6)
@@ -99,7 +104,7 @@ def test_labelled_counts_weigh_the_micro_batches(tmp_path: Path) -> None:
     samples = [made_up(0), dataclasses.replace(made_up(1), labels=made_up(1).token_ids)]
     sources = [Source.of("two", samples)]
     runs = {m: trainer(tmp_path / str(m), change(batch=2, micro_batch=m), sources=sources) for m in (1, 2)}
-    losses = {m: run.accumulate(run.reader(0))[0] for m, run in runs.items() if run.model.eval()}
+    losses = {m: run.accumulate(first_update(run)).loss for m, run in runs.items() if run.model.eval()}
     assert losses[1] == pytest.approx(losses[2], abs=1e-6)
 
 
@@ -161,7 +166,7 @@ def test_stage_1_needs_pictures(tmp_path: Path) -> None:
 
 def test_clipping_limits_the_gradient(tmp_path: Path) -> None:
     run = trainer(tmp_path, change(optimizer=OptimizerSettings(clip=0.01)))
-    _, norm = run.accumulate(run.reader(0))
+    norm = run.accumulate(first_update(run)).norm
     assert norm > 0.01
     run._clip(norm)
     clipped = torch.cat([p.grad.flatten() for p in run.parameters.values() if p.grad is not None]).norm()

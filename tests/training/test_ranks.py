@@ -195,8 +195,11 @@ def test_ranks_share_every_sample_once() -> None:
         for rank, size in ((0, 1), (0, 2), (1, 2))
     ]
     for step in range(4):
-        whole, first, second = ([r for batch in reader(step) for r in batch.records] for reader in readers)
+        whole, first, second = (
+            [r for number in reader.of_update(step) for r in reader(number).records] for reader in readers
+        )
         assert (len(first), len(second)) == (3, 2)
+        assert [reader.common for reader in readers] == [3, 1, 1]
         assert sorted(first + second) == sorted(whole)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from owl_fast.errors import ReaderError
 from owl_fast.training import EncodedSample, Source
-from owl_fast.training.read_ahead import read_updates
+from owl_fast.training.read_ahead import read_batches
 from owl_fast.training.sources import DrawPlan
 from owl_fast.training.updates import UpdateReader
 from tests.training.owls import CONFIG, made_up
@@ -35,43 +35,42 @@ def test_the_same_batches_in_the_same_order(workers: int) -> None:
         time.sleep(0.02 * (index % 3))  # later ones are ready sooner
         return made_up(index, pictures=index % 2)
 
-    here, there = (list(read_updates(reader(get), range(3, 9), w, 60)) for w in (0, workers))
+    here, there = (list(read_batches(reader(get), range(3, 9), w, 60)) for w in (0, workers))
     assert len(there) == 6
-    for batches, others in zip(here, there, strict=True):
-        for batch, other in zip(batches, others, strict=True):
-            assert batch.records == other.records
-            assert torch.equal(batch.packed.token_ids, other.packed.token_ids)
-            assert (batch.pixels is None) == (other.pixels is None)
-            assert batch.pixels is None or torch.equal(batch.pixels, other.pixels)
+    for batch, other in zip(here, there, strict=True):
+        assert batch.records == other.records
+        assert torch.equal(batch.packed.token_ids, other.packed.token_ids)
+        assert (batch.pixels is None) == (other.pixels is None)
+        assert batch.pixels is None or torch.equal(batch.pixels, other.pixels)
     assert multiprocessing.active_children() == []
 
 
 def test_none_is_left_when_the_run_stops_early() -> None:
-    updates = read_updates(reader(made_up), range(100), 2, 60)
-    next(updates)
+    batches = read_batches(reader(made_up), range(100), 2, 60)
+    next(batches)
     assert len(multiprocessing.active_children()) == 2
-    updates.close()
+    batches.close()
     assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("end", ["killed", "closed"])
 def test_one_that_dies_while_it_hands_over(end: str) -> None:
-    """Both readers are writing large updates; nobody waits for the rest."""
+    """Both readers are writing large batches; nobody waits for the rest."""
     large = torch.zeros(3, 1200, 1200)
 
     def get(index: int) -> EncodedSample:
         return dataclasses.replace(made_up(index, pictures=1), visual=[large])
 
-    updates = read_updates(reader(get), range(100), 2, 60)
-    next(updates)
+    batches = read_batches(reader(get), range(100), 2, 60)
+    next(batches)
     victims = multiprocessing.active_children()
     time.sleep(0.2)
     if end == "closed":
-        updates.close()
+        batches.close()
     else:
         victims[0].kill()
         with pytest.raises(ReaderError, match="was ended by SIGKILL"):
-            list(updates)
+            list(batches)
     assert multiprocessing.active_children() == []
 
 
@@ -115,7 +114,7 @@ def test_one_that_hangs(tmp_path: Path) -> None:
     settings = shorter(workers=2, reader_timeout=1.0)
     run = trainer(tmp_path, settings, sources=[Source("made up", get)])
     begin = time.monotonic()
-    with pytest.raises(ReaderError, match="has not delivered its update for 1 s"):
+    with pytest.raises(ReaderError, match="has not delivered its batch for 1 s"):
         run.run()
     assert time.monotonic() - begin < 20
     assert run.step == 2
