@@ -52,7 +52,7 @@ class Rows:
 
     def questions(self, rng: random.Random) -> Row:
         number = rng.randrange(len(self.scenes))
-        dialogue = about_picture(rng, self.scenes[number], max_questions=6, weights=QUESTIONS)
+        dialogue = about_picture(rng, self.scenes[number], 10, QUESTIONS, min_questions=6)
         return self._messages(dialogue, [number])
 
     def picture(self, rng: random.Random) -> Row:
