@@ -84,15 +84,11 @@ def ask_about(rng: random.Random, scene: Scene, task: str) -> tuple[Turn, ...] |
 
 
 def about_picture(
-    rng: random.Random,
-    scene: Scene,
-    max_questions: int = 4,
-    weights: Mapping[str, float] = WEIGHTS,
-    min_questions: int = 1,
+    rng: random.Random, scene: Scene, max_questions: int = 4, weights: Mapping[str, float] = WEIGHTS
 ) -> Dialogue:
-    """min_questions to max_questions questions about a picture, each of a task drawn by weight."""
+    """One to max_questions questions about a picture, each of a task drawn by weight."""
     turns: list[Turn] = []
-    wanted = rng.randint(min_questions, max_questions)
+    wanted = rng.randint(1, max_questions)
     while len(turns) < wanted:
         task = rng.choices(tuple(weights), tuple(weights.values()))[0]
         turns.extend(ask_about(rng, scene, task) or ())
