@@ -74,6 +74,14 @@ def test_pictures_are_the_pools(run: Path) -> None:
     assert torch.allclose(pixels, pool.pictures([number])[0], atol=1e-5)
 
 
+def test_no_question_of_stage_1_is_answered_by_copying(run: Path) -> None:
+    for record in records(run, "questions"):
+        assert isinstance(record, Sample)
+        answers = [message["content"] for message in record.messages[1::2]]
+        told = [answer for answer in answers if answer not in ("Yes.", "No.")]
+        assert len(set(told)) == len(told)
+
+
 def test_captions_become_the_ids_of_the_language_phase(run: Path) -> None:
     encoder = Encoder(Tokenizer.from_file(run / "tokenizer.model"))
     for record in records(run, "captions"):
