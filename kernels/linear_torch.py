@@ -24,7 +24,7 @@ from owl_fast.kernels.kept import kept
 from owl_fast.kernels.lora_linear import LoraUpdate, Parts
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, Weight, dequantize
 
-PIECE = 1 << 22  # weights written out at a time: 8 MB of bf16
+PIECE = 1 << 21  # weights written out at a time: 4 MB of bf16; half of it makes products slower
 Expand = Callable[[Weight, torch.dtype], Tensor]  # as dequantize
 
 
