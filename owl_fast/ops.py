@@ -25,7 +25,7 @@ from owl_fast.backends import (
     uses_kernels,
 )
 from owl_fast.kernels.attention_cpu import TYPES
-from owl_fast.kernels.attention_torch import attention_torch
+from owl_fast.kernels.attention_torch import attention_bytes, attention_torch
 from owl_fast.kernels.cpu_calls import recorded as recorded_calls
 from owl_fast.kernels.cross_attention import (
     cross_attention_cpu,
@@ -122,11 +122,12 @@ from owl_fast.kernels.weights import dequantize as dequantize_reference
 __all__ = [
     "NONE_ALLOWED", "NOT_FINITE", "Backend", "DecodeWorkspace", "Int4Weight", "Int8Weight", "Kept",
     "Kind", "LoraUpdate", "SamplingSettings", "SamplingState", "StackedLora", "TiledWeight", "Weight",
-    "backend", "backward_bytes", "canonical", "cross_attention", "decode_attention", "decodes_at_once",
-    "dense_attention", "dequantize", "draw", "embedding", "kernels", "layer_norm", "linear_cross_entropy",
-    "lora_linear", "loss_bytes", "paged_attention", "quick_gelu", "recorded", "repeats", "rms_norm",
-    "rotary", "rotary_append", "rotary_tables", "sample", "sampling_settings", "sampling_state",
-    "stack_updates", "stacks_updates", "swiglu", "tiled", "uses_kernels", "varlen_attention",
+    "attention_bytes", "backend", "backward_bytes", "canonical", "cross_attention", "decode_attention",
+    "decodes_at_once", "dense_attention", "dequantize", "draw", "embedding", "kernels", "layer_norm",
+    "linear_cross_entropy", "lora_linear", "loss_bytes", "paged_attention", "quick_gelu", "recorded",
+    "repeats", "rms_norm", "rotary", "rotary_append", "rotary_tables", "sample", "sampling_settings",
+    "sampling_state", "stack_updates", "stacks_updates", "swiglu", "tiled", "uses_kernels",
+    "varlen_attention",
 ]  # fmt: skip
 
 

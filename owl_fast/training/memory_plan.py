@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from owl_fast import ops
+from owl_fast import native, ops
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.config import OwlConfig
 from owl_fast.errors import UnsupportedError
@@ -23,15 +23,13 @@ from owl_fast.models.llama import LlamaLayer
 from owl_fast.models.owl import Owl
 from owl_fast.models.stretches import LEVELS, Layer, Level
 from owl_fast.models.vision import VisionLayer
+from owl_fast.training import adamw8bit
 from owl_fast.training.layer_costs import Bytes, LayerCost, abstractor_cost, llama_cost, vision_cost
 from owl_fast.training.stages import Stage
 
 Part = Literal["vision", "abstractor", "language"]
 PARTS: tuple[Part, ...] = get_args(Part)
 WHOLE: Level = "whole"
-# Bytes of states for a trained number: two in float32, or two in 8 bits with two float32 for 256 of them.
-STATES = {"adamw": 8.0, "adamw8bit": 2.0 + 2 * 4 / 256}
-STEP_BYTES = {"adamw": 0, "adamw8bit": 32 << 20}  # while a step is made
 Levels = dict[Part, tuple[Level, ...]]
 
 
@@ -56,14 +54,14 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Setup:
-    """dtype: of frozen dense weights; precision: as TrainSettings has it; optimizer: a name in STATES."""
+    """dtype: of frozen dense weights; precision: as TrainSettings has it."""
 
     config: OwlConfig
     stage: Stage
     device: torch.device
     dtype: torch.dtype = torch.bfloat16
     precision: Literal["fp32", "bf16"] = "bf16"
-    optimizer: str = "adamw"
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
 
     def skeleton(self) -> Owl:
         """The model in the stage's state without memory."""
@@ -121,8 +119,10 @@ class Planner:
         costs = self._costs(batch)
         kept = {part: sum(costs[part].kept[level] for level in levels[part]) for part in costs}
         again = {part: max((costs[part].again[level] for level in levels[part]), default=0) for part in costs}
-        work = 0 if size.gpu else ops.backward_bytes(2 * batch.rows * config.llama.intermediate_size)
-        passing = {part: costs[part].backward + work for part in costs}
+        passing = {
+            part: max((cost.backward[level] for level in levels[part]), default=0) + self._blocks(part, batch)
+            for part, cost in costs.items()
+        }
         width, seen = config.vision.hidden_size, batch.pictures * (1 + config.vision.num_patches)
         pixels = batch.pictures * 3 * config.vision.image_size**2 * 4 + seen * width * vision.stream
         stream = batch.rows * config.llama.hidden_size * size.stream
@@ -131,7 +131,7 @@ class Planner:
             "weights, frozen": self.frozen,
             "weights that train": 4 * count,
             "gradients": 4 * count,
-            f"states of {self.setup.optimizer}": round(STATES[self.setup.optimizer] * count),
+            f"states of {self.setup.optimizer}": self._states(),
             "pictures and features": pixels,
             **{f"activations, {part}": kept[part] for part in costs},
             "one layer, computed again": max(again.values(), default=0),
@@ -140,7 +140,7 @@ class Planner:
         }
         base = sum(list(parts.values())[:4]) + pixels
         left = sum(kept.values()) + stream  # the last norm's input
-        moments = [base + left + stream + loss, base + STEP_BYTES[self.setup.optimizer]]
+        moments = [base + left + stream + loss, base + self._step()]
         if "vision" not in costs:
             tower = 4 * width + config.vision.intermediate_size
             moments.append(base + seen * tower * size.product)
@@ -224,6 +224,31 @@ class Planner:
         weights = next(self.layers[part].parameters()) if part != "language" else self._embedding()
         gpu = self.setup.device.type == "cuda"
         return Bytes(stream=weights.dtype.itemsize, product=2 if half else 4, gpu=gpu)
+
+    def _states(self) -> int:
+        """Of the optimizer, two for a trained number."""
+        eight = self.setup.optimizer == "adamw8bit"
+        return sum(adamw8bit.state_bytes(n) if eight else 8 * n for n in self.trained)
+
+    def _step(self) -> int:
+        """What the optimizer takes while it makes a step."""
+        return adamw8bit.step_bytes(max(self.trained, default=0)) * (self.setup.optimizer == "adamw8bit")
+
+    def _blocks(self, part: Part, batch: MicroBatch) -> int:
+        """What norms and activations take in backward, block by block, where no kernel has their gradient."""
+        config = self.setup.config
+        if self.setup.device.type == "cuda":
+            return 0
+        if part == "vision":
+            seen = batch.pictures * (1 + config.vision.num_patches)
+            return ops.backward_bytes(seen * config.vision.intermediate_size)
+        if part == "abstractor":
+            seen = batch.pictures * (config.num_query_tokens + 1 + config.vision.num_patches)
+            return ops.backward_bytes(seen * config.abstractor.hidden_size)
+        if native.library() is None:
+            return ops.backward_bytes(2 * batch.rows * config.llama.intermediate_size)
+        norms = any(p.requires_grad for p in self.model.language_model.model.norm.parameters())
+        return ops.backward_bytes(norms * batch.rows * config.llama.hidden_size)
 
     def _embedding(self) -> nn.Parameter:
         return self.model.language_model.model.embed_tokens.weight
