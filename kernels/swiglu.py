@@ -111,7 +111,5 @@ def swiglu_gradient_cpu(
     gate_up, dy = gate_up.contiguous(), dy.to(gate_up.dtype).contiguous()
     dx, width = torch.empty_like(gate_up), dy.shape[-1]
     data = gate_up.data_ptr(), dy.data_ptr(), dx.data_ptr()
-    call(library, "swiglu_backward")(
-        pool, TYPES[dy.dtype], *data, math.prod(gate_up.shape[:-1]), width, path
-    )
+    call(library, "swiglu_backward")(pool, TYPES[dy.dtype], *data, math.prod(gate_up.shape[:-1]), width, path)
     return dx
