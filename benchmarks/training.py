@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import MemoryPeak, resident_bytes
-from owl_fast.config import LlamaConfig
+from owl_fast.config import AbstractorConfig, LlamaConfig, OwlConfig, Quantization, VisionConfig
+from owl_fast.lora import LoraConfig
+from owl_fast.models.stretches import Level
+from owl_fast.training import STAGE1, stage2
+from owl_fast.training.memory_plan import MicroBatch, Planner, Setup
+from owl_fast.training.stages import Stage
 
 WARM = 2  # steps before memory and time count
 LEARNING_RATE = 2e-5
+LORA = LoraConfig(r=8, alpha=32, dropout=0.05)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,30 @@ class Work:
         return 4.0 * linear + 2.0 * attention
 
 
+@dataclass(frozen=True)
+class Own:
+    """How owl_fast holds frozen weights, None for bf16, and how much its layers keep."""
+
+    scheme: str | None = None
+    level: Level = "whole"
+
+    def config(self, work: Work) -> OwlConfig:
+        """The language model, with as little as possible in front of it."""
+        quantization = None if self.scheme is None else Quantization(self.scheme)
+        front = VisionConfig(64, 64, 1, 1), AbstractorConfig(64, 64, 64, 1, 1)
+        return OwlConfig(*front, work.llama, quantization=quantization)
+
+    def stage(self, work: Work) -> Stage:
+        return stage2(LORA, train_abstractor=False) if work.stage == 2 else STAGE1
+
+    def planned(self, work: Work) -> int:
+        """Bytes that the command's plan gives for these steps."""
+        planner = Planner(Setup(self.config(work), self.stage(work), torch.device(work.device)))
+        rows, labelled = work.samples * work.length, work.samples * work.labelled
+        levels = planner.levels(lambda part: self.level)
+        return planner.plan(MicroBatch(work.samples, rows, labelled, 0), levels).total
+
+
 def batch(work: Work) -> tuple[Tensor, Tensor]:
     """Token ids and labels (B, L), -100 where nothing is learned."""
     generator = torch.Generator().manual_seed(0)
@@ -64,25 +95,19 @@ def batch(work: Work) -> tuple[Tensor, Tensor]:
     return ids.to(work.device), labels.to(work.device)
 
 
-def ours(work: Work, scheme: str | None = None, level: str = "whole") -> Callable[[], Any]:
+def ours(work: Work, own: Own) -> Callable[[], Any]:
     from benchmarks.models import made
     from owl_fast import ops
-    from owl_fast.config import AbstractorConfig, OwlConfig, Quantization, VisionConfig
-    from owl_fast.lora import LoraConfig
     from owl_fast.models.batch import PackedBatch
     from owl_fast.models.stretches import Layer
-    from owl_fast.training import stage2
     from owl_fast.training.packing import IGNORED
 
-    config = OwlConfig(VisionConfig(64, 64, 1, 1), AbstractorConfig(64, 64, 64, 1, 1), work.llama)
-    quantization = None if scheme is None else Quantization(scheme)
-    device = torch.device(work.device)
-    model = made(config, torch.bfloat16, device, quantization, laid_out=False)
-    lora = LoraConfig(r=8, alpha=32, dropout=0.05)
-    trained = stage2(lora, train_abstractor=False).apply(model) if work.stage == 2 else {}
+    config, device = own.config(work), torch.device(work.device)
+    model = made(config, torch.bfloat16, device, config.quantization, laid_out=False)
+    trained = own.stage(work).apply(model) if work.stage == 2 else {}
     for layer in model.modules():
         if isinstance(layer, Layer):
-            layer.level = level  # type: ignore[assignment]
+            layer.level = own.level
     language = model.language_model.train()
     ids, labels = batch(work)
     packed = PackedBatch.from_sequences(ids.tolist(), device=device)
@@ -148,15 +173,17 @@ def _finish(loss: Tensor, optimizer: torch.optim.Optimizer | None, embedded: Ten
     return loss.detach()
 
 
+OURS = {
+    "owl_fast": Own("int4"),
+    "owl_fast int4, inputs kept": Own("int4", "input"),
+    "owl_fast int8": Own("int8"),
+    "owl_fast bf16": Own(),
+    "owl_fast bf16, inputs kept": Own(level="input"),
+}
+PEERS = {"transformers + peft": False, "transformers + peft, checkpointing": True}
 CONTENDERS: dict[str, Callable[[Work], Callable[[], Any]]] = {
-    "owl_fast": ours,
-    "owl_fast, attention kept": lambda work: ours(work, level="attention"),
-    "owl_fast, inputs kept": lambda work: ours(work, level="input"),
-    "owl_fast int8, inputs kept": lambda work: ours(work, "int8", "input"),
-    "owl_fast int4": lambda work: ours(work, "int4"),
-    "owl_fast int4, inputs kept": lambda work: ours(work, "int4", "input"),
-    "transformers + peft": lambda work: theirs(work, checkpointing=False),
-    "transformers + peft, checkpointing": lambda work: theirs(work, checkpointing=True),
+    **{name: partial(ours, own=own) for name, own in OURS.items()},
+    **{name: partial(theirs, checkpointing=checkpointing) for name, checkpointing in PEERS.items()},
 }
 
 
@@ -166,13 +193,12 @@ def main() -> None:
     gpu = work.device == "cuda"
     torch.manual_seed(0)
     CONTENDERS[work.contender](tiny(work))()  # modules, threads and libraries are there
-    gc.collect()
+    _tidy()
     before = resident_bytes()
     step = CONTENDERS[work.contender](work)
     for _ in range(WARM):
         step()
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what building the model left free
+    _tidy()
     if gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -188,6 +214,12 @@ def main() -> None:
             print(time.perf_counter() - start, float(loss), flush=True)
     nbytes = torch.cuda.max_memory_allocated() if gpu else peak.value - before
     print(json.dumps({"peak": nbytes}), flush=True)
+
+
+def _tidy() -> None:
+    """What is free goes back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def command(work: Work) -> list[str]:
