@@ -33,7 +33,7 @@ TRAINING = """\
 |---|---|---|---|
 {phases}
 
-Stages 1 and 2 are the paper's: in stage 1 vision tower and abstractor train on captions and statements, the
+Stages 1 and 2 are the paper's: in stage 1 vision tower and abstractor train on captions and questions, the
 LLaMA frozen; in stage 2 a LoRA of rank 8 and the abstractor train on conversations, the vision tower frozen.
 The LoRA is merged.
 """

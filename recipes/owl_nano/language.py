@@ -61,7 +61,7 @@ class TextSource:
         return drill(self.rng, self.encoder, self.stand_ins, self.curriculum.weights())
 
     def caption(self) -> Encoded:
-        """Stage 1's form: picture, caption; or picture, statements."""
+        """A picture and its caption, as in stage 1; or statements about it."""
         scene = self.scene()
         result = Encoded()
         result.add([BOS])

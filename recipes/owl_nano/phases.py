@@ -13,9 +13,10 @@ from torch import nn
 from owl_fast import Engine
 from owl_fast.checkpoints import read_tensors, save_model, write_tensors
 from owl_fast.checkpoints.manifest import write_manifest
+from owl_fast.checkpoints.peft import CONFIG_FILE
 from owl_fast.files import read_json, write_json
 from owl_fast.images import ImageProcessor
-from owl_fast.lora import BASE_FILE, CONFIG_FILE, EXTRA_FILE
+from owl_fast.lora import BASE_FILE, EXTRA_FILE
 from owl_fast.models.owl import Owl
 from owl_fast.tokenizer import Tokenizer
 from owl_fast.training.ranks import Ranks
@@ -84,6 +85,11 @@ class Phases:
         initialise(model, settings.SEED)
         return model
 
+    def _load(self, name: str) -> Owl:
+        model = self._model()
+        model.load_state_dict(torch.load(self.out / name))
+        return model
+
     def vocabulary(self) -> None:
         train_vocabulary(corpus(settings.SEED, settings.CORPUS_DIALOGUES), self.out / "tokenizer.model")
 
@@ -134,8 +140,7 @@ class Phases:
             for name, share in shares.items():
                 counts[name] = max(1, round(share * steps.steps * steps.batch))
         write_data(Pool(self.out / "pictures"), folder, counts, settings.SEED)
-        model = self._model()
-        model.load_state_dict(torch.load(self.out / "language.pt"))
+        model = self._load("language.pt")
         model.vision_model.load_state_dict(torch.load(self.out / "warmup.pt"))
         prepare_abstractor(model, self.encoder, settings.SEED)
         shutil.rmtree(self.out / "start", ignore_errors=True)

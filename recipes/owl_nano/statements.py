@@ -1,4 +1,4 @@
-"""Short sentences about a scene in random order, for stage 1 and the drills.
+"""Short sentences about a scene in random order, for the language phase and its drills.
 
 Each sentence runs in one of the directions that the questions use (shape -> color, color -> shape, shape ->
 place, place -> shape, existence, number of a kind, text), and marks the words that the picture decides:
@@ -105,7 +105,7 @@ BUILDERS: dict[str, Builder] = {
     "name_what_is_at": name_what_is_at,
     "what_is_at": say_what_is_at,
 }
-# Shares of the directions in stage 1.
+# Shares of the directions.
 WEIGHTS = {
     "color": 0.7,
     "shape": 1.0,
