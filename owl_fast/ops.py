@@ -103,6 +103,7 @@ from owl_fast.kernels.sampling import SamplingSettings, SamplingState, sampling_
 from owl_fast.kernels.sampling import draw_reference as draw
 from owl_fast.kernels.sampling_kernel import NONE_ALLOWED, NOT_FINITE
 from owl_fast.kernels.sampling_kernel import sample_triton as sample
+from owl_fast.kernels.shared_prefix import SharedPrefix
 from owl_fast.kernels.swiglu import (
     swiglu_cpu,
     swiglu_cpu_takes,
@@ -120,8 +121,8 @@ from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, TiledW
 from owl_fast.kernels.weights import dequantize as dequantize_reference
 
 __all__ = [
-    "NONE_ALLOWED", "NOT_FINITE", "Backend", "DecodeWorkspace", "Int4Weight", "Int8Weight", "Kept",
-    "Kind", "LoraUpdate", "SamplingSettings", "SamplingState", "StackedLora", "TiledWeight", "Weight",
+    "NONE_ALLOWED", "NOT_FINITE", "Backend", "DecodeWorkspace", "Int4Weight", "Int8Weight", "Kept", "Kind",
+    "LoraUpdate", "SamplingSettings", "SamplingState", "SharedPrefix", "StackedLora", "TiledWeight", "Weight",
     "attention_bytes", "backend", "backward_bytes", "canonical", "cross_attention", "decode_attention",
     "decodes_at_once", "dense_attention", "dequantize", "draw", "embedding", "kernels", "layer_norm",
     "linear_cross_entropy", "lora_linear", "loss_bytes", "paged_attention", "quick_gelu", "recorded",
