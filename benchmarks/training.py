@@ -32,6 +32,7 @@ from owl_fast.training import STAGE1, stage2
 from owl_fast.training.memory_plan import MicroBatch, Planner, Setup
 from owl_fast.training.stages import Stage
 
+PREFIX = 35  # tokens: about what a conversation begins with before its first picture
 WARM = 2  # steps before memory and time count
 LEARNING_RATE = 2e-5
 LORA = LoraConfig(r=8, alpha=32, dropout=0.05)
@@ -64,10 +65,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Own:
-    """How owl_fast holds frozen weights, None for bf16, and how much its layers keep."""
+    """How owl_fast holds frozen weights, None for bf16, and how much its layers keep.
+
+    shared: all samples begin with the same tokens, as those of a template do (`PREFIX` of them).
+    """
 
     scheme: str | None = None
     level: Level = "whole"
+    shared: bool = False
 
     def config(self, work: Work) -> OwlConfig:
         """The language model, with as little as possible in front of it."""
@@ -82,6 +87,7 @@ class Own:
         """Bytes that the command's plan gives for these steps."""
         planner = Planner(Setup(self.config(work), self.stage(work), torch.device(work.device)))
         rows, labelled = work.samples * work.length, work.samples * work.labelled
+        rows -= (work.samples - 1) * PREFIX * self.shared
         levels = planner.levels(lambda part: self.level)
         return planner.plan(MicroBatch(work.samples, rows, labelled, 0), levels).total
 
@@ -98,9 +104,8 @@ def batch(work: Work) -> tuple[Tensor, Tensor]:
 def ours(work: Work, own: Own) -> Callable[[], Any]:
     from benchmarks.models import made
     from owl_fast import ops
-    from owl_fast.models.batch import PackedBatch
     from owl_fast.models.stretches import Layer
-    from owl_fast.training.packing import IGNORED
+    from owl_fast.training.packing import EncodedSample, pack
 
     config, device = own.config(work), torch.device(work.device)
     model = made(config, torch.bfloat16, device, config.quantization, laid_out=False)
@@ -110,16 +115,18 @@ def ours(work: Work, own: Own) -> Callable[[], Any]:
             layer.level = own.level
     language = model.language_model.train()
     ids, labels = batch(work)
-    packed = PackedBatch.from_sequences(ids.tolist(), device=device)
-    rows = (labels.flatten().roll(-1) != IGNORED).nonzero()[:, 0]
-    targets = labels.flatten()[rows + 1]
-    embedded = language.model.embed_tokens(ids.flatten()).requires_grad_(work.stage == 1)
+    if own.shared and work.length > PREFIX:
+        ids[:, :PREFIX] = ids[0, :PREFIX]
+    samples = [EncodedSample(*pair) for pair in zip(ids.tolist(), labels.tolist(), strict=True)]
+    packed = pack(samples, config.image_rows).to(device)
+    embedded = language.model.embed_tokens(packed.packed.token_ids).requires_grad_(work.stage == 1)
     optimizer = torch.optim.AdamW(trained.values(), lr=LEARNING_RATE) if trained else None
 
     def step() -> Tensor:
         with torch.autocast(work.device, torch.bfloat16):
-            hidden = language.model(embedded, packed)[rows]
-            loss = ops.linear_cross_entropy(hidden, language.lm_head.operand, targets) / len(rows)
+            hidden = language.model(embedded, packed.packed)[packed.rows]
+            head = language.lm_head.operand
+            loss = ops.linear_cross_entropy(hidden, head, packed.targets) / packed.labelled
         return _finish(loss, optimizer, embedded)
 
     return step
@@ -175,6 +182,7 @@ def _finish(loss: Tensor, optimizer: torch.optim.Optimizer | None, embedded: Ten
 
 OURS = {
     "owl_fast": Own("int4"),
+    "owl_fast, a shared prefix": Own("int4", shared=True),
     "owl_fast int4, inputs kept": Own("int4", "input"),
     "owl_fast int8": Own("int8"),
     "owl_fast bf16": Own(),

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.harness import Row, absent, row
 from benchmarks.timing import machine
-from benchmarks.training import CONTENDERS, OURS, Work, command, tiny
+from benchmarks.training import CONTENDERS, OURS, PREFIX, Work, command, tiny
 from owl_fast.config import LlamaConfig
 from owl_fast.engine.placement import pick_device
 
@@ -105,6 +105,7 @@ def measure(work: Work) -> list[Row]:
             continue
         own = OURS.get(name)
         held = "" if own is None else f"{own.scheme or 'bf16'} weights, layers keep: {own.level}"
+        held += f"; {PREFIX} first tokens the same in all samples" * (own is not None and own.shared)
         rows.append(row(*where, "throughput", "tok/s", [tokens / s for s in taken[name]], limit, held))
         rows.append(row(*where, "step", "ms", [1e3 * s for s in taken[name]]))
         rows.append(row(*where, "peak memory", "GB", [peaks[name] / 1e9]))
