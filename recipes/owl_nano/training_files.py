@@ -16,9 +16,10 @@ from typing import Any
 from PIL import Image
 
 from owl_fast.training.sources import derive_seed
-from recipes.owl_nano.dialogues import Dialogue, about_pair, about_picture, without_picture
+from recipes.owl_nano.dialogues import Dialogue, about_pair, about_picture, ask_about, without_picture
 from recipes.owl_nano.draw import draw, sample_size
 from recipes.owl_nano.pool import Pool
+from recipes.owl_nano.questions import Turn
 from recipes.owl_nano.settings import IMAGE_SIDE
 from recipes.owl_nano.world import Scene, caption, sample_scene
 
@@ -51,9 +52,15 @@ class Rows:
         return {"image": self._path(number), "caption": caption(self.scenes[number])}
 
     def questions(self, rng: random.Random) -> Row:
+        """Five to nine questions; one whose answer is told already would teach to copy, and is left out."""
         number = rng.randrange(len(self.scenes))
-        dialogue = about_picture(rng, self.scenes[number], max_questions=6, weights=QUESTIONS)
-        return self._messages(dialogue, [number])
+        scene = self.scenes[number]
+        told: dict[str, Turn] = {}
+        while not told:
+            for task in rng.choices(tuple(QUESTIONS), tuple(QUESTIONS.values()), k=rng.randint(5, 9)):
+                for turn in ask_about(rng, scene, task) or ():
+                    told.setdefault(turn.question if task == "exist" else turn.answer, turn)
+        return self._messages(Dialogue((scene,), tuple(told.values())), [number])
 
     def picture(self, rng: random.Random) -> Row:
         (number,) = self._numbers(rng, 1)
