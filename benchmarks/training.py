@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import MemoryPeak, resident_bytes
-from owl_fast.config import LlamaConfig
+from owl_fast.config import AbstractorConfig, LlamaConfig, OwlConfig, Quantization, VisionConfig
+from owl_fast.lora import LoraConfig
+from owl_fast.models.stretches import Level
+from owl_fast.training import STAGE1, stage2
+from owl_fast.training.memory_plan import MicroBatch, Planner, Setup
+from owl_fast.training.stages import Stage
 
+PREFIX = 35  # tokens: about what a conversation begins with before its first picture
 WARM = 2  # steps before memory and time count
 LEARNING_RATE = 2e-5
+LORA = LoraConfig(r=8, alpha=32, dropout=0.05)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,35 @@ class Work:
         return 4.0 * linear + 2.0 * attention
 
 
+@dataclass(frozen=True)
+class Own:
+    """How owl_fast holds frozen weights, None for bf16, and how much its layers keep.
+
+    shared: all samples begin with the same tokens, as those of a template do (`PREFIX` of them).
+    """
+
+    scheme: str | None = None
+    level: Level = "whole"
+    shared: bool = False
+
+    def config(self, work: Work) -> OwlConfig:
+        """The language model, with as little as possible in front of it."""
+        quantization = None if self.scheme is None else Quantization(self.scheme)
+        front = VisionConfig(64, 64, 1, 1), AbstractorConfig(64, 64, 64, 1, 1)
+        return OwlConfig(*front, work.llama, quantization=quantization)
+
+    def stage(self, work: Work) -> Stage:
+        return stage2(LORA, train_abstractor=False) if work.stage == 2 else STAGE1
+
+    def planned(self, work: Work) -> int:
+        """Bytes that the command's plan gives for these steps."""
+        planner = Planner(Setup(self.config(work), self.stage(work), torch.device(work.device)))
+        rows, labelled = work.samples * work.length, work.samples * work.labelled
+        rows -= (work.samples - 1) * PREFIX * self.shared
+        levels = planner.levels(lambda part: self.level)
+        return planner.plan(MicroBatch(work.samples, rows, labelled, 0), levels).total
+
+
 def batch(work: Work) -> tuple[Tensor, Tensor]:
     """Token ids and labels (B, L), -100 where nothing is learned."""
     generator = torch.Generator().manual_seed(0)
@@ -64,37 +101,32 @@ def batch(work: Work) -> tuple[Tensor, Tensor]:
     return ids.to(work.device), labels.to(work.device)
 
 
-def ours(work: Work, scheme: str | None = None, level: str = "whole") -> Callable[[], Any]:
+def ours(work: Work, own: Own) -> Callable[[], Any]:
     from benchmarks.models import made
     from owl_fast import ops
-    from owl_fast.config import AbstractorConfig, OwlConfig, Quantization, VisionConfig
-    from owl_fast.lora import LoraConfig
-    from owl_fast.models.batch import PackedBatch
     from owl_fast.models.stretches import Layer
-    from owl_fast.training import stage2
-    from owl_fast.training.packing import IGNORED
+    from owl_fast.training.packing import EncodedSample, pack
 
-    config = OwlConfig(VisionConfig(64, 64, 1, 1), AbstractorConfig(64, 64, 64, 1, 1), work.llama)
-    quantization = None if scheme is None else Quantization(scheme)
-    device = torch.device(work.device)
-    model = made(config, torch.bfloat16, device, quantization, laid_out=False)
-    lora = LoraConfig(r=8, alpha=32, dropout=0.05)
-    trained = stage2(lora, train_abstractor=False).apply(model) if work.stage == 2 else {}
+    config, device = own.config(work), torch.device(work.device)
+    model = made(config, torch.bfloat16, device, config.quantization, laid_out=False)
+    trained = own.stage(work).apply(model) if work.stage == 2 else {}
     for layer in model.modules():
         if isinstance(layer, Layer):
-            layer.level = level  # type: ignore[assignment]
+            layer.level = own.level
     language = model.language_model.train()
     ids, labels = batch(work)
-    packed = PackedBatch.from_sequences(ids.tolist(), device=device)
-    rows = (labels.flatten().roll(-1) != IGNORED).nonzero()[:, 0]
-    targets = labels.flatten()[rows + 1]
-    embedded = language.model.embed_tokens(ids.flatten()).requires_grad_(work.stage == 1)
+    if own.shared and work.length > PREFIX:
+        ids[:, :PREFIX] = ids[0, :PREFIX]
+    samples = [EncodedSample(*pair) for pair in zip(ids.tolist(), labels.tolist(), strict=True)]
+    packed = pack(samples, config.image_rows).to(device)
+    embedded = language.model.embed_tokens(packed.packed.token_ids).requires_grad_(work.stage == 1)
     optimizer = torch.optim.AdamW(trained.values(), lr=LEARNING_RATE) if trained else None
 
     def step() -> Tensor:
         with torch.autocast(work.device, torch.bfloat16):
-            hidden = language.model(embedded, packed)[rows]
-            loss = ops.linear_cross_entropy(hidden, language.lm_head.operand, targets) / len(rows)
+            hidden = language.model(embedded, packed.packed)[packed.rows]
+            head = language.lm_head.operand
+            loss = ops.linear_cross_entropy(hidden, head, packed.targets) / packed.labelled
         return _finish(loss, optimizer, embedded)
 
     return step
@@ -148,15 +180,18 @@ def _finish(loss: Tensor, optimizer: torch.optim.Optimizer | None, embedded: Ten
     return loss.detach()
 
 
+OURS = {
+    "owl_fast": Own("int4"),
+    "owl_fast, a shared prefix": Own("int4", shared=True),
+    "owl_fast int4, inputs kept": Own("int4", "input"),
+    "owl_fast int8": Own("int8"),
+    "owl_fast bf16": Own(),
+    "owl_fast bf16, inputs kept": Own(level="input"),
+}
+PEERS = {"transformers + peft": False, "transformers + peft, checkpointing": True}
 CONTENDERS: dict[str, Callable[[Work], Callable[[], Any]]] = {
-    "owl_fast": ours,
-    "owl_fast, attention kept": lambda work: ours(work, level="attention"),
-    "owl_fast, inputs kept": lambda work: ours(work, level="input"),
-    "owl_fast int8, inputs kept": lambda work: ours(work, "int8", "input"),
-    "owl_fast int4": lambda work: ours(work, "int4"),
-    "owl_fast int4, inputs kept": lambda work: ours(work, "int4", "input"),
-    "transformers + peft": lambda work: theirs(work, checkpointing=False),
-    "transformers + peft, checkpointing": lambda work: theirs(work, checkpointing=True),
+    **{name: partial(ours, own=own) for name, own in OURS.items()},
+    **{name: partial(theirs, checkpointing=checkpointing) for name, checkpointing in PEERS.items()},
 }
 
 
@@ -166,13 +201,12 @@ def main() -> None:
     gpu = work.device == "cuda"
     torch.manual_seed(0)
     CONTENDERS[work.contender](tiny(work))()  # modules, threads and libraries are there
-    gc.collect()
+    _tidy()
     before = resident_bytes()
     step = CONTENDERS[work.contender](work)
     for _ in range(WARM):
         step()
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what building the model left free
+    _tidy()
     if gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -188,6 +222,12 @@ def main() -> None:
             print(time.perf_counter() - start, float(loss), flush=True)
     nbytes = torch.cuda.max_memory_allocated() if gpu else peak.value - before
     print(json.dumps({"peak": nbytes}), flush=True)
+
+
+def _tidy() -> None:
+    """What is free goes back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def command(work: Work) -> list[str]:

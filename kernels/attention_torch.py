@@ -42,6 +42,13 @@ def attention_torch(
     return out
 
 
+def attention_bytes(length: int, heads: int, width: int, itemsize: int) -> int:
+    """What backward takes for a while, gradients not counted, of sequences of that length. width: of all
+    heads together."""
+    copies = length * width * (4 * itemsize + 6 * 4)  # of what goes in, and dK and dV
+    return copies + 3 * 4 * length * min(heads * length, max(BLOCK // length, heads * LEAST))
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(

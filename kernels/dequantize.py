@@ -1,12 +1,17 @@
-"""Rows of a quantized weight written out: the kernel version of weights.dequantize, equal to it bit by bit.
+"""Rows of a quantized weight written out: the kernel versions of weights.dequantize, equal to it bit by bit.
 
 For operations that hand slices of a weight to a matrix product of the library's. W (N, K), G group.
 """
 
 from __future__ import annotations
 
+import ctypes
+
+import torch
 from torch import Tensor
 
+from owl_fast.kernels.attention_cpu import TYPES
+from owl_fast.kernels.elementwise_cpu import call
 from owl_fast.kernels.launch import check, jit, launch, tl
 from owl_fast.kernels.rows import GPU_DTYPES, block_of
 from owl_fast.kernels.weights import Int4Weight, Int8Weight
@@ -86,3 +91,27 @@ def dequantize_rows(weight: Int8Weight | Int4Weight, first: int, out: Tensor) ->
         spec = launch_spec(width, weight.group)
         grid = len(out), -(-width // (spec["PART"] * spec["PARTS"]))
         launch(_dequantize_int4_kernel, grid, q, scale, out, *strides, **spec)
+
+
+def dequantize_cpu_takes(weight: Int8Weight | Int4Weight, dtype: torch.dtype) -> bool:
+    """Whether dequantize_cpu can run it: values of a row side by side, rows of any stride."""
+    q = weight.q
+    return dtype in TYPES and q.is_cpu and q.stride(1) == 1
+
+
+def dequantize_cpu(
+    library: ctypes.CDLL,
+    weight: Int8Weight | Int4Weight,
+    dtype: torch.dtype,
+    pool: int | None = None,
+    path: int = 0,
+) -> Tensor:
+    """W (N, K) in libowl_cpu, for what dequantize_cpu_takes."""
+    rows, width = weight.shape
+    form, group = (2, weight.group) if isinstance(weight, Int4Weight) else (1, width)
+    scale = weight.scale.float().contiguous()
+    out = torch.empty(rows, width, dtype=dtype)
+    q = weight.q.data_ptr(), weight.q.stride(0)
+    places = scale.data_ptr(), out.data_ptr()
+    call(library, "dequantize")(pool, form, TYPES[dtype], *q, *places, rows, width, group, path)
+    return out

@@ -15,6 +15,12 @@ _TAKES = {
     "layer_norm": (c_void_p, c_int32, *(c_void_p,) * 4, c_int64, c_int64, c_float, c_int32),
     "swiglu": (c_void_p, c_int32, *(c_void_p,) * 2, c_int64, c_int64, c_int32),
     "quick_gelu": (c_void_p, c_int32, *(c_void_p,) * 3, c_int64, c_int64, c_int32),
+    "swiglu_backward": (c_void_p, c_int32, *(c_void_p,) * 3, c_int64, c_int64, c_int32),
+    "rms_norm_backward": (c_void_p, c_int32, *(c_void_p,) * 4, c_int64, c_int64, c_float, c_int32),
+    "dequantize": (
+        *(c_void_p, c_int32, c_int32, c_void_p, c_int64, c_void_p, c_void_p),
+        *(c_int64, c_int64, c_int64, c_int32),
+    ),
 }
 
 

@@ -13,22 +13,24 @@ import torch
 from torch import Tensor
 
 from owl_fast.kernels.linear_cross_entropy import SLICE_BYTES, chunk_rows
-from owl_fast.kernels.linear_torch import PIECE, column_pieces, row_pieces
-from owl_fast.kernels.weights import Weight
+from owl_fast.kernels.linear_torch import PIECE, Expand, column_pieces, row_pieces
+from owl_fast.kernels.weights import Weight, dequantize
 
 CHUNK_BYTES = 16 << 20  # 256 rows of bf16 logits of 32000 words
 SOFTMAX_ROWS = 8  # whose logits in float32 stay in the cache
 
 
-def linear_cross_entropy_torch(hidden: Tensor, weight: Weight, targets: Tensor) -> Tensor:
+def linear_cross_entropy_torch(
+    hidden: Tensor, weight: Weight, targets: Tensor, expand: Expand = dequantize
+) -> Tensor:
     """As linear_cross_entropy_reference, with gradients for hidden and a dense weight; under autocast the
-    products are of its dtype."""
+    products are of its dtype. expand: writes out pieces of the weight."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     trains = isinstance(weight, Tensor) and weight.requires_grad
     needs = (hidden.requires_grad, trains) if torch.is_grad_enabled() else (False, False)
     # The weight twice: as what wants a gradient, and as what may be no tensor.
-    loss: Tensor = _Loss.apply(hidden, weight if trains else None, weight, targets, dtype, needs)
+    loss: Tensor = _Loss.apply(hidden, weight if trains else None, weight, targets, dtype, needs, expand)
     return loss
 
 
@@ -54,20 +56,26 @@ class _Loss(torch.autograd.Function):
         targets: Tensor,
         dtype: torch.dtype,
         needs: tuple[bool, bool],
+        expand: Expand,
     ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            loss, dx, dw = _loss_and_gradients(hidden, weight, targets, dtype, needs)
+            loss, dx, dw = _loss_and_gradients(hidden, weight, targets, dtype, needs, expand)
         ctx.save_for_backward(dx, dw)
         return loss
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw = (None if x is None else (x * dloss).to(x.dtype) for x in ctx.saved_tensors)
-        return dx, dw, None, None, None, None
+        return dx, dw, None, None, None, None, None
 
 
 def _loss_and_gradients(
-    hidden: Tensor, weight: Weight, targets: Tensor, dtype: torch.dtype, needs: tuple[bool, bool]
+    hidden: Tensor,
+    weight: Weight,
+    targets: Tensor,
+    dtype: torch.dtype,
+    needs: tuple[bool, bool],
+    expand: Expand,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The summed loss, in float32 at least, and dH and dW as far as they are needed."""
     rows, vocabulary = len(hidden), weight.shape[0]
@@ -81,11 +89,11 @@ def _loss_and_gradients(
         chunk = slice(first, first + count)
         x = hidden[chunk].to(dtype)
         logits = buffer[: len(x)]
-        for words, part in row_pieces(weight, dtype, cut=True):
+        for words, part in row_pieces(weight, dtype, cut=True, expand=expand):
             logits[:, words] = x @ part.T
         _softmax_gradient_(logits, targets[chunk], losses[chunk], any(needs))
         if dx is not None:
-            for columns, part in column_pieces(weight, dtype, cut=True):
+            for columns, part in column_pieces(weight, dtype, cut=True, expand=expand):
                 dx[chunk, columns] = (logits @ part).to(dx.dtype)
         if dw is not None:
             dw += logits.T @ x

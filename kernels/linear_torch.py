@@ -13,7 +13,7 @@ Shapes: x (..., K), W (N, K), b (N,), residual and y (..., N).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,10 +24,13 @@ from owl_fast.kernels.kept import kept
 from owl_fast.kernels.lora_linear import LoraUpdate, Parts
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, Weight, dequantize
 
-PIECE = 1 << 22  # weights written out at a time: 8 MB of bf16
+PIECE = 1 << 21  # weights written out at a time: 4 MB of bf16; half of it makes products slower
+Expand = Callable[[Weight, torch.dtype], Tensor]  # as dequantize
 
 
-def row_pieces(weight: Weight, dtype: torch.dtype, cut: bool = False) -> Iterator[tuple[slice, Tensor]]:
+def row_pieces(
+    weight: Weight, dtype: torch.dtype, cut: bool = False, expand: Expand = dequantize
+) -> Iterator[tuple[slice, Tensor]]:
     """(which rows, those of W (n, K) in `dtype`), one after the other. cut: a dense W as well: a library's
     product may copy its factors."""
     outputs, inputs = weight.shape
@@ -41,10 +44,12 @@ def row_pieces(weight: Weight, dtype: torch.dtype, cut: bool = False) -> Iterato
             part: Weight = weight[rows]
         else:
             part = weight._replace(q=weight.q[rows], scale=weight.scale[rows])
-        yield rows, dequantize(part, dtype)
+        yield rows, expand(part, dtype)
 
 
-def column_pieces(weight: Weight, dtype: torch.dtype, cut: bool = False) -> Iterator[tuple[slice, Tensor]]:
+def column_pieces(
+    weight: Weight, dtype: torch.dtype, cut: bool = False, expand: Expand = dequantize
+) -> Iterator[tuple[slice, Tensor]]:
     """(which columns, those of W (N, k) in `dtype`), one after the other. cut: as in row_pieces."""
     outputs, inputs = weight.shape
     if isinstance(weight, Tensor) and weight.dtype == dtype and not cut:
@@ -54,7 +59,7 @@ def column_pieces(weight: Weight, dtype: torch.dtype, cut: bool = False) -> Iter
     count = max(PIECE // max(outputs, 1) // unit, 1) * unit
     for first in range(0, inputs, count):
         columns = slice(first, min(first + count, inputs))
-        yield columns, dequantize(_columns(weight, columns), dtype)
+        yield columns, expand(_columns(weight, columns), dtype)
 
 
 def _columns(weight: Weight, columns: slice) -> Weight:
@@ -74,9 +79,10 @@ def linear_torch(
     bias: Tensor | None = None,
     updates: Sequence[LoraUpdate] = (),
     residual: Tensor | None = None,
+    expand: Expand = dequantize,
 ) -> Tensor:
     """Gradients for x, a dense weight, bias, residual, and every a and b. Under autocast the products are of
-    its dtype."""
+    its dtype. expand: writes out pieces of W."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     probability = updates[0].dropout if updates else 0.0
@@ -85,7 +91,7 @@ def linear_torch(
     parts = tuple((u.start, u.end, u.scale) for u in updates)
     pairs = [t for update in updates for t in (update.a, update.b)]
     dense, packed = (weight, None) if isinstance(weight, Tensor) else (None, weight)
-    y: Tensor = _Linear.apply(x.to(dtype), dense, packed, bias, residual, mask, parts, *pairs)
+    y: Tensor = _Linear.apply(x.to(dtype), dense, packed, bias, residual, mask, parts, expand, *pairs)
     return y
 
 
@@ -100,16 +106,18 @@ class _Linear(torch.autograd.Function):
         residual: Tensor | None,
         mask: tuple[int, float] | None,
         parts: Parts,
+        expand: Expand,
         *pairs: Tensor,
     ) -> Tensor:
         wanted = ctx.needs_input_grad
-        ctx.save_for_backward(x if wanted[1] or any(wanted[7:]) else None, dense, *pairs)
+        ctx.save_for_backward(x if wanted[1] or any(wanted[8:]) else None, dense, *pairs)
         ctx.packed, ctx.parts, ctx.mask, ctx.shape, ctx.dtype = packed, parts, mask, x.shape, x.dtype
+        ctx.expand = expand
         ctx.dtypes = tuple(None if t is None else t.dtype for t in (bias, residual))
         weight = packed if dense is None else dense
         assert weight is not None
         with torch.autocast(x.device.type, enabled=False):
-            (y,) = kept("linear", lambda: (_forward(x, weight, bias, residual, mask, parts, pairs),))
+            (y,) = kept("linear", lambda: (_forward(x, weight, bias, residual, mask, parts, pairs, expand),))
         return y
 
     @staticmethod
@@ -120,7 +128,7 @@ class _Linear(torch.autograd.Function):
         wanted_x, wanted_weight, _, wanted_bias, wanted_residual, *_ = ctx.needs_input_grad
         given = dy.reshape(-1, dy.shape[-1]).to(ctx.dtype)
         rows = None if x is None else x.reshape(-1, x.shape[-1])
-        dx = _times(given, weight) if wanted_x else None
+        dx = _times(given, weight, ctx.expand) if wanted_x else None
         gradients = _update_gradients(given, rows, dx, ctx, pairs)
         return (
             None if dx is None else dx.view(ctx.shape),
@@ -128,6 +136,7 @@ class _Linear(torch.autograd.Function):
             None,
             given.sum(0).to(bias_dtype) if wanted_bias else None,
             dy.to(residual_dtype) if wanted_residual else None,
+            None,
             None,
             None,
             *gradients,
@@ -142,6 +151,7 @@ def _forward(
     mask: tuple[int, float] | None,
     parts: Parts,
     pairs: Sequence[Tensor],
+    expand: Expand,
 ) -> Tensor:
     rows, dtype = x.reshape(-1, x.shape[-1]), x.dtype
     bias = None if bias is None else bias.to(dtype)
@@ -149,7 +159,7 @@ def _forward(
         y = F.linear(rows, weight, bias)
     else:
         y = rows.new_empty(len(rows), weight.shape[0])
-        for places, part in row_pieces(weight, dtype):
+        for places, part in row_pieces(weight, dtype, expand=expand):
             y[:, places] = F.linear(rows, part, None if bias is None else bias[places])
     factors = _factors(rows, mask) if parts else None
     source = rows if factors is None else rows * factors
@@ -161,12 +171,12 @@ def _forward(
     return y.add_(residual) if residual.dtype == dtype else y + residual
 
 
-def _times(given: Tensor, weight: Weight) -> Tensor:
+def _times(given: Tensor, weight: Weight, expand: Expand) -> Tensor:
     """given (M, N) -> given W (M, K)."""
     if isinstance(weight, Tensor) and weight.dtype == given.dtype:
         return given @ weight
     dx = given.new_empty(len(given), weight.shape[1])
-    for columns, part in column_pieces(weight, given.dtype):
+    for columns, part in column_pieces(weight, given.dtype, expand=expand):
         dx[:, columns] = given @ part
     return dx
 
@@ -183,7 +193,7 @@ def _update_gradients(
     source = rows if rows is None or factors is None else rows * factors
     for i, (start, end, scale) in enumerate(ctx.parts):
         a, b = (t.to(given.dtype) for t in pairs[2 * i : 2 * i + 2])
-        wanted_a, wanted_b = ctx.needs_input_grad[7 + 2 * i : 9 + 2 * i]
+        wanted_a, wanted_b = ctx.needs_input_grad[8 + 2 * i : 10 + 2 * i]
         part = given[:, start:end]
         dt = (part @ b).mul_(scale)
         if dx is not None:

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from owl_fast.kernels.attention_cpu import TYPES
 from owl_fast.kernels.cpu_calls import call
+from owl_fast.kernels.elementwise_cpu import call as elementwise
 from owl_fast.kernels.launch import check, jit, launch, tl
 from owl_fast.kernels.rows import as_rows, block_of, check_rows
 
@@ -138,6 +140,24 @@ def rms_norm_cpu(library: ctypes.CDLL, x: Tensor, weight: Tensor, eps: float) ->
     data = x.data_ptr(), weight.data_ptr(), out.data_ptr()
     call(_function(library, _NAMES[x.dtype]), None, *data, rows, width, eps, keep=(x, weight, out))
     return out
+
+
+def rms_norm_gradient_cpu(
+    library: ctypes.CDLL,
+    x: Tensor,
+    weight: Tensor,
+    dy: Tensor,
+    eps: float,
+    pool: int | None = None,
+    path: int = 0,
+) -> Tensor:
+    """dx of a frozen weight, for what rms_norm_cpu_takes: fp32 inside, rounded once."""
+    dy, dx = dy.to(x.dtype).contiguous(), torch.empty_like(x)
+    data = x.data_ptr(), weight.data_ptr(), dy.data_ptr(), dx.data_ptr()
+    elementwise(library, "rms_norm_backward")(
+        pool, TYPES[x.dtype], *data, math.prod(x.shape[:-1]), x.shape[-1], eps, path
+    )
+    return dx
 
 
 @functools.cache

@@ -102,3 +102,14 @@ def swiglu_cpu(library: ctypes.CDLL, gate_up: Tensor, pool: int | None = None, p
     data = gate_up.data_ptr(), out.data_ptr()
     call(library, "swiglu")(pool, TYPES[gate_up.dtype], *data, math.prod(rows), width // 2, path)
     return out
+
+
+def swiglu_gradient_cpu(
+    library: ctypes.CDLL, gate_up: Tensor, dy: Tensor, pool: int | None = None, path: int = 0
+) -> Tensor:
+    """dx (..., 2F) from dy (..., F), for what swiglu_cpu_takes; rounded once."""
+    gate_up, dy = gate_up.contiguous(), dy.to(gate_up.dtype).contiguous()
+    dx, width = torch.empty_like(gate_up), dy.shape[-1]
+    data = gate_up.data_ptr(), dy.data_ptr(), dx.data_ptr()
+    call(library, "swiglu_backward")(pool, TYPES[dy.dtype], *data, math.prod(gate_up.shape[:-1]), width, path)
+    return dx

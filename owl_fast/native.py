@@ -18,7 +18,7 @@ from pathlib import Path
 
 from owl_fast.machine import cpu_count
 
-ABI_VERSION = 4  # OWL_ABI_VERSION in kernels/cpu/owl_cpu.h
+ABI_VERSION = 5  # OWL_ABI_VERSION in kernels/cpu/owl_cpu.h
 LIBRARY_NAME = "libowl_cpu.so"
 COST = (
     "on a CPU answers take longer without them, with quantized weights many times as long, and their last "

@@ -5,10 +5,7 @@ Triton kernels on GPUs, libowl_cpu where it has the operation, plain torch for e
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -17,8 +14,18 @@ import torch
 from torch import Tensor
 
 from owl_fast import native
+from owl_fast.backends import (
+    Backend,
+    backend,
+    differentiates,
+    kernels,
+    native_library,
+    natively,
+    records,
+    uses_kernels,
+)
 from owl_fast.kernels.attention_cpu import TYPES
-from owl_fast.kernels.attention_torch import attention_torch
+from owl_fast.kernels.attention_torch import attention_bytes, attention_torch
 from owl_fast.kernels.cpu_calls import recorded as recorded_calls
 from owl_fast.kernels.cross_attention import (
     cross_attention_cpu,
@@ -39,6 +46,7 @@ from owl_fast.kernels.dense_attention import (
     dense_attention_reference,
     dense_attention_triton,
 )
+from owl_fast.kernels.dequantize import dequantize_cpu, dequantize_cpu_takes
 from owl_fast.kernels.embedding import embedding_cpu, embedding_reference, embedding_triton
 from owl_fast.kernels.kept import Kept, Kind
 from owl_fast.kernels.kv_append import (
@@ -47,7 +55,6 @@ from owl_fast.kernels.kv_append import (
     rotary_append_reference,
     rotary_append_triton,
 )
-from owl_fast.kernels.launch import supports
 from owl_fast.kernels.layer_norm import (
     layer_norm_cpu,
     layer_norm_cpu_takes,
@@ -83,72 +90,52 @@ from owl_fast.kernels.quick_gelu import (
     quick_gelu_reference,
     quick_gelu_triton,
 )
-from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
+from owl_fast.kernels.rms_norm import (
+    rms_norm_cpu,
+    rms_norm_cpu_takes,
+    rms_norm_gradient_cpu,
+    rms_norm_reference,
+    rms_norm_triton,
+)
 from owl_fast.kernels.rotary import rotary_reference, rotary_tables, rotary_triton
 from owl_fast.kernels.rows_torch import backward_bytes, rows_torch
 from owl_fast.kernels.sampling import SamplingSettings, SamplingState, sampling_settings, sampling_state
 from owl_fast.kernels.sampling import draw_reference as draw
 from owl_fast.kernels.sampling_kernel import NONE_ALLOWED, NOT_FINITE
 from owl_fast.kernels.sampling_kernel import sample_triton as sample
-from owl_fast.kernels.swiglu import swiglu_cpu, swiglu_cpu_takes, swiglu_reference, swiglu_triton
+from owl_fast.kernels.shared_prefix import SharedPrefix
+from owl_fast.kernels.swiglu import (
+    swiglu_cpu,
+    swiglu_cpu_takes,
+    swiglu_gradient_cpu,
+    swiglu_reference,
+    swiglu_triton,
+)
 from owl_fast.kernels.varlen_attention import (
     varlen_attention_cpu,
     varlen_attention_cpu_takes,
     varlen_attention_gpu,
     varlen_attention_reference,
 )
-from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, TiledWeight, Weight, dequantize
+from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, TiledWeight, Weight
+from owl_fast.kernels.weights import dequantize as dequantize_reference
 
 __all__ = [
-    "NONE_ALLOWED", "NOT_FINITE", "Backend", "DecodeWorkspace", "Int4Weight", "Int8Weight", "Kept",
-    "Kind", "LoraUpdate", "SamplingSettings", "SamplingState", "StackedLora", "TiledWeight", "Weight",
-    "backend", "backward_bytes", "canonical", "cross_attention", "decode_attention", "decodes_at_once",
-    "dense_attention", "dequantize", "draw", "embedding", "kernels", "layer_norm", "linear_cross_entropy",
-    "lora_linear", "loss_bytes", "paged_attention", "quick_gelu", "recorded", "repeats", "rms_norm",
-    "rotary", "rotary_append", "rotary_tables", "sample", "sampling_settings", "sampling_state",
-    "stack_updates", "stacks_updates", "swiglu", "tiled", "uses_kernels", "varlen_attention",
+    "NONE_ALLOWED", "NOT_FINITE", "Backend", "DecodeWorkspace", "Int4Weight", "Int8Weight", "Kept", "Kind",
+    "LoraUpdate", "SamplingSettings", "SamplingState", "SharedPrefix", "StackedLora", "TiledWeight", "Weight",
+    "attention_bytes", "backend", "backward_bytes", "canonical", "cross_attention", "decode_attention",
+    "decodes_at_once", "dense_attention", "dequantize", "draw", "embedding", "kernels", "layer_norm",
+    "linear_cross_entropy", "lora_linear", "loss_bytes", "paged_attention", "quick_gelu", "recorded",
+    "repeats", "rms_norm", "rotary", "rotary_append", "rotary_tables", "sample", "sampling_settings",
+    "sampling_state", "stack_updates", "stacks_updates", "swiglu", "tiled", "uses_kernels",
+    "varlen_attention",
 ]  # fmt: skip
-
-
-_chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
-
-
-@contextmanager
-def kernels(used: bool) -> Iterator[None]:
-    """Inside the block Triton's kernels are used always (interpreted, say), or neither they nor libowl_cpu on
-    dense values (to compare with)."""
-    token = _chosen.set(used)
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
-
-
-def uses_kernels(x: Tensor) -> bool:
-    """Whether operations on x run as Triton's kernels, as far as there are some."""
-    return backend(x.device) == "triton"
 
 
 def decodes_at_once(x: Tensor) -> bool:
     """Whether decode_attention is one call for a model whose rows are like x."""
     native_types = x.device.type == "cpu" and x.dtype in TYPES and not torch.is_grad_enabled()
-    return uses_kernels(x) or (native_types and _library() is not None)
-
-
-def _library(*inputs: Tensor | None) -> ctypes.CDLL | None:
-    """libowl_cpu, where no gradient is wanted."""
-    return None if _chosen.get() is False or _records(*inputs) else native.library()
-
-
-Backend = Literal["triton", "libowl_cpu", "torch"]
-
-
-def backend(device: torch.device) -> Backend:
-    """What runs linear layers of inference on this device; torch writes quantized weights out dense."""
-    chosen = _chosen.get()
-    if supports(device) if chosen is None else chosen:
-        return "triton"
-    return "torch" if device.type != "cpu" or native.library() is None else "libowl_cpu"
+    return uses_kernels(x) or (native_types and native_library() is not None)
 
 
 def repeats(x: Tensor) -> bool:
@@ -164,7 +151,7 @@ def recorded(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 def embedding(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
     """ids (N,), table (V, C) -> (N, C); the row `padding` gets no gradient."""
-    if not _records(table):
+    if not records(table):
         if uses_kernels(table):
             return embedding_triton(ids, table)
         if table.device.type == "cpu" and ids.dim() == 1:
@@ -196,7 +183,7 @@ def rotary_append(
     args = (query, key, value, cos, sin, key_cache, value_cache, slot_mapping, key_scale, value_scale)
     if uses_kernels(query):
         return rotary_append_triton(*args)
-    if append_cpu_takes(*args) and (library := _library(query, key, value)) is not None:
+    if append_cpu_takes(*args) and (library := native_library(query, key, value)) is not None:
         return rotary_append_cpu(library, *args, native.pool())
     return rotary_append_reference(*args)
 
@@ -224,7 +211,7 @@ def paged_attention(
             query, key_cache, value_cache, block_tables, cu_seqlens, context_lens, longest, *scales
         )
     args = (query, key_cache, value_cache, block_tables, cu_seqlens, context_lens, *scales)
-    if paged_attention_cpu_takes(*args) and (library := _library(query)) is not None:
+    if paged_attention_cpu_takes(*args) and (library := native_library(query)) is not None:
         return paged_attention_cpu(library, *args, native.pool())
     return paged_attention_reference(query, key_cache, value_cache, block_tables, bounds, lengths, *scales)
 
@@ -253,7 +240,7 @@ def decode_attention(
     args = (*new, key_cache, value_cache, slot_mapping, block_tables, context_lens, key_scale, value_scale)
     if uses_kernels(query):
         return decode_attention_triton(*args, workspace)
-    if decode_attention_cpu_takes(*args) and (library := _library(query, key, value)) is not None:
+    if decode_attention_cpu_takes(*args) and (library := native_library(query, key, value)) is not None:
         return decode_attention_cpu(library, *args, native.pool())
     return decode_attention_reference(*args)
 
@@ -262,9 +249,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D), weight (D,) -> (..., D): in libowl_cpu where it applies and no gradient is needed."""
     if uses_kernels(x):
         return rms_norm_triton(x, weight, eps)
-    if _differentiates(x, weight):
-        return rows_torch(partial(rms_norm, eps=eps), partial(rms_norm_reference, eps=eps), x, weight)
-    if rms_norm_cpu_takes(x, weight) and (library := _library(x, weight)) is not None:
+    if differentiates(x, weight):
+        run, reference = partial(rms_norm, eps=eps), partial(rms_norm_reference, eps=eps)
+        own = partial(rms_norm_gradient_cpu, eps=eps)
+        gradient = natively(own) if rms_norm_cpu_takes(x, weight) else None
+        return rows_torch(run, reference, x, weight, gradient=gradient)
+    if rms_norm_cpu_takes(x, weight) and (library := native_library(x, weight)) is not None:
         return rms_norm_cpu(library, x, weight, eps)
     return rms_norm_reference(x, weight, eps)
 
@@ -273,10 +263,10 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     """x (..., D), weight and bias (D,) or None -> (..., D), computed in float32."""
     if uses_kernels(x):
         return layer_norm_triton(x, weight, bias, eps)
-    if _differentiates(x, weight, bias):
+    if differentiates(x, weight, bias):
         run, reference = partial(layer_norm, eps=eps), partial(layer_norm_reference, eps=eps)
         return rows_torch(run, reference, x, weight, bias)
-    if layer_norm_cpu_takes(x, weight, bias) and (library := _library(x, weight, bias)) is not None:
+    if layer_norm_cpu_takes(x, weight, bias) and (library := native_library(x, weight, bias)) is not None:
         return layer_norm_cpu(library, x, weight, bias, eps, native.pool())
     return layer_norm_reference(x, weight, bias, eps)
 
@@ -285,9 +275,9 @@ def quick_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., F), bias (F,) or None -> (..., F)."""
     if uses_kernels(x):
         return quick_gelu_triton(x, bias)
-    if _differentiates(x, bias):
+    if differentiates(x, bias):
         return rows_torch(quick_gelu, quick_gelu_reference, x, bias)
-    if quick_gelu_cpu_takes(x, bias) and (library := _library(x, bias)) is not None:
+    if quick_gelu_cpu_takes(x, bias) and (library := native_library(x, bias)) is not None:
         return quick_gelu_cpu(library, x, bias, native.pool())
     return quick_gelu_reference(x, bias)
 
@@ -296,9 +286,10 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """gate_up (..., 2F), gate first -> (..., F)."""
     if uses_kernels(gate_up):
         return swiglu_triton(gate_up)
-    if _differentiates(gate_up):
-        return rows_torch(swiglu, swiglu_reference, gate_up)
-    if swiglu_cpu_takes(gate_up) and (library := _library(gate_up)) is not None:
+    if differentiates(gate_up):
+        gradient = natively(swiglu_gradient_cpu) if swiglu_cpu_takes(gate_up) else None
+        return rows_torch(swiglu, swiglu_reference, gate_up, gradient=gradient)
+    if swiglu_cpu_takes(gate_up) and (library := native_library(gate_up)) is not None:
         return swiglu_cpu(library, gate_up, native.pool())
     return swiglu_reference(gate_up)
 
@@ -312,6 +303,14 @@ def tiled(weight: Int8Weight | Int4Weight) -> TiledWeight | None:
     return None if library is None else pack(library, weight, native.pool())
 
 
+def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """W (N, K) in `dtype`; the same bits wherever it runs."""
+    library = None if isinstance(weight, Tensor) else native_library()
+    if isinstance(weight, Tensor) or library is None or not dequantize_cpu_takes(weight, dtype):
+        return dequantize_reference(weight, dtype)
+    return dequantize_cpu(library, weight, dtype, native.pool())
+
+
 def canonical(weight: Int8Weight | Int4Weight | TiledWeight) -> Int8Weight | Int4Weight:
     """A weight as files hold it, bit by bit; a copy of a tiled one."""
     return unpack(weight) if isinstance(weight, TiledWeight) else weight
@@ -322,7 +321,7 @@ def stacks_updates(x: Tensor, weight: Weight | TiledWeight) -> bool:
     if uses_kernels(x):
         return True
     fits = linear_cpu_takes(x, weight) and not torch.is_autocast_enabled("cpu")
-    return fits and _library() is not None
+    return fits and native_library() is not None
 
 
 def lora_linear(
@@ -346,7 +345,7 @@ def lora_linear(
     weight = unpack(weight) if isinstance(weight, TiledWeight) else weight
     if isinstance(lora, StackedLora):
         return _linear_forward(x, weight, bias, lora, norm, activation, residual)
-    if not lora and not _records(x, weight, bias, residual, *(norm or ())):
+    if not lora and not records(x, weight, bias, residual, *(norm or ())):
         return _linear_forward(x, weight, bias, None, norm, activation, residual)
     x = x if norm is None else rms_norm(x, *norm)
     return lora_linear_triton(x, weight, bias, lora, activation=activation, residual=residual)
@@ -371,9 +370,9 @@ def _linear_without_kernels(
         )
     x = x if norm is None else rms_norm(x, *norm)
     pairs = (t for update in lora for t in (update.a, update.b))
-    if not _differentiates(x, weight, bias, residual, *pairs):
+    if not differentiates(x, weight, bias, residual, *pairs):
         return _finish(lora_linear_reference(x, weight, bias, lora), activation, residual)
-    y = linear_torch(x, weight, bias, lora, residual if activation is None else None)
+    y = linear_torch(x, weight, bias, lora, residual if activation is None else None, dequantize)
     return y if activation is None else _finish(y, activation, residual)
 
 
@@ -395,7 +394,7 @@ def _linear_cpu(
     updates = () if isinstance(lora, StackedLora) else lora
     dense = weight if isinstance(weight, Tensor) else None
     pairs = (t for update in updates for t in (update.a, update.b))
-    if (library := _library(x, dense, bias, residual, gain, *pairs)) is None:
+    if (library := native_library(x, dense, bias, residual, gain, *pairs)) is None:
         return None
     if updates:
         if any(update.dropout for update in updates):
@@ -412,16 +411,6 @@ def _finish(y: Tensor, activation: Activation | None, residual: Tensor | None) -
     if activation is not None:
         y = swiglu(y) if activation == "swiglu" else quick_gelu(y)
     return y if residual is None else residual + y
-
-
-def _records(*inputs: object) -> bool:
-    """Whether a gradient with respect to any of them is wanted."""
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-
-
-def _differentiates(*inputs: object) -> bool:
-    """Whether gradients are wanted, and not the references'."""
-    return _chosen.get() is not False and _records(*inputs)
 
 
 def _linear_forward(
@@ -445,8 +434,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Weight | TiledWeight, targets: 
     weight = canonical(weight) if isinstance(weight, TiledWeight) else weight
     if uses_kernels(hidden):
         return linear_cross_entropy_triton(hidden, weight, targets)
-    run = linear_cross_entropy_torch if _differentiates(hidden, weight) else linear_cross_entropy_reference
-    return run(hidden, weight, targets)
+    if differentiates(hidden, weight):
+        return linear_cross_entropy_torch(hidden, weight, targets, dequantize)
+    return linear_cross_entropy_reference(hidden, weight, targets)
 
 
 def cross_attention(
@@ -461,7 +451,7 @@ def cross_attention(
     if uses_kernels(query):
         return cross_attention_triton(*inputs, dropout, extra_key_value)
     fits = not dropout and cross_attention_cpu_takes(*inputs, extra_key_value)
-    if fits and (library := _library(*inputs, extra_key_value)) is not None:
+    if fits and (library := native_library(*inputs, extra_key_value)) is not None:
         return cross_attention_cpu(library, *inputs, extra_key_value, native.pool())
     return cross_attention_reference(*inputs, dropout, extra_key_value)
 
@@ -470,10 +460,10 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """query (N, L, H, D), key and value (N, S, H, D) -> (N, L, H, D), unmasked."""
     if uses_kernels(query):
         return dense_attention_triton(query, key, value)
-    if query.is_cpu and _differentiates(query, key, value):
+    if query.is_cpu and differentiates(query, key, value):
         return attention_torch(query, key, value, None, dense_attention)
     fits = dense_attention_cpu_takes(query, key, value)
-    if fits and (library := _library(query, key, value)) is not None:
+    if fits and (library := native_library(query, key, value)) is not None:
         return dense_attention_cpu(library, query, key, value, native.pool())
     return dense_attention_reference(query, key, value)
 
@@ -487,10 +477,10 @@ def varlen_attention(
     """
     if uses_kernels(query):
         return varlen_attention_gpu(query, key, value, bounds, starts)
-    if query.is_cpu and _differentiates(query, key, value):
+    if query.is_cpu and differentiates(query, key, value):
         attend = partial(varlen_attention, bounds=bounds, starts=starts)
         return attention_torch(query, key, value, bounds, attend)
     fits = varlen_attention_cpu_takes(query, key, value, starts)
-    if fits and (library := _library(query, key, value)) is not None:
+    if fits and (library := native_library(query, key, value)) is not None:
         return varlen_attention_cpu(library, query, key, value, starts, native.pool())
     return varlen_attention_reference(query, key, value, bounds)

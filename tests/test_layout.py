@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Area (first name below owl_fast, or a top-level folder) -> layer. An import may go sideways or down.
 LAYERS = (
     ("kernels",),
-    ("config", "errors", "files", "machine", "native", "ops"),
+    ("backends", "config", "errors", "files", "machine", "native", "ops"),
     (
         *("checkpoints", "conversation", "fetch", "hub", "images", "lora", "models", "picture_parts"),
         *("prompts", "quantization", "tokenizer", "video"),
@@ -93,7 +93,7 @@ def complaint(module: str, imported: str) -> str | None:
 def internal_complaint(area: str, target: str) -> str | None:
     if area == target:
         return None
-    if target == "kernels" and area not in ("ops", "benchmarks"):
+    if target == "kernels" and area not in ("ops", "backends", "benchmarks"):
         return f"only ops imports kernels, not {area}"
     top_level = LEVEL["chat"]
     if target not in LEVEL:  # a public name of owl_fast itself: Engine, __version__ ...

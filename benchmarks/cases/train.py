@@ -1,5 +1,8 @@
 """train: steps of both stages beside transformers and peft, on the same shapes, samples and adapters.
 
+"owl_fast" is the configuration for which step and peak memory are compared with the peer that checkpoints:
+frozen weights in int4, nothing computed a second time. Its other rows say what differs.
+
 Each contender has a process of its own (benchmarks/training.py); all wait for each other and take turns, step
 by step. Peak memory: anonymous memory on a CPU, over what the process held before the model was there; on a
 GPU what torch allocated. Of the limit: the part of the machine's matrix products that was reached (MFU), over
@@ -19,7 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.harness import Row, absent, row
 from benchmarks.timing import machine
-from benchmarks.training import CONTENDERS, Work, command, tiny
+from benchmarks.training import CONTENDERS, OURS, PREFIX, Work, command, tiny
 from owl_fast.config import LlamaConfig
 from owl_fast.engine.placement import pick_device
 
@@ -32,6 +35,7 @@ CPU_LLAMA = LlamaConfig(
 )
 CPU_BATCH, GPU_BATCH = (4, 165, 60), (2, 2048, 1024)  # samples, rows of each, learned rows of each
 STEPS = 7
+TENSORS_ALONE = "tensors; a process on a CPU also holds what the C library keeps for later"
 
 
 class Process:
@@ -85,7 +89,7 @@ def run(args: argparse.Namespace) -> list[Row]:
 
 
 def measure(work: Work) -> list[Row]:
-    """Three rows per contender: tokens/s, peak memory, and the time of a step."""
+    """Three rows per contender: tokens/s, peak memory, and the time of a step; of ours the planned memory."""
     llama = work.llama
     shape = (
         f"stage {work.stage}, {llama.hidden_size} x {llama.num_hidden_layers} layers, "
@@ -99,9 +103,15 @@ def measure(work: Work) -> list[Row]:
         if name in troubles:
             rows.append(absent(*where, "throughput", "tok/s", troubles[name]))
             continue
-        rows.append(row(*where, "throughput", "tok/s", [tokens / s for s in taken[name]], limit))
+        own = OURS.get(name)
+        held = "" if own is None else f"{own.scheme or 'bf16'} weights, layers keep: {own.level}"
+        held += f"; {PREFIX} first tokens the same in all samples" * (own is not None and own.shared)
+        rows.append(row(*where, "throughput", "tok/s", [tokens / s for s in taken[name]], limit, held))
         rows.append(row(*where, "step", "ms", [1e3 * s for s in taken[name]]))
         rows.append(row(*where, "peak memory", "GB", [peaks[name] / 1e9]))
+        if own is not None:
+            note = TENSORS_ALONE if work.device == "cpu" else ""
+            rows.append(row(*where, "planned memory", "GB", [own.planned(work) / 1e9], note=note))
     return rows
 
 

@@ -23,7 +23,7 @@
 #endif
 
 // Raised whenever a signature below changes its meaning; owl_fast/native.py refuses any other number.
-#define OWL_ABI_VERSION 4
+#define OWL_ABI_VERSION 5
 
 OWL_API int32_t owl_abi_version();
 
@@ -153,3 +153,15 @@ OWL_API void owl_swiglu(owl_pool *pool, int32_t type, const void *gate_up, void 
                         int32_t path);
 OWL_API void owl_quick_gelu(owl_pool *pool, int32_t type, const void *x, const void *bias, void *out, int64_t rows,
                             int64_t width, int32_t path);
+
+// Gradients dx of owl_swiglu and owl_rms_norm from dy, with x (for swiglu gate_up) as forward had it and dy of the
+// rows' results; weights are frozen. fp32 inside, rounded once.
+OWL_API void owl_swiglu_backward(owl_pool *pool, int32_t type, const void *gate_up, const void *dy, void *dx,
+                                 int64_t rows, int64_t width, int32_t path);
+OWL_API void owl_rms_norm_backward(owl_pool *pool, int32_t type, const void *x, const void *weight, const void *dy,
+                                   void *dx, int64_t rows, int64_t width, float eps, int32_t path);
+
+// Rows of an OWL_INT8 or OWL_INT4 weight written out, in fp32 (type 0) or bf16 (1): out (rows, width), contiguous.
+// Row r of q lies r * q_row bytes behind q; scale is fp32: (rows), or of int4 (rows, ceil(width / group)).
+OWL_API void owl_dequantize(owl_pool *pool, int32_t form, int32_t type, const uint8_t *q, int64_t q_row,
+                            const float *scale, void *out, int64_t rows, int64_t width, int64_t group, int32_t path);

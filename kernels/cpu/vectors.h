@@ -1,4 +1,4 @@
-// The operations on floats, once for every instruction set: attention, norms and activations.
+// The operations on floats, once for every instruction set: attention, norms, activations, weights written out.
 #pragma once
 
 #include <cstdint>
@@ -44,6 +44,12 @@ using Norm = void (*)(const void *x, const void *weight, const void *bias, int64
 // swiglu: gate and up; quick_gelu: x and bias.
 using Activate = void (*)(const void *a, const void *b, int64_t width, void *y);
 
+using NormGradient = void (*)(const void *x, const void *weight, const void *dy, int64_t width, float eps, void *dx);
+using GateGradient = void (*)(const void *gate, const void *up, const void *dy, int64_t width, void *dgate, void *dup);
+
+// One row of a quantized weight: q, and a scale for every `group` of its values.
+using Expand = void (*)(const uint8_t *q, const float *scale, int64_t width, int64_t group, void *out);
+
 struct Vectors {
   const char *name;
   Rotate rotate[2];  // fp32, bf16
@@ -51,6 +57,9 @@ struct Vectors {
   Attend attend[2][3];  // query fp32, bf16; keys and values fp32, bf16, int8
   Norm layer_norm[2];  // fp32, bf16
   Activate swiglu[2], quick_gelu[2];
+  NormGradient rms_norm_gradient[2];
+  GateGradient swiglu_gradient[2];
+  Expand int8[2], int4[2];  // to fp32, bf16
   void (*exp)(const float *x, float *y, int64_t count);
 };
 

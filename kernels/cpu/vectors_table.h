@@ -3,7 +3,9 @@
 
 #include "attention_tiles.h"
 #include "cache_rows.h"
+#include "dequantize_rows.h"
 #include "elementwise_rows.h"
+#include "gradient_rows.h"
 
 namespace {
 
@@ -29,6 +31,10 @@ Vectors make_vectors(const char *name) {
           {layer_norm<float>, layer_norm<uint16_t>},
           {swiglu<float>, swiglu<uint16_t>},
           {quick_gelu<float>, quick_gelu<uint16_t>},
+          {rms_norm_gradient<float>, rms_norm_gradient<uint16_t>},
+          {swiglu_gradient<float>, swiglu_gradient<uint16_t>},
+          {expand_int8<float>, expand_int8<uint16_t>},
+          {expand_int4<float>, expand_int4<uint16_t>},
           exp_row};
 }
 

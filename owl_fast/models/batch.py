@@ -42,6 +42,9 @@ class PackedBatch:
     visual_index: Tensor | None = None  # (V,) int64: rows replaced by picture embeddings
     visual_embeds: Tensor | None = None  # (V, H)
     cache: PagedCache | None = None  # None: every sequence is whole and nothing is kept
+    shared: ops.SharedPrefix | None = (
+        None  # rows that stand for all sequences; bounds are still of whole ones
+    )
 
     @property
     def decodes(self) -> bool:

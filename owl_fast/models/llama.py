@@ -38,7 +38,11 @@ class LlamaAttention(nn.Module):
             query, key = ops.rotary(query, key, cos, sin)
             if torch.is_grad_enabled():
                 value = value.contiguous()  # a view would keep all of qkv for backward
+            if batch.shared is not None:
+                query, key, value = map(batch.shared.lay_out, (query, key, value))
             attended = ops.varlen_attention(query, key, value, batch.bounds, batch.cu_seqlens)
+            if batch.shared is not None:
+                attended = batch.shared.take_back(attended)
         else:
             attended = _attend_cached(query, key, value, cos, sin, batch, batch.cache, layer)
         return self.o_proj(attended.flatten(1), residual=x)

@@ -183,7 +183,12 @@ def _add_memory(group: argparse._ArgumentGroup) -> None:
         default="none",
         help="how frozen language weights are held",
     )
-    add("--micro-batch", type=int, metavar="N", help="samples at once (default: as many as memory takes)")
+    add(
+        "--micro-batch",
+        type=int,
+        metavar="N",
+        help="samples at once (default: what takes least time in --memory)",
+    )
     add("--memory", type=float, metavar="GB", help="what the run may take (default: what is free)")
     add(
         "--optimizer",

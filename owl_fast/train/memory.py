@@ -11,7 +11,7 @@ import torch
 from owl_fast import machine
 from owl_fast.config import OwlConfig, Quantization
 from owl_fast.training.memory_plan import MicroBatch, Plan, Planner, Setup
-from owl_fast.training.packing import IGNORED, EncodedSample
+from owl_fast.training.packing import IGNORED, EncodedSample, shared_length
 from owl_fast.training.ranks import Ranks
 from owl_fast.training.stages import Stage
 from owl_fast.training.updates import UpdateReader
@@ -22,14 +22,16 @@ FEW_ROWS, ENOUGH_ROWS = 1024, 4096  # below, matrix products are slower; above, 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the first samples of a run, in its order."""
+    """Of the first samples of a run, in its order. shared: tokens that all of them begin with."""
 
     samples: list[MicroBatch]
+    shared: int
 
     @classmethod
     def of(cls, reader: UpdateReader) -> Sizes:
         """What reader's samples take; its encode need not look at pictures."""
-        return cls([_size(reader.sample(draw)) for draw in range(LOOKED_AT)])
+        encoded = [reader.sample(draw) for draw in range(LOOKED_AT)]
+        return cls([_size(sample) for sample in encoded], shared_length(encoded))
 
     @property
     def mean_rows(self) -> float:
@@ -37,13 +39,15 @@ class Sizes:
 
     def times(self, samples: int) -> MicroBatch:
         """The most that a micro-batch of so many samples takes."""
+        once = self.shared * (samples - 1)  # rows that are not computed again
         if samples > len(self.samples):
-            return _sum(self.samples).times(samples)
-        whole = range(0, len(self.samples) - samples + 1, samples)
-        groups = [_sum(self.samples[first : first + samples]) for first in whole]
+            whole = _sum(self.samples).times(samples)
+            return replace(whole, rows=whole.rows - once)
+        firsts = range(0, len(self.samples) - samples + 1, samples)
+        groups = [_sum(self.samples[first : first + samples]) for first in firsts]
         return MicroBatch(
             samples,
-            max(group.rows for group in groups),
+            max(group.rows for group in groups) - once,
             max(group.labelled for group in groups),
             max(group.pictures for group in groups),
         )

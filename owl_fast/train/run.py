@@ -27,14 +27,13 @@ from owl_fast.train.begun import go_on, write_settings
 from owl_fast.train.final import FINAL, write_final
 from owl_fast.train.memory import Sizes, budget_of, plan_of, planner_of, table
 from owl_fast.train.watch import Watch
-from owl_fast.training.adamw8bit import build_adamw8bit
 from owl_fast.training.bad_rows import BadRows, find_bad_rows
 from owl_fast.training.datasets import Dataset, ReadOptions, as_sources, open_datasets
 from owl_fast.training.features import FeatureCache, tower_sha256
 from owl_fast.training.loop import Trainer, TrainSettings
 from owl_fast.training.memory_plan import Plan, apply
-from owl_fast.training.muon import build_muon
-from owl_fast.training.optimizer import OptimizerSettings, build_adamw
+from owl_fast.training.optimizer import OptimizerSettings
+from owl_fast.training.optimizers import OPTIMIZERS
 from owl_fast.training.packing import EncodedSample, encode_sample
 from owl_fast.training.ranks import Ranks, joined
 from owl_fast.training.sample import Caption, Sample
@@ -45,7 +44,6 @@ from owl_fast.training.updates import UpdateReader
 
 Encode = Callable[[Sample | Caption], EncodedSample]
 Look = Callable[[Any], Tensor]
-OPTIMIZERS = {"adamw": build_adamw, "adamw8bit": build_adamw8bit, "muon": build_muon}
 
 
 def train(args: argparse.Namespace) -> Path | None:
@@ -87,7 +85,7 @@ def train(args: argparse.Namespace) -> Path | None:
             evaluate=watch.evaluate,
             resume=args.resume == "auto",
             data_changed_ok=args.data_changed_ok,
-            optimizer=OPTIMIZERS[args.optimizer],
+            optimizer=OPTIMIZERS[args.optimizer].build,
             features=features,
             stop=stop,
         )

@@ -113,6 +113,21 @@ class AdamW8bit(torch.optim.Optimizer):
                 state[name][codes], state[f"{name}_scale"][scales] = quantize(moment, signed)
 
 
+def adamw8bit_bytes(parameters: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Bytes of all states, and what a step takes for a while: of a slice two states in float32, one with its
+    fractions beside it, and places in the table in 64 bits."""
+    counts = [parameter.numel() for parameter in parameters.values()]
+    return sum(map(_state_bytes, counts)), (2 * 4 + 3 * 8) * min(max(counts, default=0), SLICE)
+
+
+def _state_bytes(numbers: int) -> int:
+    """Of both states of a tensor of so many numbers."""
+    if numbers <= SMALL:
+        return 2 * 4 * numbers
+    blocks = -(-numbers // BLOCK)
+    return 2 * blocks * (BLOCK + 4)
+
+
 def build_adamw8bit(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> AdamW8bit:
     """As optimizer.build_adamw builds the other one."""
     return AdamW8bit(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from owl_fast import ops
 from owl_fast.config import OwlConfig
 from owl_fast.models.layers import Linear
 from owl_fast.models.llama import LlamaLayer
@@ -37,11 +38,12 @@ class Bytes:
 @dataclass(frozen=True)
 class LayerCost:
     """Bytes by level: kept from forward to backward; again: on top of that while the layer computes again;
-    backward: the gradients that its backward holds at a time. flops: operations done again."""
+    backward: what its backward takes at a time beyond those, gradients above all. flops: operations done
+    again."""
 
     kept: dict[Level, int]
     again: dict[Level, int]
-    backward: int
+    backward: dict[Level, int]
     flops: dict[Level, float]
 
 
@@ -78,7 +80,14 @@ def llama_cost(layer: LlamaLayer, config: OwlConfig, rows: int, length: int, siz
         "attention": small + linear,
         "input": small + linear + look,
     }
-    return _cost(kept, again, width * s + 3 * inner * b, flops, rows)
+    # Of the MLP; of attention, when what the MLP kept is gone unless the level keeps it until the end.
+    gradients = width * s + 3 * inner * b, width * s + (width + qkv) * b
+    extra = 0 if size.gpu else ops.attention_bytes(length, heads, width, b)
+    backward = {
+        level: max(rows * gradients[0], rows * (gradients[1] - 2 * inner * b * (level != "products")) + extra)
+        for level in LEVELS
+    }
+    return _cost(kept, again, backward, flops, rows)
 
 
 def vision_cost(config: OwlConfig, pictures: int, size: Bytes) -> LayerCost:
@@ -110,7 +119,9 @@ def vision_cost(config: OwlConfig, pictures: int, size: Bytes) -> LayerCost:
         "attention": small + linear,
         "input": small + linear + look,
     }
-    return _cost(kept, again, width * s + 2 * inner * b, flops, pictures * length)
+    count = pictures * length
+    backward = dict.fromkeys(LEVELS, (width * s + 2 * inner * b) * count)
+    return _cost(kept, again, backward, flops, count)
 
 
 def abstractor_cost(config: OwlConfig, pictures: int, size: Bytes) -> LayerCost:
@@ -139,8 +150,8 @@ def abstractor_cost(config: OwlConfig, pictures: int, size: Bytes) -> LayerCost:
         "attention": small + linear + look,
         "input": small + linear + look,
     }
-    backward = queries * (width * s + 3 * inner * b) + 3 * (queries + image) * width * b
-    return _cost(kept, again, backward, flops, pictures)
+    gradients = queries * (width * s + 3 * inner * b) + 3 * (queries + image) * width * b
+    return _cost(kept, again, dict.fromkeys(LEVELS, gradients * pictures), flops, pictures)
 
 
 def keeps_input(linear: Linear) -> bool:
@@ -150,11 +161,16 @@ def keeps_input(linear: Linear) -> bool:
 
 
 def _cost(
-    kept: dict[Level, int], again: dict[Level, int], backward: int, flops: dict[Level, float], count: int
+    kept: dict[Level, int],
+    again: dict[Level, int],
+    backward: dict[Level, int],
+    flops: dict[Level, float],
+    count: int,
 ) -> LayerCost:
+    """backward: of all that is counted, the others of one."""
     return LayerCost(
         {level: kept[level] * count for level in LEVELS},
         {level: again[level] * count for level in LEVELS},
-        backward * count,
+        backward,
         {level: flops[level] * count for level in LEVELS},
     )

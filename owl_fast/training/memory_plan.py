@@ -13,7 +13,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import nn
 
-from owl_fast import ops
+from owl_fast import native, ops
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.config import OwlConfig
 from owl_fast.errors import UnsupportedError
@@ -24,15 +24,12 @@ from owl_fast.models.owl import Owl
 from owl_fast.models.stretches import LEVELS, Layer, Level
 from owl_fast.models.vision import VisionLayer
 from owl_fast.training.layer_costs import Bytes, LayerCost, abstractor_cost, llama_cost, vision_cost
-from owl_fast.training.muon import muon_bytes
+from owl_fast.training.optimizers import OPTIMIZERS
 from owl_fast.training.stages import Stage
 
 Part = Literal["vision", "abstractor", "language"]
 PARTS: tuple[Part, ...] = get_args(Part)
 WHOLE: Level = "whole"
-# Bytes of states for a trained number: two in float32, or two in 8 bits with two float32 for 256 of them.
-STATES = {"adamw": 8.0, "adamw8bit": 2.0 + 2 * 4 / 256}
-STEP_BYTES = {"adamw": 0, "adamw8bit": 32 << 20}  # while a step is made
 Levels = dict[Part, tuple[Level, ...]]
 
 
@@ -63,7 +60,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Setup:
-    """dtype: of frozen dense weights; precision: as in TrainSettings; optimizer: as in --optimizer."""
+    """dtype: of frozen dense weights; precision: as in TrainSettings; optimizer: a name in OPTIMIZERS."""
 
     config: OwlConfig
     stage: Stage
@@ -120,7 +117,8 @@ class Planner:
         packed = [b for m in model.modules() if isinstance(m, PackedWeight) for b in m.buffers()]
         self.frozen = sum(t.nbytes for t in (*frozen, *packed))
         self.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self.states, self.step_bytes = self._optimizer()
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.states, self.step_bytes = OPTIMIZERS[setup.optimizer].memory(trained)
 
     def plan(self, batch: MicroBatch, levels: Levels | None = None) -> Plan:
         """levels: None for layers that compute nothing again."""
@@ -129,8 +127,10 @@ class Planner:
         costs = self._costs(batch)
         kept = {part: sum(costs[part].kept[level] for level in levels[part]) for part in costs}
         again = {part: max((costs[part].again[level] for level in levels[part]), default=0) for part in costs}
-        work = 0 if size.gpu else ops.backward_bytes(2 * batch.rows * config.llama.intermediate_size)
-        passing = {part: costs[part].backward + work for part in costs}
+        passing = {
+            part: max((cost.backward[level] for level in levels[part]), default=0) + self._blocks(part, batch)
+            for part, cost in costs.items()
+        }
         width, seen = config.vision.hidden_size, batch.pictures * (1 + config.vision.num_patches)
         pixels = batch.pictures * 3 * config.vision.image_size**2 * 4 + seen * width * vision.stream
         stream = batch.rows * config.llama.hidden_size * size.stream
@@ -222,13 +222,6 @@ class Planner:
                 found[part] = llama_cost(layer, config, batch.rows, length, size)
         return found
 
-    def _optimizer(self) -> tuple[int, int]:
-        """Bytes of the optimizer's states, and of what it needs besides while a step is made."""
-        if self.setup.optimizer == "muon":
-            return muon_bytes({n: p for n, p in self.model.named_parameters() if p.requires_grad})
-        name = self.setup.optimizer
-        return round(STATES[name] * self.trained), STEP_BYTES[name]
-
     def _recorded(self, part: Part) -> bool:
         """Gradients go through what trains, and through what comes behind it."""
         behind = PARTS[: PARTS.index(part) + 1]
@@ -239,6 +232,22 @@ class Planner:
         weights = next(self.layers[part].parameters()) if part != "language" else self._embedding()
         gpu = self.setup.device.type == "cuda"
         return Bytes(stream=weights.dtype.itemsize, product=2 if half else 4, gpu=gpu)
+
+    def _blocks(self, part: Part, batch: MicroBatch) -> int:
+        """What norms and activations take in backward, block by block, where no kernel has their gradient."""
+        config = self.setup.config
+        if self.setup.device.type == "cuda":
+            return 0
+        if part == "vision":
+            seen = batch.pictures * (1 + config.vision.num_patches)
+            return ops.backward_bytes(seen * config.vision.intermediate_size)
+        if part == "abstractor":
+            seen = batch.pictures * (config.num_query_tokens + 1 + config.vision.num_patches)
+            return ops.backward_bytes(seen * config.abstractor.hidden_size)
+        if native.library() is None:
+            return ops.backward_bytes(2 * batch.rows * config.llama.intermediate_size)
+        norms = any(p.requires_grad for p in self.model.language_model.model.norm.parameters())
+        return ops.backward_bytes(norms * batch.rows * config.llama.hidden_size)
 
     def _embedding(self) -> nn.Parameter:
         return self.model.language_model.model.embed_tokens.weight

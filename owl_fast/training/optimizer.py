@@ -60,6 +60,11 @@ def build_adamw(parameters: Mapping[str, nn.Parameter], settings: OptimizerSetti
     )
 
 
+def adamw_bytes(parameters: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Bytes of both states; a step needs nothing besides."""
+    return 8 * sum(parameter.numel() for parameter in parameters.values()), 0
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group["factor"]

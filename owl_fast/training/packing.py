@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from owl_fast import ops
 from owl_fast.errors import DataError, ImageError, Reason
 from owl_fast.models.batch import PackedBatch
 from owl_fast.prompts import IMAGE_ID, caption_pieces, encode_training, training_pieces
@@ -22,6 +23,7 @@ from owl_fast.tokenizer import Tokenizer
 from owl_fast.training.sample import Caption, Sample
 
 IGNORED = -100
+WORTH_SHARING = 16  # tokens; a shorter prefix costs more to lay out than to compute
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class TrainingBatch:
             positions=p.positions.to(device),
             cu_seqlens=p.cu_seqlens.to(device),
             visual_index=None if p.visual_index is None else p.visual_index.to(device),
+            shared=None if p.shared is None else p.shared.to(device),
         )
         return replace(
             self,
@@ -125,17 +128,19 @@ def pack(samples: Sequence[EncodedSample], image_rows: int) -> TrainingBatch:
     """
     rows: list[int] = []
     targets: list[int] = []
-    start = 0
     for sample in samples:
         _check(sample, image_rows)
+    prefix = shared_length(samples)
+    start = 0  # where the sample's rows would begin, were its prefix among them
+    for sample in samples:
         # The first token is predicted by nothing.
         labelled = [i for i, label in enumerate(sample.labels) if i and label != IGNORED]
         rows += [start + i - 1 for i in labelled]
         targets += [sample.labels[i] for i in labelled]
-        start += len(sample.token_ids)
+        start += len(sample.token_ids) - prefix
     pixels, features, from_pixels = _stack([v for sample in samples for v in sample.visual], samples)
     return TrainingBatch(
-        packed=_pack_ids([sample.token_ids for sample in samples]),
+        packed=_pack_ids([sample.token_ids for sample in samples], prefix),
         rows=torch.tensor(rows, dtype=torch.int64),
         targets=torch.tensor(targets, dtype=torch.int64),
         pixels=pixels,
@@ -174,14 +179,33 @@ def _stack(
     return torch.stack(pixels) if pixels else None, torch.stack(features) if features else None, both
 
 
-def _pack_ids(sequences: Sequence[Sequence[int]]) -> PackedBatch:
-    flat = torch.tensor([i for ids in sequences for i in ids], dtype=torch.int64)
+def shared_length(samples: Sequence[EncodedSample]) -> int:
+    """Tokens that all samples begin with and that are computed once: before any picture and any label."""
+    if len(samples) < 2:
+        return 0
+    first = samples[0]
+    most = min(len(sample.token_ids) for sample in samples) - 1
+    length = 0
+    for place, token in enumerate(first.token_ids[:most]):
+        # A row predicts the label behind it.
+        if token < 0 or any(s.token_ids[place] != token or s.labels[place + 1] != IGNORED for s in samples):
+            break
+        length = place + 1
+    return length if length >= WORTH_SHARING else 0
+
+
+def _pack_ids(sequences: Sequence[Sequence[int]], prefix: int) -> PackedBatch:
     bounds = (0, *accumulate(len(ids) for ids in sequences))
+    kept = [ids[prefix if number else 0 :] for number, ids in enumerate(sequences)]
+    flat = torch.tensor([i for ids in kept for i in ids], dtype=torch.int64)
     visual_index = (flat < 0).nonzero()[:, 0]
     return PackedBatch(
         token_ids=flat.clamp_(min=0),
-        positions=torch.cat([torch.arange(len(ids)) for ids in sequences]),
+        positions=torch.cat(
+            [torch.arange(len(w) - len(k), len(w)) for w, k in zip(sequences, kept, strict=True)]
+        ),
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
         bounds=bounds,
         visual_index=visual_index if len(visual_index) else None,
+        shared=ops.SharedPrefix.of(prefix, bounds) if prefix else None,
     )

@@ -298,7 +298,7 @@ def test_training_comes_with_its_peers(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(train, "STEPS", 2)
     rows = [row for row in rows_of(tmp_path, "train") if row["case"] == "train"]
     assert {row["contender"] for row in rows} == set(contenders)
-    assert len(rows) == 2 * 2 * 3
+    assert len(rows) == 2 * 2 * 4
     for row in rows:
         assert 0 < row["p20"] <= row["median"] <= row["p80"]
         assert (row["limit_fraction"] is not None) == (row["metric"] == "throughput")
@@ -309,12 +309,13 @@ def test_training_counts_what_plain_torch_multiplies(stage: int) -> None:
     """Products of forward and of the gradients of their inputs, the head on learned rows."""
     work = training.tiny(training.Work("owl_fast", stage, "cpu", train.CPU_LLAMA, *train.CPU_BATCH))
     with FlopCounterMode(display=False) as counter:
-        training.ours(work)()
+        training.ours(work, training.Own())()
     assert work.flops == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 def test_a_contender_that_fails_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "CONTENDERS", {"owl_fast": training.ours, "nobody": training.ours})
+    both = dict.fromkeys(("owl_fast", "nobody"), training.CONTENDERS["owl_fast"])
+    monkeypatch.setattr(train, "CONTENDERS", both)
     monkeypatch.setattr(train, "STEPS", 2)
     rows = [row for row in rows_of(tmp_path, "train") if row["contender"] == "nobody"]
     assert [row["note"] for row in rows] == ["absent: KeyError: 'nobody'"] * 2

@@ -405,11 +405,16 @@ def test_varlen_matches_float64(cpu_library: ctypes.CDLL, path: int) -> None:
         )
 
 
-def test_ops_use_it_where_no_gradient_is_wanted(cpu_library: ctypes.CDLL) -> None:
+def test_ops_use_it(cpu_library: ctypes.CDLL) -> None:
+    """With gradients, too, whose backward is torch's (test_attention_torch.py)."""
     q, k, v = (random(1, 20, 2, 16, seed=i) for i in range(3))
     assert torch.equal(ops.dense_attention(q, k, v), dense_attention_cpu(cpu_library, q, k, v))
     q.requires_grad_()
-    assert torch.equal(ops.dense_attention(q, k, v), dense_attention_reference(q, k, v))
+    attended = ops.dense_attention(q, k, v)
+    assert attended.requires_grad
+    assert torch.equal(attended, dense_attention_cpu(cpu_library, q.detach(), k, v))
+    with ops.kernels(False):
+        assert torch.equal(ops.dense_attention(q, k, v), dense_attention_reference(q, k, v))
     with torch.no_grad():
         assert torch.equal(ops.dense_attention(q, k, v), dense_attention_cpu(cpu_library, q, k, v))
         assert ops.decodes_at_once(q)

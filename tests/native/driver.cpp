@@ -368,6 +368,16 @@ void pictures_and_rows() {
         owl_layer_norm(pool, kind, at(0), at(1), nullptr, out.data, rows, width, 1e-5f, path);
         owl_quick_gelu(pool, kind, at(0), at(1), out.data, rows, width, path);
         owl_swiglu(pool, kind, at(0), out.data, rows, width, path);
+        const Buffer both(2 * rows * width * bytes);
+        owl_swiglu_backward(pool, kind, at(0), at(2 * rows), both.data, rows, width, path);
+        owl_rms_norm_backward(pool, kind, at(0), at(3 * rows - 1), at(2 * rows), out.data, rows, width, 1e-5f, path);
+        for (const int64_t group : {0, 2, 32}) {
+          const int64_t row = group > 0 ? (width + 1) / 2 : width, scales = group > 0 ? (width + group - 1) / group : 1;
+          const Buffer q(rows * row), scale(rows * scales * 4);
+          std::memset(scale.data, 0, static_cast<size_t>(rows * scales * 4));
+          owl_dequantize(pool, group > 0 ? OWL_INT4 : OWL_INT8, kind, q.data, row,
+                         reinterpret_cast<const float *>(scale.data), out.data, rows, width, group, path);
+        }
       }
     }
     std::vector<float> x, y(1999), expected;

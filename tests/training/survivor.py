@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -149,8 +150,10 @@ def wait_somewhere(folder: Path, process: BaseProcess, rng: random.Random) -> No
 
 
 def kill(process: BaseProcess, number: signal.Signals = signal.SIGKILL) -> None:
+    """Unless it is through already."""
     assert process.pid is not None
-    os.kill(process.pid, number)
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, number)
 
 
 def shorter(**changes: Any) -> TrainSettings:

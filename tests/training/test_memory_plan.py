@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,8 @@ from owl_fast.models.owl import Owl
 from owl_fast.models.stretches import LEVELS, Layer, Level
 from owl_fast.quantization.whole import quantize_
 from owl_fast.training import STAGE1, EncodedSample, OptimizerSettings, Source, Trainer, TrainSettings, stage2
-from owl_fast.training.loop import BuildOptimizer
 from owl_fast.training.memory_plan import MicroBatch, Planner, Setup, apply
-from owl_fast.training.muon import build_muon
-from owl_fast.training.optimizer import build_adamw
+from owl_fast.training.optimizers import OPTIMIZERS
 from owl_fast.training.packing import IGNORED
 from owl_fast.training.stages import Stage
 from tests.live_memory import LiveMemory
@@ -49,26 +48,20 @@ def batch_of(samples: int = SAMPLES) -> MicroBatch:
     return MicroBatch(samples, samples * LENGTH, samples * LEARNED, samples)
 
 
-def measured(
-    stage: Stage,
-    dtype: torch.dtype,
-    config: OwlConfig,
-    level: Level,
-    folder: Path,
-    optimizer: BuildOptimizer = build_adamw,
-) -> int:
+def measured(setup: Setup, level: Level, folder: Path) -> int:
     """The most memory of tensors in two updates of two micro-batches, the model's own included."""
+    config = setup.config
+    build = OPTIMIZERS[setup.optimizer].build
     with LiveMemory() as live:
         model = Owl(replace(config, quantization=None))
         init_weights(model, 0)
-        model = model.to(dtype)
+        model = model.to(setup.dtype)
         if config.quantization is not None:
             quantize_(model, config.quantization)
         settings = TrainSettings(
-            2, 2 * SAMPLES, SAMPLES, OptimizerSettings(warmup=1), precision="bf16", progress=False
+            2, 2 * SAMPLES, SAMPLES, OptimizerSettings(warmup=1), precision=setup.precision, progress=False
         )
-        source = Source("made up", sample)
-        trainer = Trainer(model, stage, [source], settings, folder, optimizer=optimizer)
+        trainer = Trainer(model, setup.stage, [Source("made up", sample)], settings, folder, optimizer=build)
         for layer in model.modules():
             if isinstance(layer, Layer):
                 layer.level = level
@@ -78,25 +71,30 @@ def measured(
         return live.peak
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize(("stage", "scheme"), [(STAGE1, None), (LORA, "int4")], ids=["stage1", "stage2-int4"])
-def test_the_plan_is_what_training_takes(
-    stage: Stage, scheme: str | None, level: Level, tmp_path: Path
-) -> None:
+def of(stage: Stage, scheme: str | None, **more: Any) -> Setup:
     quantization = None if scheme is None else Quantization(scheme)
-    config = replace(CONFIG, quantization=quantization)
-    planner = Planner(Setup(config, stage, CPU))
+    return Setup(replace(CONFIG, quantization=quantization), stage, CPU, **more)
+
+
+SETUPS = {
+    "stage1": of(STAGE1, None),
+    "stage1-int4": of(STAGE1, "int4"),
+    "stage1-int8-fp32": of(STAGE1, "int8", dtype=torch.float32, precision="fp32"),
+    "stage1-adamw8bit": of(STAGE1, None, optimizer="adamw8bit"),
+    "stage1-muon": of(STAGE1, None, optimizer="muon"),
+    "stage2": of(LORA, None),
+    "stage2-int8": of(LORA, "int8"),
+    "stage2-int4": of(LORA, "int4"),
+    "stage2-int4-adamw8bit": of(LORA, "int4", optimizer="adamw8bit"),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
+def test_the_plan_is_what_training_takes(setup: Setup, level: Level, tmp_path: Path) -> None:
+    planner = Planner(setup)
     plan = planner.plan(batch_of(), planner.levels(lambda part: level))
-    assert plan.total == pytest.approx(measured(stage, torch.bfloat16, config, level, tmp_path), rel=0.1)
-
-
-def test_the_plan_of_muon(tmp_path: Path) -> None:
-    plan = Planner(Setup(CONFIG, STAGE1, CPU, optimizer="muon")).plan(batch_of(1))
-    adamw = Planner(Setup(CONFIG, STAGE1, CPU)).plan(batch_of(1))
-    assert plan.parts["states of muon"] < 0.6 * adamw.parts["states of adamw"]
-    taken = measured(STAGE1, torch.bfloat16, CONFIG, "whole", tmp_path, build_muon)
-    plan = Planner(Setup(CONFIG, STAGE1, CPU, optimizer="muon")).plan(batch_of())
-    assert plan.total == pytest.approx(taken, rel=0.1)
+    assert plan.total == pytest.approx(measured(setup, level, tmp_path), rel=0.1)
 
 
 def planner_of(stage: Stage, config: OwlConfig = CONFIG) -> Planner:
