@@ -73,5 +73,5 @@ TEXT = Schedule(steps=4500, batch=28, lr=0.008)
 LATER = Schedule(steps=1200, batch=28, lr=0.006)  # two rounds
 LATER_DRILL_SHARE = 0.5
 # Of Muon and AdamW alike, as the training command scales them.
-STAGE1 = Schedule(steps=3200, batch=24, lr=0.003)
-STAGE2 = Schedule(steps=2000, batch=20, lr=0.0015)
+STAGE1 = Schedule(steps=4800, batch=24, lr=0.003)
+STAGE2 = Schedule(steps=2000, batch=20, lr=0.001)

@@ -21,7 +21,7 @@ from recipes.owl_nano.draw import draw, sample_size
 from recipes.owl_nano.pool import Pool
 from recipes.owl_nano.questions import Turn
 from recipes.owl_nano.settings import IMAGE_SIDE
-from recipes.owl_nano.world import Scene, caption, sample_scene
+from recipes.owl_nano.world import HELDOUT_PAIRS, Scene, caption, sample_scene
 
 COUNT_SHARES = {0: 0.07, 1: 0.31, 2: 0.31, 3: 0.31}  # of pictures with so many shapes in conversations
 # Shares of the questions of stage 1; what each asks for is told in the captions, too.
@@ -35,6 +35,7 @@ QUESTIONS = {
     "count": 1.0,
 }
 HELD_OUT_PICTURES, HELD_OUT_ROWS = 300, 80
+NEVER_SHOWN = tuple(" ".join(pair) for pair in HELDOUT_PAIRS)
 Row = dict[str, Any]
 
 
@@ -59,12 +60,16 @@ class Rows:
         while not told:
             for task in rng.choices(tuple(QUESTIONS), tuple(QUESTIONS.values()), k=rng.randint(5, 9)):
                 for turn in ask_about(rng, scene, task) or ():
-                    told.setdefault(turn.question if task == "exist" else turn.answer, turn)
+                    if not _denies_unseen(turn):
+                        told.setdefault(turn.question if task == "exist" else turn.answer, turn)
         return self._messages(Dialogue((scene,), tuple(told.values())), [number])
 
     def picture(self, rng: random.Random) -> Row:
         (number,) = self._numbers(rng, 1)
-        return self._messages(about_picture(rng, self.scenes[number], max_questions=6), [number])
+        dialogue = about_picture(rng, self.scenes[number], max_questions=6)
+        while any(map(_denies_unseen, dialogue.turns)):
+            dialogue = about_picture(rng, self.scenes[number], max_questions=6)
+        return self._messages(dialogue, [number])
 
     def pair(self, rng: random.Random) -> Row:
         first, second = self._numbers(rng, 2)
@@ -89,6 +94,12 @@ class Rows:
 
     def _path(self, number: int) -> str:
         return f"{self.folder}/{number:05d}.png"
+
+
+def _denies_unseen(turn: Turn) -> bool:
+    """Whether it says no to a combination that no training picture shows: as this would be the answer every time,
+    it would be learned."""
+    return turn.answer == "No." and any(pair in turn.question for pair in NEVER_SHOWN)
 
 
 def write_pictures(pictures: Iterable[Image.Image], folder: Path) -> None:
