@@ -97,8 +97,8 @@ class Rows:
 
 
 def _denies_unseen(turn: Turn) -> bool:
-    """Whether it says no to a combination that no training picture shows: as this would be the answer every time,
-    it would be learned."""
+    """Whether it says no to a combination that no training picture shows: that would be the answer every
+    time, and be learned."""
     return turn.answer == "No." and any(pair in turn.question for pair in NEVER_SHOWN)
 
 
