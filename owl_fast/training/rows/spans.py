@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ class Spans:
         return len(self.starts)
 
 
-class SpanRows:
+class SpanRows(ABC):
     """Rows of a text file; a kind of file says where they lie and how the bytes of one are read."""
 
     def __init__(self, path: Path, root: Path | None) -> None:
@@ -53,9 +54,9 @@ class SpanRows:
         """None: any row is as cheap to read as the next one."""
         return None
 
+    @abstractmethod
     def find(self, digest: Hash) -> None:
         """Go through the file, note its rows in self.spans, and feed all of it to the digest."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -66,8 +67,9 @@ class SpanRows:
         data = read_span(self.path, spans.starts[index], spans.lengths[index])
         return Row(self.fields(data, name), name, self.root)
 
+    @abstractmethod
     def fields(self, data: bytes, name: str) -> Mapping[str, Any]:
-        raise NotImplementedError
+        """The fields of a row; name: of the row, for errors."""
 
     def too_long(self, line: int) -> DataError:
         return DataError(
