@@ -7,7 +7,8 @@ the same loop and T B^T added at the end; where that costs too much (large ranks
 its random numbers would be made once per tile of outputs) T is made before, in kernels/low_rank.py.
 
 Every row is summed over K in the same steps whatever M is; but M chooses tile sizes and, where there are too
-few tiles to fill a GPU, in how many parts K is summed (launch_spec), which moves the last bits.
+few tiles to fill a GPU, in how many parts K is summed (launch_spec), which moves the last bits. `exact` takes
+the tiles and parts of EXACT_ROWS rows for any number of them.
 """
 
 from __future__ import annotations
@@ -67,10 +68,13 @@ def _linear_kernel(
     row_places = rows.to(tl.int64)[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     total_t = tl.zeros((BLOCK_M, BLOCK_RANK), tl.float32)
+    its_rows = M  # of T, which the first part alone adds
+    if PARTS > 1:
+        its_rows = tl.where(tl.program_id(1) == 0, M, 0)
     if t is not None and TRANSPOSED:  # first, while there are registers for what is dropped
         total = expanded(
-            total, t, b, owners, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride,
-            adapters, RANK, BLOCK_RANK
+            total, t, b, owners, rows, outs, its_rows, N, t_stride, b_adapter_stride, b_out_stride,
+            b_rank_stride, adapters, RANK, BLOCK_RANK
         )  # fmt: skip
         if threshold is not None:
             total = tl.where(kept(seed, threshold, rows, first, BLOCK_N), total * dropout_scale, 0.0)
@@ -105,8 +109,8 @@ def _linear_kernel(
         total = tl.dot(total_t.to(dtype), right, total, input_precision="ieee")
     if t is not None and not TRANSPOSED:
         total = expanded(
-            total, t, b, owners, rows, outs, M, N, t_stride, b_adapter_stride, b_out_stride, b_rank_stride,
-            adapters, RANK, BLOCK_RANK
+            total, t, b, owners, rows, outs, its_rows, N, t_stride, b_adapter_stride, b_out_stride,
+            b_rank_stride, adapters, RANK, BLOCK_RANK
         )  # fmt: skip
     if PARTS > 1:
         places = (tl.program_id(1).to(tl.int64) * M + row_places) * N + outs[None, :]
@@ -152,6 +156,7 @@ def _combine_kernel(
 
 # Streaming multiprocessors of a usual GPU of each compute capability (A100, 3090, 4090, H200, B200, 5090).
 PROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
+EXACT_ROWS = 64  # what a decode step needs most: parts enough to read W by all processors
 _MANY = 512  # rows from which large tiles pay; not measured yet
 
 
@@ -196,6 +201,7 @@ def multiply(
     activation: str | None = None,
     residual: Tensor | None = None,
     dropout: Dropout | None = None,
+    exact: bool = False,
 ) -> Tensor:
     """x (M, K), weight (N, K) or, transposed, (K, N) -> (M, N), (M, N / 2) with swiglu; nothing is checked.
 
@@ -205,11 +211,10 @@ def multiply(
     (rows, inner), width = x.shape, outputs // 2 if activation == "swiglu" else outputs
     values, scale, scale_stride, settings = weight_format(weight)
     y = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+    tile_rows = EXACT_ROWS if exact else rows
     spec = launch_spec(
-        rows, outputs, inner, x.dtype, capability(x.device), settings["FORMAT"], dropout is not None
+        tile_rows, outputs, inner, x.dtype, capability(x.device), settings["FORMAT"], dropout is not None
     )
-    if branch is not None and branch.t is not None:
-        spec["PARTS"] = 1  # T is added once
     parts, wide = spec["PARTS"], y
     if parts > 1:
         wide = torch.empty(parts, rows, outputs, dtype=torch.float32, device=x.device)
@@ -246,10 +251,12 @@ def linear_many_rows(
     activation: str | None = None,
     residual: Tensor | None = None,
     dropout: Dropout | None = None,
+    exact: bool = False,
 ) -> Tensor:
     """x (..., K), weight (N, K), bias (N,) -> (..., N), without gradients; dropout of x before a.
 
     activation: "quick_gelu", or "swiglu" of a stacked [gate; up] -> (..., N / 2). residual: as the output.
+    exact: a row's bits do not depend on the other rows.
     """
     check_linear(x, weight, bias)
     rows = flat_rows(x)
@@ -269,6 +276,6 @@ def linear_many_rows(
             f"{x.dtype} {(*x.shape[:-1], width)} on {x.device}",
         )
         residual = flat_rows(residual)
-    branch = None if lora is None else branch_of(rows, lora, dropout)
-    y = multiply(rows, weight, branch, bias=bias, activation=activation, residual=residual)
+    branch = None if lora is None else branch_of(rows, lora, dropout, exact=exact)
+    y = multiply(rows, weight, branch, bias=bias, activation=activation, residual=residual, exact=exact)
     return y.view(*x.shape[:-1], width)

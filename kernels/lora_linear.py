@@ -82,10 +82,9 @@ def fused_linear_reference(
 def add_stacked_reference(y: Tensor, x: Tensor, lora: StackedLora) -> Tensor:
     """y (M, N) of x (M, K), with each row's own adapter added."""
     owner = lora.owner if lora.owner is not None else x.new_zeros(len(x), dtype=torch.int32)
-    own = owner.clamp(min=0).long()
-    low = torch.einsum("mk,mrk->mr", x, lora.a.to(x.dtype)[own]) * lora.scale.to(x.dtype)[own]
-    update = torch.einsum("mr,mnr->mn", low, lora.b.to(x.dtype)[own])
-    return torch.where(owner[:, None] < 0, y, y + update)
+    for i, (a, b, scale) in enumerate(zip(*(t.to(x.dtype) for t in lora[:3]), strict=True)):
+        y = torch.where(owner[:, None] == i, y + F.linear(F.linear(x, a) * scale, b), y)
+    return y
 
 
 def lora_linear_triton(
@@ -204,6 +203,20 @@ def stack_updates(updates: Sequence[LoraUpdate], outputs: int, dtype: torch.dtyp
     stacked = _stacked(parts, [t for update in updates for t in (update.a, update.b)], outputs, dtype)
     assert stacked is not None
     return stacked
+
+
+def stack_adapters(adapters: Sequence[Sequence[LoraUpdate]], outputs: int, dtype: torch.dtype) -> StackedLora:
+    """The same for several adapters side by side, at least one of which has an update of the weight."""
+    ones = {i: stack_updates(updates, outputs, dtype) for i, updates in enumerate(adapters) if updates}
+    rank = max(one.scale.shape[1] for one in ones.values())
+    like = next(iter(ones.values()))
+    a = like.a.new_zeros(len(adapters), rank, like.a.shape[2])
+    b = like.b.new_zeros(len(adapters), outputs, rank)
+    scale = like.scale.new_zeros(len(adapters), rank)
+    for i, one in ones.items():
+        own = one.scale.shape[1]
+        a[i, :own], b[i, :, :own], scale[i, :own] = one.a[0], one.b[0], one.scale[0]
+    return StackedLora(a, b, scale)
 
 
 def _stacked(parts: Parts, pairs: Sequence[Tensor], outputs: int, dtype: torch.dtype) -> StackedLora | None:

@@ -139,9 +139,10 @@ def shrink(
     return t
 
 
-def branch_of(x: Tensor, lora: StackedLora, dropout: Dropout | None = None) -> Branch:
-    """The update of rows x (M, K); T is left to the main kernel where that is cheap."""
-    if lora.owner is None and dropout is None and lora.a.shape[1] <= INSIDE:
+def branch_of(x: Tensor, lora: StackedLora, dropout: Dropout | None = None, *, exact: bool = False) -> Branch:
+    """The update of rows x (M, K); T is left to the main kernel where that is cheap. exact: never, so that
+    it is summed alike for one adapter and for several."""
+    if not exact and lora.owner is None and dropout is None and lora.a.shape[1] <= INSIDE:
         return Branch(lora.b, None, lora.a, lora.scale)
     return Branch(lora.b, shrink(x, lora.a, lora.scale, lora.owner, dropout), owner=lora.owner)
 

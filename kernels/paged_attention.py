@@ -120,6 +120,9 @@ def _paged_attention_kernel(
     tl.store(place, mixed.to(out.dtype.element_ty), mask=inside)
 
 
+EXACT_ROWS = 64  # the largest tile, which chunks want; a single row waits for its keys, not for products
+
+
 def launch_spec(rows: int, head_dim: int, dtype: torch.dtype, capability: int) -> dict[str, int]:
     """rows: of the longest sequence, times the query heads of a key head. Not measured yet.
 
@@ -154,9 +157,12 @@ def paged_attention_triton(
     max_query_len: int,
     key_scale: Tensor | None = None,
     value_scale: Tensor | None = None,
+    *,
+    exact: bool = False,
 ) -> Tensor:
     """As paged_attention_reference, on a GPU, without gradients: query (T, H, D) of any row and head stride,
     cu_seqlens (B + 1,) int32, context_lens (B,) int32, max_query_len: the most rows of any sequence.
+    exact: one size of tiles, so that a row's bits do not depend on how many rows there are.
 
     Rows past cu_seqlens[-1] stay unwritten; rows of a sequence of context 0 (padding) are zeros.
     """
@@ -170,7 +176,8 @@ def paged_attention_triton(
     check(max_query_len >= 0, max_query_len, "a number of rows")
     (_, heads, head_dim), block_size, kv_heads = query.shape, *key_cache.shape[1:3]
     group = heads // kv_heads
-    spec = launch_spec(max(max_query_len * group, 1), head_dim, query.dtype, capability(query.device))
+    tile_rows = EXACT_ROWS if exact else max(max_query_len * group, 1)
+    spec = launch_spec(tile_rows, head_dim, query.dtype, capability(query.device))
     out = query.new_empty(query.shape)
     launch(
         _paged_attention_kernel, (-(-max_query_len * group // spec["BLOCK_M"]), kv_heads, batch),

@@ -15,20 +15,27 @@ cost: a probability is off by 6 millionths of itself, and what is less than 2^-3
 likeliest token is never drawn. Temperature 0 takes the likeliest; of equals the smallest id.
 
 bits: Philox-4x32-10 (Salmon et al., SC 2011), key = seed, counter = number of tokens generated so far; its
-first two words, the first one low. V vocabulary, S slots (a running request has one), C longest history.
+first two words, the first one low.
+
+Presence and frequency penalty are whole 2^-30 as well, whatever a device would make of count * frequency:
+
+    s_i -= float32(count_i * frequency + (count_i > 0) * presence)
+
+V vocabulary, S slots (a running request has one), C longest history.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-ONE = 1 << 30  # the likeliest token's weight
+ONE = 1 << 30  # the likeliest token's weight, and what stands for a penalty of 1
 FINE = 1 << 16  # steps of x between two powers of two
+MAX_BIASES = 300  # of a request
 _LARGEST, _SMALLEST = 3e38, 2e-38  # of a scale: neither infinity nor 0, which says greedy
 _LARGEST_COUNT = (1 << 31) - 1
 _WORD = 0xFFFFFFFF
@@ -45,6 +52,9 @@ class SamplingSettings(NamedTuple):
     no_repeat_ngram: int  # 0 switches it off
     min_tokens: int
     seed: int
+    presence: int  # 2^30 times the penalty
+    frequency: int
+    logit_bias: tuple[tuple[int, float], ...]  # tokens, no two the same, and what is added
 
 
 def sampling_settings(
@@ -56,13 +66,34 @@ def sampling_settings(
     no_repeat_ngram: int,
     min_tokens: int,
     seed: int,
+    presence_penalty: float,
+    frequency_penalty: float,
+    logit_bias: tuple[tuple[int, float], ...],
 ) -> SamplingSettings:
     scale = min(max(math.log2(math.e) / temperature, _SMALLEST), _LARGEST) if temperature > 0 else 0.0
     share = max(int(math.ldexp(top_p, 64)), 1) if top_p < 1 else 0
     counts = (min(count, _LARGEST_COUNT) for count in (top_k, no_repeat_ngram, min_tokens))
     top_k, no_repeat_ngram, min_tokens = counts
     least = math.ceil(min_p * ONE)
-    return SamplingSettings(scale, repetition_penalty, top_k, share, least, no_repeat_ngram, min_tokens, seed)
+    return SamplingSettings(
+        scale=scale,
+        repetition_penalty=repetition_penalty,
+        top_k=top_k,
+        top_p=share,
+        least_weight=least,
+        no_repeat_ngram=no_repeat_ngram,
+        min_tokens=min_tokens,
+        seed=seed,
+        presence=round(presence_penalty * ONE),
+        frequency=round(frequency_penalty * ONE),
+        logit_bias=logit_bias,
+    )
+
+
+def charges(counts: Iterable[int], settings: SamplingSettings) -> Tensor:
+    """What presence and frequency penalty take off the scores of tokens generated so often: (n,) fp32."""
+    whole = [count * settings.frequency + (count > 0) * settings.presence for count in counts]
+    return torch.tensor(whole, dtype=torch.int64).float() / ONE
 
 
 def random_bits(seed: int, position: int) -> int:
@@ -107,26 +138,34 @@ class SamplingState(NamedTuple):
     """What sampling on a device knows of each slot: fixed buffers, which a captured graph can use."""
 
     floats: Tensor  # (S, 2) fp32: scale, repetition_penalty
-    integers: Tensor  # (S, 6) int64: the other settings in their order
+    integers: Tensor  # (S, 9) int64: the other settings in their order, the number of biases last
     history: Tensor  # (S, C) int32: the begin token and what was generated
     lengths: Tensor  # (S,) int32: of the histories
+    biased: Tensor  # (S, MAX_BIASES) int32: tokens with a bias
+    biases: Tensor  # (S, MAX_BIASES) fp32: theirs
 
     def occupy(self, slot: int, settings: SamplingSettings, history: Sequence[int]) -> None:
         """A request takes this slot; history: the begin token and what it has generated already."""
-        scale, penalty, *integers = settings
+        scale, penalty, *integers, logit_bias = settings
+        integers.append(len(logit_bias))
         signed = [value - (1 << 64) if value >= 1 << 63 else value for value in integers]
         self.floats[slot] = torch.tensor([scale, penalty])
         self.integers[slot] = torch.tensor(signed)
         self.history[slot, : len(history)] = torch.tensor(history, dtype=torch.int32)
         self.lengths[slot] = len(history)
+        for index, buffer in enumerate((self.biased, self.biases)):
+            values = [pair[index] for pair in logit_bias]
+            buffer[slot, : len(values)] = torch.tensor(values, dtype=buffer.dtype)
 
 
 def sampling_state(slots: int, longest: int, device: torch.device) -> SamplingState:
     """Empty slots. longest: tokens of a history, the begin token included; what comes behind is not kept."""
     shapes = (
         ((slots, 2), torch.float32),
-        ((slots, 6), torch.int64),
+        ((slots, 9), torch.int64),
         ((slots, longest), torch.int32),
         ((slots,), torch.int32),
+        ((slots, MAX_BIASES), torch.int32),
+        ((slots, MAX_BIASES), torch.float32),
     )
     return SamplingState(*(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in shapes))

@@ -1,7 +1,7 @@
 """Sampling of a batch on a GPU, inside a captured graph: one program per row, one launch, nothing sorted.
 
 The rules are those of sampling.py, behind the penalties of the engine: repetition penalty (positive scores
-divided, negative ones multiplied), no-repeat n-gram, minimum length.
+divided, negative ones multiplied), presence and frequency penalty, bias, no-repeat n-gram, minimum length.
 
 A program keeps its row in a scratch of 4 bytes a token, which stays in its multiprocessor's L1 cache: first
 the scores, as whole numbers of the same order ("keys"), then the weights. A threshold (the k-th score, the
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from owl_fast.kernels.launch import check, jit, launch, tl
 from owl_fast.kernels.rows import GPU_DTYPES, block_of
-from owl_fast.kernels.sampling import FINE, ONE, SamplingState
+from owl_fast.kernels.sampling import FINE, MAX_BIASES, ONE, SamplingState
 
 NOT_FINITE, NONE_ALLOWED = 1, 2  # faults
-STEP = 512  # tokens of a history looked at together
+STEP = 512  # tokens of a history, or biases, looked at together
 
 
 @jit
@@ -52,25 +52,74 @@ def _read(logits, scratch, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @jit
-def _penalise(logits, scratch, history, length, penalty, ngram, STEP: tl.constexpr):
+def _count(counts, history, length, STEP: tl.constexpr):
+    """How often each token of the history was generated; the begin token at its head was not."""
+    for start in range(0, length, STEP):
+        at = start + tl.arange(0, STEP)
+        seen = tl.load(history + at, mask=at < length, other=0)
+        tl.store(counts + seen, tl.zeros((STEP,), tl.int32), mask=at < length)
+    tl.debug_barrier()
+    for start in range(0, length, STEP):
+        at = start + tl.arange(0, STEP)
+        seen = tl.load(history + at, mask=at < length, other=0)
+        tl.atomic_add(counts + seen, 1, mask=(at > 0) & (at < length))
+    tl.debug_barrier()
+
+
+@jit
+def _penalise(
+    logits,
+    scratch,
+    counts,
+    history,
+    length,
+    penalty,
+    presence,
+    frequency,
+    ONE: tl.constexpr,
+    STEP: tl.constexpr,
+):
     """Keys of tokens of the history. A token that comes twice is written twice, from its logit: the same."""
+    counted = 0
+    if (presence != 0) | (frequency != 0):
+        _count(counts, history, length, STEP)
+        counted = length
     for start in range(0, length, STEP):
         at = start + tl.arange(0, STEP)
         seen = tl.load(history + at, mask=at < length, other=0)
         x = tl.load(logits + seen, mask=at < length, other=0.0).to(tl.float32)
         x = tl.where(x < 0, x * penalty, tl.div_rn(x, penalty + tl.zeros_like(x)))
+        count = tl.load(counts + seen, mask=at < counted, other=0).to(tl.int64)
+        charge = count * frequency + tl.where(count > 0, presence, 0)
+        # Times a power of two: exact, and so the same whether it is fused with the subtraction or not.
+        x -= charge.to(tl.float32) * (1.0 / ONE)
         tl.store(scratch + seen, _key_of(x), mask=at < length)
     tl.debug_barrier()
-    if ngram > 0:
-        forbidden = _key_of(tl.full((STEP,), float("-inf"), tl.float32))
-        for start in range(0, length - ngram + 1, STEP):
-            at = start + tl.arange(0, STEP)
-            same = at + ngram <= length
-            for i in range(0, ngram - 1):
-                recent = tl.load(history + length - ngram + 1 + i)
-                same = same & (tl.load(history + at + i, mask=same, other=-1) == recent)
-            end = tl.load(history + at + ngram - 1, mask=same, other=0)
-            tl.store(scratch + end, forbidden, mask=same)
+
+
+@jit
+def _bias(scratch, biased, biases, count, STEP: tl.constexpr):
+    """Keys of the biased tokens, no two of which are the same."""
+    at = tl.arange(0, STEP)
+    token = tl.load(biased + at, mask=at < count, other=0)
+    x = _score_of(tl.load(scratch + token, mask=at < count, other=0))
+    x += tl.load(biases + at, mask=at < count, other=0.0)
+    tl.debug_barrier()  # threads in excess hold the same tokens: none reads what another has written
+    tl.store(scratch + token, _key_of(x), mask=at < count)
+    tl.debug_barrier()
+
+
+@jit
+def _forbid_repeats(scratch, history, length, ngram, STEP: tl.constexpr):
+    forbidden = _key_of(tl.full((STEP,), float("-inf"), tl.float32))
+    for start in range(0, length - ngram + 1, STEP):
+        at = start + tl.arange(0, STEP)
+        same = at + ngram <= length
+        for i in range(0, ngram - 1):
+            recent = tl.load(history + length - ngram + 1 + i)
+            same = same & (tl.load(history + at + i, mask=same, other=-1) == recent)
+        end = tl.load(history + at + ngram - 1, mask=same, other=0)
+        tl.store(scratch + end, forbidden, mask=same)
 
 
 @jit
@@ -192,7 +241,10 @@ def _sample_kernel(
     integers,
     history,
     lengths,
+    biased,
+    biases,
     scratch,
+    counts,
     tokens,
     logprobs,
     faults,
@@ -204,6 +256,7 @@ def _sample_kernel(
     ONE: tl.constexpr,
     FINE: tl.constexpr,
     STEP: tl.constexpr,
+    MAX_BIASES: tl.constexpr,
     NOT_FINITE: tl.constexpr,
     NONE_ALLOWED: tl.constexpr,
 ):
@@ -217,15 +270,25 @@ def _sample_kernel(
         logits += row * logits_stride
         scratch += row * WIDTH
         history += slot * longest
-        integers += slot * 6
+        integers += slot * 9
         length = tl.load(lengths + slot)
+        kept_length = tl.minimum(length, longest)
         scale, penalty = tl.load(floats + slot * 2), tl.load(floats + slot * 2 + 1)
         ngram, min_tokens = tl.load(integers + 3).to(tl.int32), tl.load(integers + 4)
+        presence, frequency = tl.load(integers + 6), tl.load(integers + 7)
+        bias_count = tl.load(integers + 8).to(tl.int32)
 
         finite, log_sum = _read(logits, scratch, WIDTH, BLOCK)
         tl.debug_barrier()
-        if (penalty != 1.0) | (ngram > 0):
-            _penalise(logits, scratch, history, tl.minimum(length, longest), penalty, ngram, STEP)
+        if (penalty != 1.0) | (presence != 0) | (frequency != 0):
+            row_counts = counts + row * WIDTH
+            _penalise(
+                logits, scratch, row_counts, history, kept_length, penalty, presence, frequency, ONE, STEP
+            )
+        if bias_count > 0:
+            _bias(scratch, biased + slot * MAX_BIASES, biases + slot * MAX_BIASES, bias_count, STEP)
+        if ngram > 0:
+            _forbid_repeats(scratch, history, kept_length, ngram, STEP)
         if length - 1 < min_tokens:
             tl.debug_barrier()
             tl.store(scratch + end_token, _key_of(tl.full((), float("-inf"), tl.float32)))
@@ -256,7 +319,7 @@ def launch_spec(vocabulary: int) -> dict[str, int]:
     fewer than multiprocessors. Not measured yet."""
     block = min(max(block_of(vocabulary), 32), 8192)
     faults = {"NOT_FINITE": NOT_FINITE, "NONE_ALLOWED": NONE_ALLOWED}
-    numbers = {"ONE": ONE, "FINE": FINE, "STEP": STEP}
+    numbers = {"ONE": ONE, "FINE": FINE, "STEP": STEP, "MAX_BIASES": MAX_BIASES}
     return {"WIDTH": vocabulary, "BLOCK": block, **numbers, **faults, "num_warps": max(block // 256, 1)}
 
 
@@ -277,10 +340,11 @@ def sample_triton(
     check(fits and slots.device == logits.device, slots, f"contiguous int64 ({rows},) on {logits.device}")
     check(state.history.device == logits.device, state.history, f"a state on {logits.device}")
     scratch = torch.empty(rows, vocabulary, dtype=torch.int32, device=logits.device)
+    counts = torch.empty_like(scratch)
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
     logprobs = torch.empty(rows, dtype=torch.float32, device=logits.device)
     faults = torch.empty(rows, dtype=torch.int32, device=logits.device)
-    buffers = (*state, scratch, tokens, logprobs, faults)
+    buffers = (*state, scratch, counts, tokens, logprobs, faults)
     strides = logits.stride(0), state.history.shape[1]
     launch(_sample_kernel, (rows,), logits, slots, *buffers, *strides, end_token, **launch_spec(vocabulary))
     return tokens, logprobs, faults

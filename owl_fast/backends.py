@@ -17,6 +17,7 @@ from owl_fast.kernels.launch import supports
 Backend = Literal["triton", "libowl_cpu", "torch"]
 
 _chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
+_exact: ContextVar[bool] = ContextVar("_exact", default=False)
 
 
 @contextmanager
@@ -28,6 +29,22 @@ def kernels(used: bool) -> Iterator[None]:
         yield
     finally:
         _chosen.reset(token)
+
+
+@contextmanager
+def exactly(wanted: bool) -> Iterator[None]:
+    """Inside the block a row's bits do not depend on how many rows it is computed with, nor on whose: the
+    language model's operations have one kernel each, with one size of tiles. libowl_cpu is always so."""
+    token = _exact.set(wanted)
+    try:
+        yield
+    finally:
+        _exact.reset(token)
+
+
+def exact() -> bool:
+    """Whether this runs inside `exactly(True)`."""
+    return _exact.get()
 
 
 def uses_kernels(x: Tensor) -> bool:

@@ -18,6 +18,8 @@ from owl_fast.backends import (
     Backend,
     backend,
     differentiates,
+    exact,
+    exactly,
     kernels,
     native_library,
     natively,
@@ -75,6 +77,7 @@ from owl_fast.kernels.lora_linear import (
     fused_linear_reference,
     lora_linear_reference,
     lora_linear_triton,
+    stack_adapters,
     stack_updates,
 )
 from owl_fast.kernels.paged_attention import (
@@ -99,7 +102,14 @@ from owl_fast.kernels.rms_norm import (
 )
 from owl_fast.kernels.rotary import rotary_reference, rotary_tables, rotary_triton
 from owl_fast.kernels.rows_torch import backward_bytes, rows_torch
-from owl_fast.kernels.sampling import SamplingSettings, SamplingState, sampling_settings, sampling_state
+from owl_fast.kernels.sampling import (
+    MAX_BIASES,
+    SamplingSettings,
+    SamplingState,
+    charges,
+    sampling_settings,
+    sampling_state,
+)
 from owl_fast.kernels.sampling import draw_reference as draw
 from owl_fast.kernels.sampling_kernel import NONE_ALLOWED, NOT_FINITE
 from owl_fast.kernels.sampling_kernel import sample_triton as sample
@@ -121,26 +131,28 @@ from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, TiledW
 from owl_fast.kernels.weights import dequantize as dequantize_reference
 
 __all__ = [
-    "NONE_ALLOWED", "NOT_FINITE", "Backend", "DecodeWorkspace", "Int4Weight", "Int8Weight", "Kept", "Kind",
-    "LoraUpdate", "SamplingSettings", "SamplingState", "SharedPrefix", "StackedLora", "TiledWeight", "Weight",
-    "attention_bytes", "backend", "backward_bytes", "canonical", "cross_attention", "decode_attention",
-    "decodes_at_once", "dense_attention", "dequantize", "draw", "embedding", "kernels", "layer_norm",
-    "linear_cross_entropy", "lora_linear", "loss_bytes", "paged_attention", "quick_gelu", "recorded",
-    "repeats", "rms_norm", "rotary", "rotary_append", "rotary_tables", "sample", "sampling_settings",
-    "sampling_state", "stack_updates", "stacks_updates", "swiglu", "tiled", "uses_kernels",
-    "varlen_attention",
+    "MAX_BIASES", "NONE_ALLOWED", "NOT_FINITE", "Backend", "DecodeWorkspace", "Int4Weight", "Int8Weight",
+    "Kept", "Kind", "LoraUpdate", "SamplingSettings", "SamplingState", "SharedPrefix", "StackedLora",
+    "TiledWeight", "Weight", "attention_bytes", "backend", "backward_bytes", "canonical", "charges",
+    "cross_attention", "decode_attention", "decodes_at_once", "dense_attention", "dequantize", "draw",
+    "embedding", "exactly", "kernels", "layer_norm", "linear_cross_entropy", "lora_linear", "loss_bytes",
+    "paged_attention", "quick_gelu", "recorded", "repeats", "rms_norm", "rotary", "rotary_append",
+    "rotary_tables", "sample", "sampling_settings", "sampling_state", "stack_adapters", "stack_updates",
+    "swiglu", "tiled", "uses_kernels", "varlen_attention",
 ]  # fmt: skip
 
 
 def decodes_at_once(x: Tensor) -> bool:
     """Whether decode_attention is one call for a model whose rows are like x."""
+    if uses_kernels(x):
+        return not exact()
     native_types = x.device.type == "cpu" and x.dtype in TYPES and not torch.is_grad_enabled()
-    return uses_kernels(x) or (native_types and native_library() is not None)
+    return native_types and native_library() is not None
 
 
 def repeats(x: Tensor) -> bool:
     """Whether a decode step of a model whose rows are like x can be recorded by `recorded`."""
-    return decodes_at_once(x) and not uses_kernels(x)
+    return not uses_kernels(x) and decodes_at_once(x)
 
 
 def recorded(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -208,8 +220,9 @@ def paged_attention(
     if uses_kernels(query):
         longest = max((end - start for start, end in pairwise(bounds)), default=0)
         return paged_attention_triton(
-            query, key_cache, value_cache, block_tables, cu_seqlens, context_lens, longest, *scales
-        )
+            query, key_cache, value_cache, block_tables, cu_seqlens, context_lens, longest, *scales,
+            exact=exact(),
+        )  # fmt: skip
     args = (query, key_cache, value_cache, block_tables, cu_seqlens, context_lens, *scales)
     if paged_attention_cpu_takes(*args) and (library := native_library(query)) is not None:
         return paged_attention_cpu(library, *args, native.pool())
@@ -316,14 +329,6 @@ def canonical(weight: Int8Weight | Int4Weight | TiledWeight) -> Int8Weight | Int
     return unpack(weight) if isinstance(weight, TiledWeight) else weight
 
 
-def stacks_updates(x: Tensor, weight: Weight | TiledWeight) -> bool:
-    """Whether lora_linear, without gradients, wants all updates as one; otherwise one by one."""
-    if uses_kernels(x):
-        return True
-    fits = linear_cpu_takes(x, weight) and not torch.is_autocast_enabled("cpu")
-    return fits and native_library() is not None
-
-
 def lora_linear(
     x: Tensor,
     weight: Weight | TiledWeight,
@@ -423,10 +428,10 @@ def _linear_forward(
     residual: Tensor | None,
 ) -> Tensor:
     """Without gradients: one launch for up to MOST_ROWS rows; for more, a norm takes one of its own."""
-    if x.dim() == 2 and len(x) <= MOST_ROWS:
+    if x.dim() == 2 and len(x) <= MOST_ROWS and not exact():
         return linear_few_rows(x, weight, bias, lora, norm=norm, activation=activation, residual=residual)
     x = x if norm is None else rms_norm(x, *norm)
-    return linear_many_rows(x, weight, bias, lora, activation=activation, residual=residual)
+    return linear_many_rows(x, weight, bias, lora, activation=activation, residual=residual, exact=exact())
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Weight | TiledWeight, targets: Tensor) -> Tensor:

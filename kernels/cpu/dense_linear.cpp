@@ -72,7 +72,7 @@ void multiply_down_part(const Linear &linear, int64_t block, int64_t first) {
   const int64_t row = linear.dense_blocks.first(block), row_bytes = task.k * linear.type_bytes();
   bool alike = true;
   for (int64_t m = 1; m < rows; ++m) alike = alike && linear.adapter(row + m) == linear.adapter(row);
-  const int64_t taken = alike ? rows : 1, count = smaller(kStreams, task.rank - first);
+  const int64_t taken = alike ? rows : 1;
   float sums[kMostDenseRows * kStreams];
   DenseTask dots;
   dots.x_step = rows * step_bytes;
@@ -84,8 +84,10 @@ void multiply_down_part(const Linear &linear, int64_t block, int64_t first) {
   for (int64_t m = 0; m < rows; m += taken) {
     const int64_t adapter = linear.adapter(row + m);
     if (adapter < 0) continue;
+    const int64_t ranks = linear.ranks(adapter), count = smaller(kStreams, ranks - first);
+    if (count <= 0) continue;
     const uint8_t *a = static_cast<const uint8_t *>(task.lora_a) + adapter * task.rank * row_bytes;
-    point_at(dots, a, first, 1, task.rank, row_bytes);
+    point_at(dots, a, first, 1, ranks, row_bytes);
     dots.x = linear.dense_block(block) + m * step_bytes;
     kernels.dot[taken](dots);
     for (int64_t i = 0; i < taken; ++i) {

@@ -53,6 +53,13 @@ struct Linear {
 
   int64_t type_bytes() const { return task.type == OWL_F32 ? 4 : 2; }
   int64_t adapter(int64_t row) const { return task.owner == nullptr ? 0 : task.owner[row]; }
+  // Of an adapter, without those at the end that have no scale: they fill it up and are nowhere read.
+  int64_t ranks(int64_t adapter) const {
+    const float *scale = task.lora_scale + adapter * task.rank;
+    int64_t count = task.rank;
+    while (count > 0 && scale[count - 1] == 0.0f) --count;
+    return count;
+  }
   const uint8_t *dense_block(int64_t block) const {
     return packed_x + dense_blocks.first(block) * dense.row_bytes(task.k);
   }

@@ -57,12 +57,12 @@ OWL_INLINE void read(const T *from, int64_t count, float *to) {
 
 // sums[m][i] += sum_r low[m][r] b[i][r], r in order, for rows of one adapter whose rows of B begin at b.
 template <typename T>
-OWL_INLINE void multiply_up(const Linear &linear, const T *b, int64_t row, int64_t rows, int64_t count,
-                            float *sums) {
-  const int64_t rank = linear.task.rank;
+OWL_INLINE void multiply_up(const Linear &linear, int64_t adapter, const T *b, int64_t row, int64_t rows,
+                            int64_t count, float *sums) {
+  const int64_t rank = linear.task.rank, end = linear.ranks(adapter);
   float turned[kRanks][kTile] = {};
-  for (int64_t first = 0; first < rank; first += kRanks) {
-    const int64_t ranks = smaller(kRanks, rank - first);
+  for (int64_t first = 0; first < end; first += kRanks) {
+    const int64_t ranks = smaller(kRanks, end - first);
     for (int64_t r = 0; r < ranks; ++r) {
       for (int64_t i = 0; i < count; ++i) turned[r][i] = widened(b[i * rank + first + r]);
     }
@@ -86,7 +86,7 @@ OWL_INLINE void add_update(const Linear &linear, float *sums, int64_t row, int64
     for (run = 1; m + run < rows && linear.adapter(row + m + run) == adapter;) ++run;
     if (adapter < 0) continue;
     const T *b = static_cast<const T *>(linear.task.lora_b) + (adapter * linear.task.n + column) * linear.task.rank;
-    multiply_up(linear, b, row + m, run, count, sums + m * kTile);
+    multiply_up(linear, adapter, b, row + m, run, count, sums + m * kTile);
   }
 }
 

@@ -60,7 +60,7 @@ OWL_API void owl_quantized_pack(owl_pool *pool, int32_t form, const uint8_t *q, 
 // norm: as owl_rms_norm, with eps.
 // update: lora_scale[i] (lora_a[i] x) from the right by lora_b[i], for the adapter i = owner[row], none where that
 // is -1, 0 without owner; lora_a (adapters, rank, k) and lora_b (adapters, n, rank) in the type of x, lora_scale
-// (adapters, rank).
+// (adapters, rank); ranks at an adapter's end whose scale is 0 are not there.
 // Quantized weights meet x rounded to int8 in groups of a row (of the weight's size; 128 for int8) with one scale
 // each: kernels/quantized_linear.py has the definition. Dense ones, in the type of x, are read where they are.
 enum { OWL_F32 = 0, OWL_BF16 = 1 };                         // type

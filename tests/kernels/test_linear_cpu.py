@@ -154,6 +154,31 @@ def test_bits_do_not_depend_on_rows_or_threads(
             pool.close()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=("fp32", "bf16"))
+@pytest.mark.parametrize("form", FORMS)
+def test_what_fills_up_an_adapter_is_not_read(
+    cpu_library: ctypes.CDLL, cpu_path: int, form: str, dtype: torch.dtype
+) -> None:
+    """The bits of an adapter are those it has beside no larger one; without any rank, of no adapter."""
+    layer = Layer(13, 50, 130, dtype, form, rank=7)
+    plain = layer.run(cpu_library, "swiglu", path=cpu_path)
+    a, b, scale, owner = layer.lora
+    more, ranks = 36, slice(0, 7)
+    wider = StackedLora(
+        a.new_full((5, more, 130), torch.nan),
+        b.new_full((5, 50, more), torch.nan),
+        scale.new_zeros(5, more),
+        owner,
+    )
+    wider.a[:3, ranks], wider.b[:3, :, ranks], wider.scale[:3, ranks] = a, b, scale
+    layer.lora = wider
+    assert torch.equal(layer.run(cpu_library, "swiglu", path=cpu_path), plain)
+    layer.lora = wider._replace(owner=torch.full_like(owner, 4))  # type: ignore[arg-type]
+    nobodys = layer.run(cpu_library, "swiglu", path=cpu_path)
+    layer.lora = layer.lora._replace(owner=torch.full_like(owner, -1))  # type: ignore[arg-type]
+    assert torch.equal(nobodys, layer.run(cpu_library, "swiglu", path=cpu_path))
+
+
 @pytest.mark.parametrize("form", FORMS[1:])
 def test_what_is_fused_is_what_it_would_be_alone(cpu_library: ctypes.CDLL, cpu_path: int, form: str) -> None:
     """Norm, bias and residual: the bits of an fp32 operation of their own."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_fast.kernels.launch import recording
 from owl_fast.kernels.linear_many_rows import launch_spec, linear_many_rows
 from owl_fast.kernels.lora_linear import fused_linear_reference
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight
@@ -115,6 +116,38 @@ def test_rows_do_not_depend_on_their_number(device: torch.device, form: str) -> 
     whole = linear_many_rows(x, weight)
     for rows in (1, 20, 64, 65):
         assert torch.equal(linear_many_rows(x[:rows], weight), whole[:rows])
+
+
+@pytest.mark.parametrize("form", ["dense", "int8", "int4-G128"])
+def test_exact_rows_do_not_depend_on_the_others(device: torch.device, form: str) -> None:
+    """Nor on whose adapters there are, also where K is summed in parts."""
+    outputs, inner, count = 34, 4097, 130
+    x = random(count, inner, dtype=BF16, device=device, scale=inner**-0.5)
+    weight, gain = weight_of(form, outputs, inner, BF16, device), random(outputs, dtype=BF16, device=device)
+    lora = lora_of(2, 5, outputs, inner, count, BF16, device)
+    assert lora.owner is not None
+
+    def run(rows: slice, owned: bool = True) -> Tensor:
+        part = lora._replace(owner=lora.owner[rows].contiguous()) if owned else None
+        return linear_many_rows(x[rows], weight, gain, part, activation="swiglu", exact=True)
+
+    whole = run(slice(0, count))
+    for rows in (slice(0, 1), slice(70, 71), slice(3, 20), slice(60, 129)):
+        assert torch.equal(run(rows), whole[rows])
+    one = int((lora.owner == -1).nonzero()[0])
+    assert torch.equal(run(slice(one, one + 1), owned=False)[0], whole[one])
+
+
+@pytest.mark.parametrize("capability", [80, 86, 90, 100, 120])
+def test_exact_is_one_size_of_tiles(capability: int) -> None:
+    """At the widths of the 7B model, for a decode step as for the largest chunk."""
+    with recording(capability) as recorder:
+        for rows in (1, 16, 17, 600, 8192):
+            x, weight = (torch.empty(n, 4096, dtype=BF16, device="meta") for n in (rows, 4096))
+            linear_many_rows(x, weight, exact=True)
+    settings = [launch.settings for launch in recorder.launches if launch.name == "_linear_kernel"]
+    assert len(settings) == 5
+    assert all(each == settings[0] for each in settings)
 
 
 @pytest.mark.parametrize("capability", [80, 86, 87, 89, 90, 100, 103, 120, 121])

@@ -282,6 +282,28 @@ def test_decode_agrees_with_the_chunk(device: torch.device) -> None:
         torch.testing.assert_close(new, other, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("quantized", CACHES.values(), ids=CACHES)
+def test_exact_rows_do_not_depend_on_the_chunk(device: torch.device, quantized: bool) -> None:
+    """A position's bits, as a new token, in a chunk and in the whole prompt, alone or beside another one."""
+    lengths, heads, dtype = [140, 30], (4, 2), torch.bfloat16
+    pages = make_pages(lengths, heads[1], 16, dtype=dtype, device=device, quantized=quantized)
+    query = random(sum(lengths), heads[0], 16, dtype=dtype, device=device)
+
+    def attend(ends: list[tuple[int, int, int]]) -> list[Tensor]:
+        """Of sequence, first and last + 1 position."""
+        parts = [query[sum(lengths[:of]) :][first:end] for of, first, end in ends]
+        bounds = [0, *accumulate(map(len, parts))]
+        told = [torch.tensor(x, dtype=torch.int32, device=device) for x in (bounds, [e for *_, e in ends])]
+        tables = pages.tables[[of for of, *_ in ends]].contiguous()
+        args = torch.cat(parts), *pages.caches[:2], tables, *told, max(map(len, parts)), *pages.caches[2:]
+        out = paged_attention_triton(*args, exact=True)
+        return list(out.split([len(part) for part in parts]))
+
+    whole = attend([(0, 0, 140), (1, 0, 30)])
+    for of, first, end in ((0, 139, 140), (0, 64, 65), (0, 50, 83), (0, 0, 70), (1, 29, 30)):
+        assert torch.equal(attend([(of, first, end)])[0], whole[of][first:end])
+
+
 @pytest.mark.usefixtures("poisoned")
 def test_padding_of_a_captured_batch(device: torch.device) -> None:
     """Sequences of context 0: zeros, nothing written, the neighbour's bits as without them."""

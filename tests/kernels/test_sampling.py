@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random as random_module
 import re
 from typing import Any
 
@@ -31,6 +32,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all three": {"temperature": 2.0, "top_k": 40, "top_p": 0.9, "min_p": 0.05},
     "penalty": {"temperature": 0.7, "repetition_penalty": 1.7, "no_repeat_ngram": 2},
     "greedy, penalty": {"repetition_penalty": 3.0, "no_repeat_ngram": 3, "min_tokens": 900},
+    "presence, frequency": {"temperature": 0.7, "presence_penalty": 0.3, "frequency_penalty": 1.1},
+    "likes to repeat": {"temperature": 1.0, "presence_penalty": -0.7, "frequency_penalty": -1 / 3},
+    "bias": {"temperature": 1.0, "logit_bias": {0: 1.5, 3: -100, 100: 2 / 3, 57: 100}},
+    "biases of all": {"logit_bias": {token: token / 7 for token in range(VOCABULARY)}},
+    "all of them": {
+        "temperature": 1.1,
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.2,
+        "logit_bias": {EOS: 3, 1: -0.4, 50: 1e-3},
+        "no_repeat_ngram": 2,
+        "min_tokens": 3,
+        "top_k": 60,
+        "top_p": 0.95,
+        "min_p": 0.01,
+    },
+    "greedy, all of them": {
+        "repetition_penalty": 0.7,
+        "presence_penalty": 2,
+        "frequency_penalty": -1.9,
+        "logit_bias": {0: -1.1, 1: 0.6, EOS: 100},
+        "no_repeat_ngram": 3,
+        "min_tokens": 6,
+    },
     "beyond 64 bits": {
         "temperature": 1e-320,
         "top_k": 1 << 70,
@@ -102,7 +127,7 @@ def rows_of(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, "fp32") for name in SETTINGS), ("all three", "bf16"), ("penalty", "fp16")]
+    ("name", "dtype"), [*((name, "fp32") for name in SETTINGS), ("all of them", "bf16"), ("penalty", "fp16")]
 )
 @pytest.mark.filterwarnings("ignore:overflow")  # numpy's, in the interpreter: infinite distances, as it shall
 @pytest.mark.usefixtures("poisoned")
@@ -125,6 +150,56 @@ def test_kernel_chooses_what_the_engine_chooses(device: torch.device, name: str,
     for row, history in enumerate(histories):
         assert state.lengths[row] == len(history) + 1
         assert state.history[row, : len(history) + 1].tolist() == [*history, wanted[row]]
+
+
+def random_params(generator: random_module.Random) -> SamplingParams:
+    """Each option in about every second."""
+    ranges: dict[str, Any] = {
+        "temperature": generator.uniform(0.3, 3),
+        "top_k": generator.randrange(1, VOCABULARY),
+        "top_p": generator.uniform(0.2, 1),
+        "min_p": generator.uniform(0, 0.3),
+        "repetition_penalty": generator.uniform(0.5, 2),
+        "presence_penalty": generator.uniform(-2, 2),
+        "frequency_penalty": generator.uniform(-2, 2),
+        "logit_bias": {generator.randrange(VOCABULARY): generator.uniform(-9, 9) for _ in range(9)},
+        "no_repeat_ngram": generator.randrange(1, 4),
+        "min_tokens": generator.randrange(9),
+    }
+    return SamplingParams(**{name: value for name, value in ranges.items() if generator.random() < 0.5})
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_kernel_and_engine_agree_on_any_options(device: torch.device) -> None:
+    rows, generator = 16, random_module.Random(3)
+    logits = rows_of(rows, torch.float32, device)
+    params = [random_params(generator) for _ in range(rows)]
+    seeds = [generator.randrange(1 << 62) for _ in range(rows)]
+    histories = [
+        [BOS, *(generator.randrange(6) for _ in range(generator.randrange(14)))] for _ in range(rows)
+    ]
+    state = start(params, seeds, histories, device)
+    tokens, _, faults = sample_triton(logits, torch.arange(rows, device=device), state, EOS)
+    assert faults.tolist() == [0] * rows
+    assert tokens.tolist() == [
+        by_hand(*given) for given in zip(logits, params, seeds, histories, strict=True)
+    ]
+
+
+def test_counts_of_a_long_history(device: torch.device) -> None:
+    """Longer than what the kernel looks at together; a slot's biases are those of its last request."""
+    history = [BOS, *(token % 7 + 3 for token in range(1300))]
+    state = sampling_state(1, 1400, device)
+    params = SamplingParams(logit_bias=dict.fromkeys(range(VOCABULARY), 9.0))
+    state.occupy(0, device_settings(params, 0), [BOS])
+    logits = torch.zeros(1, VOCABULARY, device=device)
+    logits[0, 3:10] = torch.tensor([500.0, 499, 498, 497, 496, 495, 494]) / 4
+    for penalty, bias in ((0.1, {5: 100.0}), (0.7, {}), (0.7, {60: -0.5, 61: 0.5})):
+        params = SamplingParams(frequency_penalty=penalty, presence_penalty=-2, logit_bias=bias)
+        state.occupy(0, device_settings(params, 0), history)
+        tokens, _, _ = sample_triton(logits, torch.tensor([0], device=device), state, EOS)
+        assert tokens[0] == by_hand(logits[0], params, 0, history)
 
 
 def test_steps_follow_each_other_without_the_host(device: torch.device) -> None:
