@@ -34,6 +34,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 8 << 20  # encoded
 MAX_PIXELS = 16_000_000
 MAX_SIDE = 8192
+PREPROCESSING = 1  # another number when the same picture would give other pixels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

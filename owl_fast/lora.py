@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,7 @@ from owl_fast.files import is_there, read_json, write_json
 from owl_fast.models.fusion import module_sources
 from owl_fast.models.layers import Linear, LoraPair
 
+LANGUAGE_MODEL = "language_model."
 EXTRA_FILE, BASE_FILE = "non_lora.safetensors", "base.json"
 WEIGHT_FILES = {"safetensors": "adapter_model.safetensors", "bin": "adapter_model.bin"}
 
@@ -69,13 +72,14 @@ class Adapter:
     extra: dict[str, Tensor]
     base: Base | None = None
 
+    @cached_property
+    def runs_alone(self) -> bool:
+        """Whether tensors of the language model are replaced, which all rows of a batch share."""
+        return any(name.startswith(LANGUAGE_MODEL) for name in self.extra)
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Adapter:
-        """The tensors as a model of this device and dtype takes them; updates stay in float32."""
-        pairs = {
-            name: (a.to(device, torch.float32), b.to(device, torch.float32))
-            for name, (a, b) in self.pairs.items()
-        }
-        return replace(self, pairs=pairs, extra={n: t.to(device, dtype) for n, t in self.extra.items()})
+        """The extra tensors as a model of this device and dtype takes them; updates stay as they are."""
+        return replace(self, extra={name: tensor.to(device, dtype) for name, tensor in self.extra.items()})
 
     def merged(self, name: str, tensor: Tensor) -> Tensor:
         """What merging makes of the model's tensor of this name (the checkpoint's)."""
@@ -84,10 +88,19 @@ class Adapter:
         pair = self.pairs.get(name.removesuffix(".weight"))
         return tensor if pair is None else _merged(tensor, *pair, self.config.scale)
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of all that it changes a model by."""
+        digest = sha256(f"{self.config.scale!r}".encode())
+        named = {f"{n}.{part}": t for n, ab in self.pairs.items() for part, t in zip("AB", ab, strict=True)}
+        for name, tensor in sorted((named | self.extra).items()):
+            digest.update(f"\n{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     @property
-    def nbytes(self) -> int:
-        pairs = sum(tensor.nbytes for pair in self.pairs.values() for tensor in pair)
-        return pairs + sum(tensor.nbytes for tensor in self.extra.values())
+    def tensors(self) -> list[Tensor]:
+        return [*(half for pair in self.pairs.values() for half in pair), *self.extra.values()]
 
 
 class Slot(NamedTuple):
@@ -163,7 +176,8 @@ def merge_(model: nn.Module) -> None:
 
 
 def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    return (weight.float() + b.float() @ a.float() * scale).to(weight.dtype)
+    a, b = (half.to(weight.device, torch.float32) for half in (a, b))
+    return (weight.float() + b @ a * scale).to(weight.dtype)
 
 
 def detach_(model: nn.Module) -> None:

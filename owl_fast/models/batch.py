@@ -41,6 +41,7 @@ class PackedBatch:
     bounds: tuple[int, ...]  # cu_seqlens on the host
     visual_index: Tensor | None = None  # (V,) int64: rows replaced by picture embeddings
     visual_embeds: Tensor | None = None  # (V, H)
+    owner: Tensor | None = None  # (N,) int32: whose updates a row takes, -1: nobody's (Linear.stack)
     cache: PagedCache | None = None  # None: every sequence is whole and nothing is kept
     shared: ops.SharedPrefix | None = (
         None  # rows that stand for all sequences; bounds are still of whole ones

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,30 +17,6 @@ class LoraPair(nn.Module):
         super().__init__()
         self.lora_A, self.lora_B = nn.Parameter(a), nn.Parameter(b)
         self.scale, self.dropout = scale, dropout
-
-
-class _Stacked(NamedTuple):
-    """Updates as one adapter, and what tells whether they are still the same: a stack is a copy."""
-
-    lora: ops.StackedLora
-    updates: tuple[ops.LoraUpdate, ...]  # kept alive: another tensor cannot take the place of one of them
-    versions: tuple[int, ...]
-
-    @classmethod
-    def of(cls, updates: tuple[ops.LoraUpdate, ...], outputs: int, dtype: torch.dtype) -> _Stacked:
-        return cls(ops.stack_updates(updates, outputs, dtype), updates, _versions(updates))
-
-    def is_of(self, updates: tuple[ops.LoraUpdate, ...]) -> bool:
-        same = len(updates) == len(self.updates) and all(
-            new.a is old.a and new.b is old.b and new.scale == old.scale
-            for new, old in zip(updates, self.updates, strict=True)
-        )
-        return same and _versions(updates) == self.versions
-
-
-def _versions(updates: tuple[ops.LoraUpdate, ...]) -> tuple[int, ...]:
-    """Counts of the changes in place; tensors of inference mode have none and do not change."""
-    return tuple(0 if t.is_inference() else t._version for u in updates for t in (u.a, u.b))
 
 
 class PackedWeight(nn.Module):
@@ -102,7 +77,8 @@ class Linear(nn.Module):
     """The linear slot: a weight of one or several stacked parts, dense or quantized, with LoRA on any part.
 
     rows: output rows, or one number per stacked part (see models/fusion.py).
-    lora: low-rank updates by the checkpoint's name of the part; empty without an adapter.
+    lora: low-rank updates by the checkpoint's name of the part; empty without an adapter. stack: updates of
+    several adapters for rows that say whose they take; those rows take nothing from lora.
     """
 
     def __init__(self, in_features: int, rows: int | tuple[int, ...], bias: bool = True) -> None:
@@ -112,7 +88,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(sum(self.rows))) if bias else None
         self.lora = nn.ModuleDict()
         self.lora_rows: dict[str, tuple[int, int]] = {}
-        self._stacked: _Stacked | None = None
+        self.stack: ops.StackedLora | None = None
 
     @property
     def operand(self) -> ops.Weight | ops.TiledWeight:
@@ -135,22 +111,21 @@ class Linear(nn.Module):
         norm: RMSNorm | None = None,
         activation: ops.Activation | None = None,
         residual: Tensor | None = None,
+        owner: Tensor | None = None,
     ) -> Tensor:
-        """residual + activation(linear(norm(x))), as far as each is given: see ops.lora_linear."""
+        """residual + activation(linear(norm(x))), as far as each is given: see ops.lora_linear.
+
+        owner (rows of x,) int32: whose updates in `stack` a row takes, -1 for nobody's.
+        """
         before = None if norm is None else (norm.weight, norm.eps)
-        lora = self._lora(x) if self.lora else ()
+        lora: tuple[ops.LoraUpdate, ...] | ops.StackedLora = ()
+        if owner is not None and self.stack is not None:
+            lora = self.stack._replace(owner=owner)
+        elif self.lora:
+            lora = tuple(self._lora_updates())
         return ops.lora_linear(
             x, self.operand, self.bias, lora, norm=before, activation=activation, residual=residual
         )
-
-    def _lora(self, x: Tensor) -> tuple[ops.LoraUpdate, ...] | ops.StackedLora:
-        """Kernels of inference want all updates as one, which is kept for as long as they stay the same."""
-        updates = tuple(self._lora_updates())
-        if self.training or torch.is_grad_enabled() or not ops.stacks_updates(x, self.operand):
-            return updates
-        if self._stacked is None or not self._stacked.is_of(updates):
-            self._stacked = _Stacked.of(updates, sum(self.rows), x.dtype)
-        return self._stacked.lora
 
     def updates(self) -> Iterator[tuple[str, LoraPair]]:
         """The checkpoint's name of a part, and its update."""

@@ -30,7 +30,7 @@ class LlamaAttention(nn.Module):
         self, x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor, batch: PackedBatch, layer: int
     ) -> Tensor:
         """x (N, C) + attention of norm(x)."""
-        qkv = self.qkv_proj(x, norm=norm)
+        qkv = self.qkv_proj(x, norm=norm, owner=batch.owner)
         query, key, value = (
             part.unflatten(-1, (-1, self.head_dim)) for part in qkv.split(self.qkv_proj.rows, -1)
         )  # (N, H | K | K, D)
@@ -45,7 +45,7 @@ class LlamaAttention(nn.Module):
                 attended = batch.shared.take_back(attended)
         else:
             attended = _attend_cached(query, key, value, cos, sin, batch, batch.cache, layer)
-        return self.o_proj(attended.flatten(1), residual=x)
+        return self.o_proj(attended.flatten(1), residual=x, owner=batch.owner)
 
 
 def _attend_cached(
@@ -82,9 +82,10 @@ class LlamaMlp(nn.Module):
         self.gate_up_proj = Linear(width, (inner, inner), bias=False)
         self.down_proj = Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
+    def forward(self, x: Tensor, norm: RMSNorm, owner: Tensor | None) -> Tensor:
         """x (N, C) + feed-forward of norm(x)."""
-        return self.down_proj(self.gate_up_proj(x, norm=norm, activation="swiglu"), residual=x)
+        inner = self.gate_up_proj(x, norm=norm, activation="swiglu", owner=owner)
+        return self.down_proj(inner, residual=x, owner=owner)
 
 
 class LlamaLayer(Layer):
@@ -97,7 +98,7 @@ class LlamaLayer(Layer):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch, layer: int) -> Tensor:
         x = self.self_attn(x, self.input_layernorm, cos, sin, batch, layer)
-        return self.mlp(x, self.post_attention_layernorm)
+        return self.mlp(x, self.post_attention_layernorm, batch.owner)
 
 
 class TokenEmbedding(nn.Module):

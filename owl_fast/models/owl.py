@@ -92,6 +92,6 @@ class Owl(nn.Module):
         """Hidden rows (N, C) after the final norm; keys and values go to batch.cache if there is one."""
         return self.language_model.model(self.embed(batch), batch)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (M, C) -> (M, V) in the model's dtype."""
-        return self.language_model.lm_head(hidden)
+    def logits(self, hidden: Tensor, owner: Tensor | None = None) -> Tensor:
+        """hidden (M, C) -> (M, V) in the model's dtype; owner (M,): as the batch's."""
+        return self.language_model.lm_head(hidden, owner=owner)

@@ -222,7 +222,7 @@ def test_an_engines_adapter_switch_is_seen(device: torch.device) -> None:
     trained = trained.to(device, torch.float32)
     states = []
     for adapter in (None, trained, None, trained):
-        adapters.use(adapter)
+        adapters.outside.use(adapter)
         with torch.inference_mode():
             states.append(model.abstract(features))
         with torch.enable_grad():
