@@ -74,6 +74,12 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         help="of the language model's weights; auto (default): the largest precision that fits",
     )
     add("--quant-vision", choices=["none", "int8"], help="of the vision tower's weights (default: none)")
+    add(
+        "--kv-cache",
+        default="auto",
+        choices=["auto", "int8"],
+        help="keys and values of the conversation; int8 takes half the memory (default: as the weights)",
+    )
     add("--url", metavar="URL", help="ask an OpenAI-compatible server; MODEL is then its name there")
     add(
         "--api-key-file",

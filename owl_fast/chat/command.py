@@ -26,7 +26,17 @@ DEMONSTRATION = (
 )
 # Flags that Engine.from_pretrained takes.
 LOADING = (
-    *("tokenizer", "vision_heads", "abstractor_heads", "device", "dtype", "quant", "quant_vision", "config"),
+    *(
+        "tokenizer",
+        "vision_heads",
+        "abstractor_heads",
+        "device",
+        "dtype",
+        "quant",
+        "quant_vision",
+        "kv_cache",
+        "config",
+    ),
 )
 
 

@@ -1,37 +1,46 @@
-"""The adapters of an engine, by name, and the one its model carries at the moment."""
+"""The adapters of an engine, by name, and on their way into its model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TypeVar
 
 from owl_fast.checkpoints import weights_sha256
 from owl_fast.checkpoints.folder import WeightFolder
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.names import views
+from owl_fast.engine.carried import SideBySide, StandIns
 from owl_fast.errors import CheckpointError, ParameterError, UnsupportedError
 from owl_fast.hub import local_path
-from owl_fast.lora import Adapter, attach_adapter_, lora_slots, read_adapter
+from owl_fast.lora import LANGUAGE_MODEL, Adapter, lora_slots, read_adapter
 from owl_fast.models.owl import Owl
 
 BASE = "base"  # names the model without an adapter
 DEFAULT = "default"
+T = TypeVar("T")
 
 
 class Adapters:
-    """Loading and naming are free at any time; `use` changes the model and belongs between two steps."""
+    """Reading and naming are free at any time; `hold`, and use of the stand-ins, change the model and belong
+    between two steps.
+
+    updates: of the language model, for every row those of its own adapter. inside: tensors of the language
+    model, for all rows. outside: whatever makes rows of pictures.
+    """
 
     def __init__(self, model: Owl, source: WeightFolder | None) -> None:
         """source: where the model was read from, for adapters that say what they were trained on."""
         self._model = model
         self._source = source
         self._source_sha256: str | None = None
-        self._slots, self._views = lora_slots(model), views(model)
         self._loaded: dict[str, Adapter] = {}
-        self._carried: Adapter | None = None
-        self._replaced: dict[str, Tensor] = {}  # the model's own tensors while an adapter's stand there
+        self._ready: list[Adapter] = []
+        inner_slots, outer_slots = _by_side(lora_slots(model))
+        inner, outer = _by_side(views(model))
+        self._slots = inner_slots
+        self.updates = SideBySide(inner_slots, model.dtype)
+        self.inside, self.outside = StandIns({}, inner), StandIns(outer_slots, outer)
         self.default: Adapter | None = None  # for requests that name none
 
     @property
@@ -40,28 +49,40 @@ class Adapters:
 
     @property
     def nbytes(self) -> int:
-        """Of all that are loaded, and of the model's tensors that wait for their return."""
-        held = {id(adapter): adapter for adapter in (*self._loaded.values(), self._carried) if adapter}
-        waiting = sum(tensor.nbytes for tensor in self._replaced.values())
-        return sum(adapter.nbytes for adapter in held.values()) + waiting
+        """On the model's device: of all that are loaded or in use, as read and as the model carries them."""
+        adapters = dict.fromkeys((*self._loaded.values(), *self._ready))
+        read = [tensor for adapter in adapters for tensor in adapter.tensors]
+        there = sum(tensor.nbytes for tensor in read if tensor.device == self._model.device)
+        return there + self.updates.nbytes + self.inside.nbytes + self.outside.nbytes
 
-    def load(self, name: str, folder: str | Path, check_base: bool = True) -> None:
-        """Read an adapter under a new name. ParameterError for the name, CheckpointError for the folder."""
-        if not isinstance(name, str) or not name or name == BASE:
-            raise ParameterError(f"adapter name {name!r:.60}; wanted some text other than {BASE!r}")
-        if name in self._loaded:
-            raise ParameterError(f"an adapter {name!r:.60} is loaded already; unload it or take another name")
+    def read(self, folder: str | Path, check_base: bool = True) -> Adapter:
+        """From a folder or the hub, on the model's device; CheckpointError if it does not fit the model."""
         folder = local_path(folder)
         adapter = read_adapter(empty_model(self._model.config), folder)
         if adapter.base is not None and check_base:
             self._check_base(folder, adapter)
-        self._loaded[name] = adapter.to(self._model.device, self._model.dtype)
+        for part in adapter.pairs:
+            if part in self._slots and self._slots[part].linear.lora:
+                raise UnsupportedError(f"{part} already carries a LoRA update; merge or detach it first")
+        return adapter.to(self._model.device, self._model.dtype)
+
+    def check_name(self, name: object) -> None:
+        """ParameterError unless an adapter can be loaded under it."""
+        if not isinstance(name, str) or not name or name == BASE:
+            raise ParameterError(f"adapter name {name!r:.60}; wanted some text other than {BASE!r}")
+        if name in self._loaded:
+            raise ParameterError(f"an adapter {name!r:.60} is loaded already; unload it or take another name")
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """It can be used once it is held."""
+        self.check_name(name)
+        self._loaded[name] = adapter
 
     def load_default(self, folder: str | Path | None) -> None:
         """The adapter, if there is one, of every request that names none."""
         if folder is not None:
-            self.load(DEFAULT, folder)
-            self.default = self._loaded[DEFAULT]
+            self.default = self.read(folder)
+            self.add(DEFAULT, self.default)
 
     def unload(self, name: str) -> None:
         """Forget an adapter; requests that already have it go on with it."""
@@ -86,23 +107,15 @@ class Adapters:
             )
         return self._loaded[name]
 
-    @torch.no_grad()
-    def use(self, adapter: Adapter | None) -> bool:
-        """Let the model carry this adapter and no other; without one it is bit for bit what was loaded.
-        Returns whether anything had to change."""
-        if adapter is self._carried:
-            return False
-        if self._carried is not None:
-            for name in self._carried.pairs:
-                self._slots[name].clear()
-            for name, tensor in self._replaced.items():
-                self._views[name].copy_(tensor)
-            self._replaced, self._carried = {}, None
-        if adapter is not None:
-            self._replaced = {name: self._views[name].clone() for name in adapter.extra}
-            self._carried = adapter
-            attach_adapter_(self._slots, self._views, adapter)
-        return True
+    def hold(self, used: Iterable[Adapter | None]) -> bool:
+        """Have ready what is loaded and what requests use, and let go of the rest. Returns whether updates
+        have moved."""
+        ready = list(dict.fromkeys((*self._loaded.values(), *filter(None, used))))
+        if self.inside.carried not in ready:
+            self.inside.use(None)
+        moved = self.updates.hold(ready)
+        self._ready = ready
+        return moved
 
     def check_precision(self, adapter: Adapter) -> None:
         """UnsupportedError if the adapter says that it was trained on weights held otherwise than these."""
@@ -116,11 +129,6 @@ class Adapters:
                 "answer otherwise than in training. Load the model as it was there, or allow it with "
                 "other_precision=True"
             )
-
-    @property
-    def is_unloaded(self) -> bool:
-        """Whether the model still carries an adapter that is not loaded any more."""
-        return self._carried is not None and self._carried not in self._loaded.values()
 
     def _check_base(self, folder: str | Path, adapter: Adapter) -> None:
         base = adapter.base
@@ -150,3 +158,9 @@ class Adapters:
         """How the model's weights are held, as adapters say it."""
         held = self._model.config.quantization
         return None if held is None else str(held)
+
+
+def _by_side(named: dict[str, T]) -> tuple[dict[str, T], dict[str, T]]:
+    """Those of the language model, and the others."""
+    inner = {name: value for name, value in named.items() if name.startswith(LANGUAGE_MODEL)}
+    return inner, {name: value for name, value in named.items() if name not in inner}

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from owl_fast.engine.loop import Loop
-from owl_fast.engine.outputs import Event, Output
+from owl_fast.engine.outputs import Event, Output, joined
 from owl_fast.engine.request import Request
 from owl_fast.errors import OwlError
 
@@ -22,21 +22,28 @@ T = TypeVar("T")
 
 
 class _Listener:
-    """One answer under way and where its events go."""
+    """The answers to one prompt under way, and where their events go."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = requests
+        self.open = len(requests)  # answers whose last event has not been handed over
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self._waiting = asyncio.get_running_loop()
 
     def deliver(self) -> None:
         """Hand over what there is; called in the pump's thread."""
-        events = self.request.events
         try:
-            while events:
-                self._waiting.call_soon_threadsafe(self.events.put_nowait, events.popleft())
+            for request in self.requests:
+                while request.events:
+                    event = request.events.popleft()
+                    self.open -= event.finish_reason is not None
+                    self._waiting.call_soon_threadsafe(self.events.put_nowait, event)
         except RuntimeError:  # the event loop has been closed: nobody will ever ask
-            self.request.cancelled = True
+            self.cancel()
+
+    def cancel(self) -> None:
+        for request in self.requests:
+            request.cancelled = True
 
 
 class Pump:
@@ -49,7 +56,8 @@ class Pump:
         self._running = False
 
     def add(self, listener: _Listener) -> None:
-        self._loop.submit(listener.request)
+        for request in listener.requests:
+            self._loop.submit(request)
         with self._lock:
             self._listeners.append(listener)
             if not self._running:
@@ -58,81 +66,84 @@ class Pump:
 
     def _run(self) -> None:
         while True:
-            try:
-                self._loop.step()
-            except Exception:
-                # The answers it took with it end with an error each; the next step starts clean.
-                logger.exception("a step failed")
+            self._loop.step_for(())  # the answers that a failing step takes with it end with an error each
             with self._lock:
                 for listener in self._listeners:
                     listener.deliver()
-                self._listeners = [entry for entry in self._listeners if not entry.request.finished]
+                self._listeners = [entry for entry in self._listeners if entry.open]
                 if not self._listeners:
                     self._running = False
                     return
 
 
 class AsyncStream:
-    """Asynchronous iterator over the events of one answer.
+    """Asynchronous iterator over the events of the answers to one prompt.
 
-    Dropping it, leaving it as a context manager, or cancelling the task that waits for it frees its place in
-    the engine within a step.
+    Dropping it, leaving it as a context manager, or cancelling the task that waits for it frees their places
+    in the engine within a step.
     """
 
-    def __init__(self, pump: Pump, prepare: Callable[[], Request]) -> None:
+    def __init__(self, pump: Pump, prepare: Callable[[], Sequence[Request]]) -> None:
         """prepare: reads the prompt and its pictures; it is called in a thread, when the first event is
         asked for, and what it raises comes out there."""
         self._pump, self._prepare = pump, prepare
         self._listener: _Listener | None = None
+        self._unread = 1  # answers whose last event is still to come
         self._cancelled = self._ended = False
 
     def __aiter__(self) -> AsyncStream:
         return self
 
     async def __anext__(self) -> Event:
-        """The next event; OwlError when the request cannot be made, or failed."""
+        """The next event; OwlError when the request cannot be made, or an answer failed, which ends the
+        others too."""
         if self._ended:
             raise StopAsyncIteration
         try:
             if self._listener is None:
                 await self._start()
             assert self._listener is not None
-            event = await self._listener.events.get()
+            event = await self._next(self._listener)
+            if event.finish_reason == "error":
+                raise OwlError(self._listener.requests[event.index].error)
         except BaseException:
             self._ended = True
             self.cancel()
             raise
-        self._ended = event.finish_reason is not None
-        if event.finish_reason == "error":
-            raise OwlError(self._listener.request.error)
+        self._ended = self._unread == 0
         return event
 
     async def _start(self) -> None:
-        request = await _in_thread(self._prepare)
-        request.cancelled = self._cancelled
-        self._listener = _Listener(request)
+        requests = await _in_thread(self._prepare)
+        self._listener, self._unread = _Listener(requests), len(requests)
+        if self._cancelled:
+            self._listener.cancel()
         self._pump.add(self._listener)
 
+    async def _next(self, listener: _Listener) -> Event:
+        event = await listener.events.get()
+        self._unread -= event.finish_reason is not None
+        return event
+
     def cancel(self) -> None:
-        """End the answer at the next step; what has been said stays, the last event still comes."""
+        """End the answers at the next step; what has been said stays, the last events still come."""
         self._cancelled = True
         if self._listener is not None:
-            self._listener.request.cancelled = True
+            self._listener.cancel()
 
     async def aclose(self) -> None:
-        """Cancel, and return when the place is free."""
+        """Cancel, and return when the places are free."""
         self.cancel()
-        while self._listener is not None and not self._ended:
-            event = await self._listener.events.get()
-            self._ended = event.finish_reason is not None
+        while self._listener is not None and self._unread:
+            await self._next(self._listener)
         self._ended = True
 
     @property
     def output(self) -> Output:
-        """The whole answer, once the last event has come."""
-        if self._listener is None or not self._listener.request.finished:
+        """The whole answer (n above 1: the first, with the others), once the last event has come."""
+        if self._listener is None or self._listener.open:
             raise OwlError("the answer is still being generated; read the stream to its end first")
-        return self._listener.request.output
+        return joined([request.output for request in self._listener.requests])
 
     async def __aenter__(self) -> AsyncStream:
         return self

@@ -9,10 +9,11 @@ from typing import Any
 from owl_fast.conversation import Conversation, user_message
 from owl_fast.engine.inputs import as_list
 from owl_fast.engine.loop import Loop
-from owl_fast.engine.making import RequestMaker
+from owl_fast.engine.making import RequestMaker, chosen
 from owl_fast.engine.outputs import Output
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.engine.stream import Stream
+from owl_fast.errors import UnsupportedError
 
 
 class Chat:
@@ -28,10 +29,11 @@ class Chat:
         conversation: Conversation,
         params: SamplingParams,
         adapter: str | None,
+        client: str,
     ) -> None:
         self._loop, self._make = loop, make
         self._conversation = conversation
-        self._params, self._adapter = params, adapter
+        self._params, self._adapter, self._client = _of_one_answer(params), adapter, client
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -47,10 +49,12 @@ class Chat:
     def stream(self, text: str, images: Sequence[object] = (), **options: Any) -> Stream:
         """The same answer as it comes. It enters the history when it is read to its end; a cancelled one too,
         as far as it went."""
+        params = _of_one_answer(chosen(self._params, options))
         # A URL is fetched here, once, and not at every turn.
         message = user_message(text, [self._make.reader.load(image) for image in as_list(images)])
-        request = self._make.read([*self.history, message], self._params, None, self._adapter, options)
-        return Stream(self._loop, request, lambda output: self._conversation.add(message, output.text))
+        asked = [*self.history, message]
+        requests = self._make.read(asked, params, None, self._adapter, self._client, {})
+        return Stream(self._loop, requests, lambda output: self._conversation.add(message, output.text))
 
     def undo(self) -> dict[str, Any] | None:
         """Take back the last question with its answer; returns the question, if there was one."""
@@ -67,3 +71,12 @@ class Chat:
     def load(self, path: str | Path) -> None:
         """Go on with the history of such a file."""
         self._conversation = Conversation.load(path)
+
+
+def _of_one_answer(params: SamplingParams) -> SamplingParams:
+    """UnsupportedError for several."""
+    if params.n > 1:
+        raise UnsupportedError(
+            f"n={params.n} in a conversation, which goes on with one answer; leave n out, or ask generate"
+        )
+    return params

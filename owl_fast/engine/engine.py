@@ -6,6 +6,7 @@ A prompt is a raw text with its roles and "<image>" marks written out, or a list
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -19,22 +20,25 @@ from owl_fast.config import OwlConfig
 from owl_fast.conversation import Conversation
 from owl_fast.engine.adapters import Adapters
 from owl_fast.engine.async_stream import AsyncStream, Pump
+from owl_fast.engine.blocks import BlockAllocator
 from owl_fast.engine.dialogue import Chat
 from owl_fast.engine.drawing import DeviceSampler
 from owl_fast.engine.graphs import Recorder, cpu_capture
 from owl_fast.engine.inputs import InputReader, Prompt, PromptItem, is_messages
-from owl_fast.engine.kv_cache import BlockAllocator, KVCache, blocks_for
+from owl_fast.engine.kv_cache import KVCache, cache_dtype
 from owl_fast.engine.loop import Loop
 from owl_fast.engine.making import RequestMaker, chosen
 from owl_fast.engine.opening import open_model
-from owl_fast.engine.outputs import Output
-from owl_fast.engine.plan import STEP_TOKENS
-from owl_fast.engine.reports import Memory, Stats, activation_bytes
+from owl_fast.engine.outputs import Output, joined
+from owl_fast.engine.pictures import PICTURE_CACHE_MB, PictureCache
+from owl_fast.engine.placement import check_exact
+from owl_fast.engine.plan import STEP_TOKENS, Setup
+from owl_fast.engine.reports import Memory, Stats
 from owl_fast.engine.runner import Runner
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.engine.scheduler import Scheduler
 from owl_fast.engine.stream import Stream
-from owl_fast.errors import ParameterError, PromptError
+from owl_fast.errors import PromptError
 from owl_fast.fetch import Fetcher
 from owl_fast.images import ImageProcessor
 from owl_fast.models.owl import Owl
@@ -53,22 +57,44 @@ class Engine:
         max_context: int = 2048,
         max_batch: int = 8,
         step_tokens: int = STEP_TOKENS,
+        kv_cache: str = "auto",
+        cache_positions: int | None = None,
         allow_urls: Collection[str] = (),
+        prefix_cache: bool = True,
+        picture_cache_mb: int = PICTURE_CACHE_MB,
+        speculation: int = 0,
+        exact: bool = False,
         source: WeightFolder | None = None,
     ) -> None:
         """max_context: positions of prompt and answer, at most what the model was made for; max_batch: rows
-        generated at once (a beam is a row). The cache takes max_context * max_batch positions. source: where
-        the weights were read from, if from anywhere."""
-        if not all(isinstance(limit, int) and limit >= 1 for limit in (max_context, max_batch)):
-            raise ParameterError(
-                f"max_context {max_context!r:.40}, max_batch {max_batch!r:.40}; wanted integers of at least 1"
-            )
+        generated at once (a beam is a row). The cache has cache_positions, by default max_context of them for
+        every row (with fewer, answers wait for each other when all are long), in the model's dtype or as
+        kv_cache="int8"; with prefix_cache it keeps what it holds for prompts that begin alike.
+        picture_cache_mb: MiB for the rows of pictures seen before. speculation: steps of fewer rows than this
+        are filled up with guesses of how answers go on, which may make them faster and changes nothing else;
+        0 guesses nothing. exact: on a GPU an answer's bits depend on nothing that runs beside it, at a price
+        (docs/engine.md); on a CPU with libowl_cpu they never do. source: where the weights were read from, if
+        from anywhere."""
+        self._setup = setup = Setup(
+            model.device,
+            model.dtype,
+            max_context,
+            max_batch,
+            kv_cache,
+            cache_positions,
+            step_tokens,
+            picture_cache_mb,
+            speculation,
+            exact,
+        )
+        if exact:
+            check_exact(model)
         llama = model.config.llama
         self.config: OwlConfig = model.config
         self.model = model
         self.tokenizer = tokenizer
         self.processor = processor
-        self.max_context = min(max_context, llama.max_position_embeddings)
+        self.max_context = setup.context(model.config)
         self.max_batch = max_batch
         self._source = source
         self._weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -76,12 +102,26 @@ class Engine:
         self._reader = InputReader(
             tokenizer, processor, model.config.image_rows, Fetcher(allow_urls), model.config.video
         )
-        self._make = RequestMaker(self._reader, self._adapters, self.max_context, max_batch)
-        cache = KVCache(llama, max_batch * blocks_for(self.max_context), model.dtype, model.device)
-        self._runner = Runner(model, cache, self._adapters)
-        scheduler = Scheduler(BlockAllocator(cache.num_blocks), max_batch, max(step_tokens, max_batch))
+        blocks = setup.blocks(model.config)
+        kept_as = cache_dtype(kv_cache, model.dtype)
+        cache = KVCache(llama, blocks, kept_as, model.device)
+        held = f"{source.path if source else id(model)} {kept_as}"
+        self._make = RequestMaker(
+            self._reader,
+            self._adapters,
+            self.max_context,
+            max_batch,
+            blocks,
+            held,
+            llama.vocab_size,
+            speculation > 0,
+        )
+        self._runner = Runner(model, cache, self._adapters, PictureCache(picture_cache_mb * 2**20), exact)
+        allocator = BlockAllocator(blocks, keep=prefix_cache)
+        scheduler = Scheduler(allocator, max_batch, max(step_tokens, max_batch), speculation)
         sampler = DeviceSampler(max_batch, self.max_context, tokenizer.eos_id, model.device)
-        on_device = ops.uses_kernels(model.query_tokens)
+        # Guesses are checked on the host: for the same bits everything is drawn there.
+        on_device = ops.uses_kernels(model.query_tokens) and not (exact and speculation)
         self._loop = Loop(scheduler, self._runner, tokenizer.eos_id, sampler if on_device else None)
         if model.device.type == "cuda":
             self._runner.record(Recorder(self._loop.between_steps), max_batch, self.max_context)
@@ -108,7 +148,13 @@ class Engine:
         lora_alpha: float | None = None,
         max_context: int = 2048,
         max_batch: int = 8,
+        kv_cache: str = "auto",
+        cache_positions: int | None = None,
         allow_urls: Collection[str] = (),
+        prefix_cache: bool = True,
+        picture_cache_mb: int = PICTURE_CACHE_MB,
+        speculation: int = 0,
+        exact: bool = False,
         progress: Callable[[int, int], None] | None = None,
         allow_nonfinite: bool = False,
     ) -> Engine:
@@ -119,21 +165,30 @@ class Engine:
         bf16 on CUDA (fp16 on GPUs without it), on a CPU fp32, or bf16 from a billion weights on.
         quant: "int8" or "int4" quantizes the language model's linear weights while they are read, "none"
         leaves them, "auto" takes the largest precision that fits the device; by default they are as in the
-        files. quant_vision: "int8" does it to the vision tower (docs/quantization.md).
+        files. quant_vision: "int8" does it to the vision tower; kv_cache: "int8" to the keys and values, of
+        which twice as many fit (docs/quantization.md). max_context to exact: as Engine takes them.
         adapter: a folder with a LoRA adapter, used by every request that names no other. tokenizer, config,
         vision_heads, abstractor_heads, lora_alpha: what the files do not tell, such as a .pth of the first
         release (see open_source). allow_urls: hosts from which pictures may be fetched (fetch.py), none
         unless said. progress(bytes done, bytes in all) is called while loading. allow_nonfinite: load weights
         that are NaN or infinite instead of refusing them.
         """
+        sizes: dict[str, Any] = {
+            "max_context": max_context,
+            "max_batch": max_batch,
+            "kv_cache": kv_cache,
+            "cache_positions": cache_positions,
+            "picture_cache_mb": picture_cache_mb,
+            "speculation": speculation,
+            "exact": exact,
+        }
         opened = open_model(
             path,
             device=device,
             dtype=dtype,
             quant=quant,
             quant_vision=quant_vision,
-            max_context=max_context,
-            max_batch=max_batch,
+            sizes=sizes,
             adapter=adapter,
             progress=progress,
             allow_nonfinite=allow_nonfinite,
@@ -147,12 +202,13 @@ class Engine:
             opened.model,
             opened.tokenizer,
             opened.processor,
-            max_context=max_context,
-            max_batch=max_batch,
             allow_urls=allow_urls,
+            prefix_cache=prefix_cache,
             source=opened.weights,
+            **sizes,
         )
         engine._adapters.load_default(opened.adapter)
+        engine._loop.reap()
         return engine
 
     @overload
@@ -163,6 +219,7 @@ class Engine:
         *,
         images: Sequence[object] | None = None,
         adapter: str | None = None,
+        client: str = "",
         **options: Any,
     ) -> Output: ...
 
@@ -173,6 +230,7 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         adapter: str | None = None,
+        client: str = "",
         **options: Any,
     ) -> Output | list[Output]: ...
 
@@ -183,18 +241,24 @@ class Engine:
         *,
         images: Sequence[object] | None = None,
         adapter: str | None = None,
+        client: str = "",
         **options: Any,
     ) -> Output | list[Output]:
         """Answer one raw prompt or conversation, or a list of requests (in order, equal to one at a time).
 
-        adapter: a name given to load_adapter, or "base" for the model without. options are fields of
-        SamplingParams and override those of params. One request that fails raises OwlError; of a list each
-        failed one has finish_reason "error" and an error text.
+        adapter: a name given to load_adapter, or "base" for the model without. client: whose it is; clients
+        are served alike, however much each of them asks (docs/engine.md). options are fields of
+        SamplingParams and override those of params. With n above 1 an Output is the first answer and holds
+        the others. One request that fails raises OwlError; of a list each failed one has finish_reason
+        "error" and an error text.
         """
         if isinstance(prompt, str) or is_messages(prompt):
-            request = self._make.read(cast(Prompt, prompt), params, images, adapter, options)
-            return self._loop.answer(request)
-        return self._loop.complete(self._make.read_list(prompt, params, images, adapter, options))
+            return self._loop.answer(
+                self._make.read(cast(Prompt, prompt), params, images, adapter, client, options)
+            )
+        groups = self._make.read_list(prompt, params, images, adapter, client, options)
+        answers = iter(self._loop.complete(list(chain.from_iterable(groups))))
+        return [joined(list(islice(answers, len(group)))) for group in groups]
 
     def stream(
         self,
@@ -203,10 +267,12 @@ class Engine:
         *,
         images: Sequence[object] | None = None,
         adapter: str | None = None,
+        client: str = "",
         **options: Any,
     ) -> Stream:
-        """The answer to one raw prompt or conversation as it comes; arguments as for generate."""
-        return Stream(self._loop, self._make.read(prompt, params, images, adapter, options))
+        """The answer to one raw prompt or conversation as it comes; arguments as for generate. With n above 1
+        the events of several answers take turns, told apart by Event.index."""
+        return Stream(self._loop, self._make.read(prompt, params, images, adapter, client, options))
 
     def astream(
         self,
@@ -215,10 +281,13 @@ class Engine:
         *,
         images: Sequence[object] | None = None,
         adapter: str | None = None,
+        client: str = "",
         **options: Any,
     ) -> AsyncStream:
         """The same for asyncio, to be read with `async for`; nothing here blocks the event loop."""
-        return AsyncStream(self._pump, lambda: self._make.read(prompt, params, images, adapter, options))
+        return AsyncStream(
+            self._pump, lambda: self._make.read(prompt, params, images, adapter, client, options)
+        )
 
     def chat(
         self,
@@ -226,19 +295,20 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         adapter: str | None = None,
+        client: str = "",
         **options: Any,
     ) -> Chat:
         """A conversation that remembers itself; system replaces its header, the rest as for generate."""
-        return Chat(self._loop, self._make, Conversation(system=system), chosen(params, options), adapter)
+        conversation = Conversation(system=system)
+        return Chat(self._loop, self._make, conversation, chosen(params, options), adapter, client)
 
     def encode_images(self, images: Sequence[object], *, adapter: str | None = None) -> Tensor:
         """(n, image_rows, hidden): the rows that stand for each picture (or video.Video) in the language
         model's input."""
         pixels, chosen = self._reader.pixels(images), self._adapters.find(adapter)
         with self._loop.between_steps():
-            self._runner.use_adapter(chosen)
             # A clone made here is an ordinary tensor, free to take part in training.
-            return self._runner.encode_images(pixels).clone()
+            return self._runner.encode_images(pixels, chosen).clone()
 
     def score(
         self,
@@ -247,6 +317,7 @@ class Engine:
         continuation: str,
         *,
         adapter: str | None = None,
+        client: str = "",
     ) -> list[float]:
         """Natural log-prob of each token of the continuation after the prompt.
 
@@ -258,8 +329,8 @@ class Engine:
         tail = self.tokenizer.encode(continuation, literal=True)
         if not tail:
             return []
-        request = self._make(prepared, SamplingParams(max_tokens=len(tail)), tail)
-        return self._loop.answer(request).logprobs
+        requests = self._make(prepared, SamplingParams(max_tokens=len(tail)), tail, client)
+        return self._loop.answer(requests).logprobs
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -269,17 +340,24 @@ class Engine:
     def load_adapter(self, name: str, folder: str | Path, *, check_base: bool = True) -> None:
         """Read a LoRA adapter from a folder or the hub, to be asked for by its name.
 
-        Requests of one adapter run together, those of different ones in turn. CheckpointError when the folder
-        does not fit the model, or, with check_base, says that it was trained on another one.
+        Requests of different adapters run together and do not change each other's answers, but one that
+        replaces tensors of the language model itself runs with none but its own. CheckpointError when the
+        folder does not fit the model, or, with check_base, says that it was trained on another one.
         """
-        self._adapters.load(name, folder, check_base)
+        self._adapters.check_name(name)
+        adapter = self._adapters.read(folder, check_base)
+        with self._loop.between_steps():  # nobody's step meets one that cannot be held
+            self._adapters.add(name, adapter)
+            try:
+                self._loop.reap()
+            except BaseException:
+                self._adapters.unload(name)
+                raise
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter; requests that are under way keep it until they end."""
         self._adapters.unload(name)
-        with self._loop.between_steps():
-            if not self._loop.scheduler.running:
-                self._runner.release_adapter()
+        self._loop.reap()
 
     def save_pretrained(
         self,
@@ -300,7 +378,7 @@ class Engine:
         if chosen is not None and not other_precision:
             self._adapters.check_precision(chosen)
         with self._loop.between_steps():
-            self._runner.use_adapter(None)
+            self._adapters.inside.use(None)
             save_model(
                 self.model,
                 folder,
@@ -317,14 +395,8 @@ class Engine:
             weights=self._weights,
             adapters=self._adapters.nbytes,
             cache=self._runner.cache.nbytes,
-            activations=activation_bytes(
-                self.config,
-                self.model.dtype,
-                self._loop.scheduler.step_tokens,
-                self.max_batch,
-                self.max_context,
-                ops.backend(self.model.device),
-            ),
+            pictures=self._setup.picture_cache_mb * 2**20,
+            activations=self._setup.activations(self.config),
         )
 
     def stats(self) -> Stats:

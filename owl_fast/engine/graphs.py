@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor
 
 from owl_fast import ops
-from owl_fast.engine.kv_cache import KVCache, blocks_for
+from owl_fast.engine.blocks import blocks_for
+from owl_fast.engine.kv_cache import KVCache
 from owl_fast.engine.scheduler import Span
 from owl_fast.models.batch import PackedBatch, PagedCache
 
@@ -127,6 +129,7 @@ class DecodeInputs:
         self._rows = torch.zeros(3, size, dtype=torch.int64, pin_memory=pinned)
         self._lengths = torch.zeros(size, 1 + max_blocks, dtype=torch.int32, pin_memory=pinned)
         self._sent = self._rows.to(device, copy=True), self._lengths.to(device, copy=True)
+        self._owner = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
         self._block_size = cache.block_size
         ids, positions, slots = self._sent[0].unbind()
         lengths = self._sent[1]
@@ -137,6 +140,7 @@ class DecodeInputs:
             bounds=tuple(range(size + 1)),
             cache=PagedCache(cache.layers, slots, lengths[:, 1:], lengths[:, 0], lengths=()),
         )
+        self.owned = replace(self.batch, owner=self._owner.to(device, copy=True))
 
     def fill(self, spans: Seq[Span]) -> None:
         """Rows beyond the spans get no slot and no keys."""
@@ -150,6 +154,13 @@ class DecodeInputs:
             lengths[i, 1 : 1 + len(table)] = table
         for sent, host in zip(self._sent, (self._rows, self._lengths), strict=True):
             sent.copy_(host, non_blocking=True)
+
+    def own(self, owners: Seq[int]) -> None:
+        """Whose the rows of `owned` are; those beyond are nobody's."""
+        rows = self._owner.numpy()
+        rows[: len(owners)], rows[len(owners) :] = owners, -1
+        assert self.owned.owner is not None
+        self.owned.owner.copy_(self._owner, non_blocking=True)
 
 
 class DecodeGraphs:
@@ -172,14 +183,18 @@ class DecodeGraphs:
         self._make = partial(DecodeInputs, cache, max_blocks=max_blocks, device=device)
         self._inputs: dict[int, DecodeInputs] = {}
 
-    def run(self, spans: Seq[Span]) -> Tensor:
-        """Logits (n, V) in the model's dtype; they stay as they are until the next step."""
+    def run(self, spans: Seq[Span], owners: Seq[int] | None = None) -> Tensor:
+        """Logits (n, V) in the model's dtype; they stay as they are until the next step. owners: whose
+        updates each row takes, -1: nobody's."""
         size = self._sizes[bisect_left(self._sizes, len(spans))]
         if size not in self._inputs:
             self._inputs[size] = self._make(size)
-        self._inputs[size].fill(spans)
-        batch = self._inputs[size].batch
-        return self._recorder.run(size, lambda: self._model(batch))[: len(spans)]
+        inputs = self._inputs[size]
+        inputs.fill(spans)
+        if owners is not None:
+            inputs.own(owners)
+        batch = inputs.batch if owners is None else inputs.owned
+        return self._recorder.run((size, owners is None), lambda: self._model(batch))[: len(spans)]
 
 
 class PictureGraph:

@@ -5,10 +5,11 @@ A request can only fail itself: logits that are not finite end the request they 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from typing import Protocol
@@ -18,13 +19,15 @@ from torch import Tensor
 
 from owl_fast import ops
 from owl_fast.engine.drawing import DeviceSampler
-from owl_fast.engine.outputs import Event, FinishReason, Output
+from owl_fast.engine.outputs import Event, FinishReason, Output, joined
 from owl_fast.engine.reports import Stats, Tally
 from owl_fast.engine.request import Request
-from owl_fast.engine.sampling import choose, process_scores
+from owl_fast.engine.sampling import choose, finite_rows, log_probs, process_scores
 from owl_fast.engine.scheduler import Scheduler, Span, StepPlan
 from owl_fast.errors import OwlError
 from owl_fast.lora import Adapter
+
+_log = logging.getLogger("owl_fast")
 
 NOT_FINITE = "the model produced numbers that are not finite; nothing more can be said"
 NONE_ALLOWED = "no_repeat_ngram and min_tokens forbid every token; loosen them"
@@ -33,9 +36,9 @@ NONE_ALLOWED = "no_repeat_ngram and min_tokens forbid every token; loosen them"
 class StepRunner(Protocol):
     """What the loop needs of a runner (see runner.Runner)."""
 
-    def use_adapter(self, adapter: Adapter | None, /) -> None: ...
+    def hold_adapters(self, used: Iterable[Adapter | None], /) -> None: ...
 
-    def encode_images(self, pixels: Seq[Tensor], /) -> Tensor: ...
+    def encode(self, span: Span, /) -> tuple[int, int]: ...
 
     def run(self, plan: StepPlan, /) -> Tensor: ...
 
@@ -65,7 +68,8 @@ class Loop:
         self._arrived.append(request)
 
     def reap(self) -> None:
-        """Finish the cancelled requests and free what they hold."""
+        """Finish the cancelled requests and free what they hold; adapters that were loaded come in, those
+        that nobody needs any more go."""
         with self.between_steps():
             self._reap()
 
@@ -103,37 +107,57 @@ class Loop:
                     self._stepping = None
                     self._turn.notify_all()
 
+    def step_for(self, requests: Seq[Request]) -> None:
+        """A step, on behalf of these requests. What it raises comes out if one of them failed with it; else
+        it is logged, for it was others that it hit."""
+        before = sum(request.error is not None for request in requests)
+        try:
+            self.step()
+        except Exception:
+            if sum(request.error is not None for request in requests) > before:
+                raise
+            _log.exception("a step failed")
+
     def complete(self, requests: Seq[Request]) -> list[Output]:
         """Submit them and step until all have ended; left early, they are taken out again."""
         for request in requests:
             self.submit(request)
         try:
             while not all(request.finished for request in requests):
-                self.step()
+                self.step_for(requests)
         finally:
-            for request in requests:
-                request.cancelled = not request.finished
-            self.reap()
+            left = [request for request in requests if not request.finished]
+            for request in left:
+                request.cancelled = True
+            if left:
+                self.reap()
         return [request.output for request in requests]
 
-    def answer(self, request: Request) -> Output:
-        """The answer to one request; OwlError when it failed."""
-        (result,) = self.complete([request])
-        if result.finish_reason == "error":
-            raise OwlError(result.error)
-        return result
+    def answer(self, requests: Seq[Request]) -> Output:
+        """The answers to one prompt; OwlError when one failed."""
+        results = self.complete(requests)
+        for result in results:
+            if result.finish_reason == "error":
+                raise OwlError(result.error)
+        return joined(results)
 
     def stats(self) -> Stats:
         return self.tally.stats(len(self._arrived), len(self.scheduler.waiting), len(self.scheduler.running))
 
     def _step(self) -> None:
-        self._reap()
         begin = time.perf_counter()
+        reaped = False
         try:
+            self._reap()
+            reaped = True
             self._advance()
         except BaseException as error:
-            for request in list(self.scheduler.running):
+            # What waits would meet adapters that cannot be held again and again.
+            stuck = isinstance(error, Exception) and not reaped
+            waiting = tuple(self.scheduler.waiting) if stuck else ()
+            for request in (*self.scheduler.running, *waiting):
                 self._fail(request, f"the step failed: {type(error).__name__}")
+            self.scheduler.allocator.forget_contents()  # who knows how far it got
             raise
         finally:
             self.tally.busy_seconds += time.perf_counter() - begin
@@ -142,30 +166,41 @@ class Loop:
         while self._arrived:
             self.tally.requests += 1
             self.scheduler.add(self._arrived.popleft())
-        for request in self.scheduler.take_cancelled():
+        for request in self.scheduler.cancelled:
             self._close(request, "cancelled")
+        requests = (*self.scheduler.running, *self.scheduler.waiting)
+        self.runner.hold_adapters({request.adapter for request in requests})
 
     def _advance(self) -> None:
-        started = self.scheduler.admit()
+        for request in self.scheduler.admit():
+            if not request.clock.started:
+                request.clock.started = time.perf_counter()
+                request.cached = request.sequences[0].computed
         if not self.scheduler.running:
             return
-        self.runner.use_adapter(self.scheduler.running[0].adapter)
-        for request in started:
-            request.clock.started = time.perf_counter()
-            if request.pixels:
-                request.visual = self.runner.encode_images(request.pixels).flatten(0, 1)
-                request.pixels = ()
-            request.clock.encoded = time.perf_counter()
         plan = self.scheduler.plan()
+        for request in plan.preempted:
+            self._forget(request)
+        self.tally.preemptions += len(plan.preempted)
         self.tally.steps += 1
+        for span in plan.spans:
+            self._encode(span)
         logits = self.runner.run(plan)
         by_request: dict[Request, list[tuple[Span, int]]] = {}
         row = 0
         for span in plan.spans:
             by_request.setdefault(span.request, []).append((span, row))
             row += span.end - span.logits_from
-            span.sequence.computed = span.end
+            self.scheduler.advance(span.request, span.sequence, span.end - len(span.guesses))
         self._consume(by_request, logits)
+
+    def _encode(self, span: Span) -> None:
+        begin = time.perf_counter()
+        asked, found = self.runner.encode(span)
+        self.tally.pictures += asked
+        self.tally.pictures_cached += found
+        if asked:
+            span.request.clock.encoding += time.perf_counter() - begin
 
     def _consume(self, by_request: dict[Request, list[tuple[Span, int]]], logits: Tensor) -> None:
         """logits (M, V): each span's rows begin at the row number beside it."""
@@ -174,12 +209,14 @@ class Loop:
         if not by_request:
             return
         logits = logits.float()
-        finite = torch.isfinite(logits).all(-1).tolist()
-        logprobs = torch.log_softmax(logits, -1)
+        finite = finite_rows(logits)
+        logprobs = log_probs(logits)
         for request, spans in by_request.items():
             rows = [row for span, first in spans for row in range(first, first + span.end - span.logits_from)]
-            if not all(finite[row] for row in rows):
-                self._fail(request, NOT_FINITE)
+            if spans[0][0].guesses:
+                self._verify(request, spans[0][0], rows, logits, logprobs)
+            elif not all(finite[row] for row in rows):
+                self._fail_not_finite(request)
             elif request.score_from is not None:
                 self._score(request, spans[0][0], logprobs[rows])
             elif not rows:
@@ -188,6 +225,24 @@ class Loop:
                 self._search(request, logprobs[rows])
             else:
                 self._generate(request, logits[rows[0]], logprobs[rows[0]])
+
+    def _verify(
+        self, request: Request, span: Span, rows: Seq[int], logits: Tensor, logprobs: Tensor
+    ) -> None:  # fmt: skip
+        """Draw token after token, as long as each is what was guessed."""
+        for row, guess in zip(rows, (*span.guesses, None), strict=True):
+            if not torch.isfinite(logits[row]).all():
+                return self._fail_not_finite(request)
+            self._generate(request, logits[row], logprobs[row])
+            if request.finished:
+                return
+            self.tally.guesses += guess is not None
+            if request.generated[-1] != guess:
+                break
+            self.tally.guesses_right += 1
+        self.scheduler.advance(request, span.sequence, len(span.sequence.token_ids) - 1)
+        if self._sampler is not None:
+            self._sampler.release(request)  # it has missed these tokens
 
     def _generate(self, request: Request, logits: Tensor, logprobs: Tensor) -> None:
         params = request.params
@@ -208,12 +263,14 @@ class Loop:
         rows = {
             request: row
             for request, [(span, row), *_] in by_request.items()
-            if sampler.takes(request) and span.logits_from < span.end
+            if sampler.takes(request) and span.logits_from < span.end and not span.guesses
         }
         if rows:
             for request, (token, logprob, fault) in sampler.draw(rows, logits).items():
-                if fault:
-                    self._fail(request, NOT_FINITE if fault == ops.NOT_FINITE else NONE_ALLOWED)
+                if fault == ops.NOT_FINITE:
+                    self._fail_not_finite(request)
+                elif fault:
+                    self._fail(request, NONE_ALLOWED)
                 else:
                     self._append(request, token, logprob)
         return {request: spans for request, spans in by_request.items() if request not in rows}
@@ -230,8 +287,10 @@ class Loop:
         elif len(request.generated) == request.max_tokens:
             self._close(request, "length", text, [token])
         else:
-            request.events.append(Event(text, [token], request.logprobs[-1]))
+            request.events.append(Event(text, [token], request.logprobs[-1], index=request.index))
             request.sequences[0].append(token)
+            if request.guesser is not None:
+                request.guesser.extend([token])
 
     def _search(self, request: Request, logprobs: Tensor) -> None:
         """logprobs (live beams, V)."""
@@ -246,6 +305,8 @@ class Loop:
 
     def _score(self, request: Request, span: Span, logprobs: Tensor) -> None:
         """Rows logits_from.. of the span tell the ids one further on; logprobs (rows, V)."""
+        assert request.score_from is not None
+        del request.logprobs[span.logits_from + 1 - request.score_from :]  # computed anew
         targets = request.prompt_ids[span.logits_from + 1 : span.end + 1]
         rows = torch.arange(len(targets), device=logprobs.device)
         ids = torch.tensor(targets, dtype=torch.int64, device=logprobs.device)
@@ -253,17 +314,25 @@ class Loop:
         if span.complete:
             self._close(request, "length")
 
+    def _fail_not_finite(self, request: Request) -> None:
+        self.scheduler.distrust(request)  # nobody else is to begin with what gave such numbers
+        self._fail(request, NOT_FINITE)
+
     def _fail(self, request: Request, message: str) -> None:
         request.error = message
         self._close(request, "error")
+
+    def _forget(self, request: Request) -> None:
+        """It does not run any more, for now or for good."""
+        if self._sampler is not None:
+            self._sampler.release(request)
 
     def _close(
         self, request: Request, reason: FinishReason, text: str = "", new_ids: Seq[int] = ()
     ) -> None:  # fmt: skip
         """End a request: free its blocks and hand out the last event."""
         self.scheduler.remove(request)
-        if self._sampler is not None:
-            self._sampler.release(request)
+        self._forget(request)
         token_ids = list(new_ids)
         if request.beams is not None:
             beam = request.beams.best.beam
@@ -273,6 +342,6 @@ class Loop:
         text += request.text.close()
         request.finish_reason = reason
         logprob = request.logprobs[-1] if len(token_ids) == 1 else None
-        request.events.append(Event(text, token_ids, logprob, reason))
-        request.visual, request.pixels = None, ()
+        request.events.append(Event(text, token_ids, logprob, reason, request.index))
+        request.pictures = ()
         self.tally.end(reason, request.usage, request.timings)

@@ -1,18 +1,22 @@
-"""From what a caller asks to a request the loop can run; what can never run is refused here."""
+"""From what a caller asks to requests the loop can run; what can never run is refused here."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from owl_fast.engine.adapters import Adapters
 from owl_fast.engine.beam import BeamSearch
+from owl_fast.engine.blocks import BLOCK_SIZE, blocks_for
 from owl_fast.engine.inputs import InputReader, PreparedPrompt, Prompt, PromptItem
 from owl_fast.engine.outputs import TextStream
+from owl_fast.engine.pictures import Picture
 from owl_fast.engine.request import Request
-from owl_fast.engine.sampling import SamplingParams
+from owl_fast.engine.sampling import SamplingParams, seed_of
+from owl_fast.engine.speculation import Guesser
 from owl_fast.errors import ContextLengthError, ParameterError, PromptError, UnsupportedError
 from owl_fast.prompts import IMAGE_ID
 from owl_fast.tokenizer import StreamDecoder
@@ -20,12 +24,23 @@ from owl_fast.tokenizer import StreamDecoder
 
 @dataclass(frozen=True)
 class RequestMaker:
-    """Knows what an engine can take: positions of its context, rows of its batch, its adapters."""
+    """Knows what an engine can take: positions of its context, rows of its batch, blocks of its cache, its
+    adapters.
+
+    A prompt becomes as many requests as answers are wanted; they share its pictures, and through the cache
+    its keys and values. held: names the weights, the form of the cache and what pictures go through, on all
+    of which keys and values depend. vocabulary: ids that have logits. guesses: whether answers are guessed
+    on (speculation.py).
+    """
 
     reader: InputReader
     adapters: Adapters
     max_context: int
     max_batch: int
+    blocks: int
+    held: str
+    vocabulary: int
+    guesses: bool
 
     def read(
         self,
@@ -33,10 +48,11 @@ class RequestMaker:
         params: SamplingParams | None,
         images: Sequence[object] | None,
         adapter: str | None,
+        client: str,
         options: Mapping[str, Any],
-    ) -> Request:
-        """The request of one prompt; arguments as for Engine.generate."""
-        return self(self.reader.read(prompt, images, adapter), chosen(params, options))
+    ) -> list[Request]:
+        """The requests of one prompt; arguments as for Engine.generate."""
+        return self(self.reader.read(prompt, images, adapter), chosen(params, options), client=client)
 
     def read_list(
         self,
@@ -44,9 +60,10 @@ class RequestMaker:
         params: SamplingParams | None,
         images: Sequence[object] | None,
         adapter: str | None,
+        client: str,
         options: Mapping[str, Any],
-    ) -> list[Request]:
-        """The requests of a list; nothing has begun if one of them does not fit."""
+    ) -> list[list[Request]]:
+        """The requests of each prompt of a list; nothing has begun if one of them does not fit."""
         if images is not None:
             raise PromptError(
                 'images came beside a list of requests; give {"prompt": ..., "images": [...]} entries'
@@ -57,15 +74,55 @@ class RequestMaker:
             )
         common = chosen(params, options)
         items = [self.reader.read_item(item, index, adapter) for index, item in enumerate(prompts)]
-        return [self(item, common) for item in items]
+        return [self(item, common, client=client) for item in items]
 
     def __call__(
-        self, prepared: PreparedPrompt, params: SamplingParams, continuation: Sequence[int] = ()
-    ) -> Request:
+        self,
+        prepared: PreparedPrompt,
+        params: SamplingParams,
+        continuation: Sequence[int] = (),
+        client: str = "",
+    ) -> list[Request]:
         """continuation: ids behind the prompt that are only to be scored."""
-        length, left = len(prepared.ids), self.max_context - len(prepared.ids)
+        self._check(prepared, params, client)
+        tokenizer = self.reader.tokenizer
+        bos, eos = tokenizer.bos_id, tokenizer.eos_id
+        adapter = self.adapters.find(prepared.adapter)
+        length = len(prepared.ids)
+        guesses = self.guesses and params.beams == 1 and not continuation
+        max_tokens = self._max_tokens(length, params)
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        pictures = [Picture(pixels) for pixels in prepared.pixels]
+        root = sha256(f"{self.held} {adapter.sha256 if adapter else ''}".encode()).digest()
+        return [
+            Request(
+                prompt_ids=[*prepared.ids, *continuation],
+                params=params,
+                max_tokens=max_tokens,
+                seed=seed_of(seed, index),
+                bos_id=bos,
+                text=TextStream(StreamDecoder(tokenizer, prepared.begun), params.stop_strings),
+                pictures=pictures,
+                score_from=length if continuation else None,
+                beams=BeamSearch(params, bos, eos, max_tokens) if params.beams > 1 else None,
+                adapter=adapter,
+                client=client,
+                guesser=Guesser(prepared.ids) if guesses else None,
+                root=root,
+                index=index,
+            )
+            for index in range(params.n)
+        ]
+
+    def _max_tokens(self, length: int, params: SamplingParams) -> int:
+        return self.max_context - length if params.max_tokens is None else params.max_tokens
+
+    def _check(self, prepared: PreparedPrompt, params: SamplingParams, client: object) -> None:
+        if not isinstance(client, str):
+            raise ParameterError(f"client is a {type(client).__name__}; wanted a text that names it")
+        length = len(prepared.ids)
         wanted = 1 if params.max_tokens is None else params.max_tokens
-        if wanted > left:
+        if length + wanted > self.max_context:
             pictures = prepared.ids.count(IMAGE_ID)
             raise ContextLengthError(
                 f"the prompt takes {length} positions ({pictures} of them pictures) and {wanted} more were "
@@ -76,21 +133,17 @@ class RequestMaker:
             raise UnsupportedError(
                 f"beams={params.beams} is more than max_batch={self.max_batch}; raise max_batch"
             )
-        tokenizer = self.reader.tokenizer
-        bos, eos = tokenizer.bos_id, tokenizer.eos_id
-        max_tokens = left if params.max_tokens is None else params.max_tokens
-        return Request(
-            prompt_ids=[*prepared.ids, *continuation],
-            params=params,
-            max_tokens=max_tokens,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
-            bos_id=bos,
-            text=TextStream(StreamDecoder(tokenizer, prepared.begun), params.stop_strings),
-            pixels=prepared.pixels,
-            score_from=length if continuation else None,
-            beams=BeamSearch(params, bos, eos, max_tokens) if params.beams > 1 else None,
-            adapter=self.adapters.find(prepared.adapter),
-        )
+        positions = length + self._max_tokens(length, params)
+        if params.beams * blocks_for(positions) > self.blocks:
+            raise UnsupportedError(
+                f"{params.beams} beams of {positions} positions are more than the {self.blocks * BLOCK_SIZE} "
+                "of the cache; raise cache_positions, or ask for fewer tokens or beams"
+            )
+        for token, _ in params.biases:
+            if token >= self.vocabulary:
+                raise ParameterError(
+                    f"an id of logit_bias is {token}; the vocabulary has 0 to {self.vocabulary - 1}"
+                )
 
 
 def chosen(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:

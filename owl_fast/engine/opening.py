@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +40,7 @@ def open_model(
     dtype: str | torch.dtype,
     quant: str | None,
     quant_vision: str | None,
-    max_context: int,
-    max_batch: int,
+    sizes: Mapping[str, Any],
     adapter: str | Path | None,
     progress: Callable[[int, int], None] | None,
     allow_nonfinite: bool,
@@ -49,8 +48,8 @@ def open_model(
 ) -> Opened:
     """The model at a path, of a hub id, or the bundled one; arguments as for Engine.from_pretrained.
 
-    told: what the files do not tell (see open_source). An adapter folder opened as the model is the adapter
-    of its base.
+    sizes: fields of Setup. told: what the files do not tell (see open_source). An adapter folder opened as
+    the model is the adapter of its base.
     """
     folder = BUNDLED if path is None else local_path(path)
     if path is None and not folder.is_dir():
@@ -61,7 +60,9 @@ def open_model(
         raise ParameterError(f"{path} is an adapter itself; name its base as the model to use another")
     tokenizer, processor = source.tokenizer(), source.processor()
     kind = pick_dtype(dtype, place, source.config)
-    config = choose(source.config, Setup(place, kind, max_context, max_batch), quant, quant_vision)
+    setup = Setup(place, kind, **sizes)
+    setup.blocks(source.config)  # an error here, rather than after the weights are there
+    config = choose(source.config, setup, quant, quant_vision)
     model = load_model(
         replace(source, adapter=None),
         dtype=kind,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, field
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field, replace
 from operator import add
 from typing import Literal, Protocol
 
@@ -60,6 +61,8 @@ class Output:
     logprobs      of the model's own distribution, one per id; top_logprobs: those of the likeliest ids
     score         of the beam, normalised by length
     error         why the request ended with finish_reason "error"
+    others        the other answers when several were asked for (n), each with a usage and timings of its own:
+                  all of them count the prompt, and cached_tokens tells what of it was not computed again
     """
 
     text: str
@@ -71,20 +74,27 @@ class Output:
     top_logprobs: list[dict[int, float]] | None = None
     score: float | None = None
     error: str | None = None
+    others: list[Output] = field(default_factory=list)
+
+
+def joined(answers: Sequence[Output]) -> Output:
+    """Several answers to one prompt as they are handed back."""
+    return replace(answers[0], others=list(answers[1:]))
 
 
 @dataclass(frozen=True)
 class Event:
-    """A piece of a streamed answer: the texts of all events joined are Output.text.
+    """A piece of a streamed answer: the texts of all events of an answer joined are Output.text.
 
-    The last one, and only it, has a finish_reason. logprob belongs to the one id of token_ids; it is None
-    when there is none or several.
+    The last one of an answer, and only it, has a finish_reason. logprob belongs to the one id of token_ids;
+    it is None when there is none or several. index: of the answer, where several were asked for.
     """
 
     text: str
     token_ids: list[int] = field(default_factory=list)
     logprob: float | None = None
     finish_reason: FinishReason | None = None
+    index: int = 0
 
 
 class Decoder(Protocol):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from owl_fast import ops
 from owl_fast.config import OwlConfig
 from owl_fast.errors import UnsupportedError
 from owl_fast.models.owl import Owl
@@ -28,6 +29,17 @@ def pick_device(device: str | torch.device) -> torch.device:
     if place.type not in ("cpu", "cuda") or (place.type == "cuda" and (place.index or 0) >= count):
         raise UnsupportedError(f"device {str(place)!r}: this machine offers cpu and {count} CUDA device(s)")
     return place
+
+
+@torch.no_grad()
+def check_exact(model: Owl) -> None:
+    """UnsupportedError where a row's bits depend on the rows beside it whatever one does."""
+    if not ops.decodes_at_once(model.query_tokens):
+        kind = str(model.dtype).removeprefix("torch.")
+        raise UnsupportedError(
+            f"exact=True with {kind} on {model.device}: there answers depend on their neighbours; it takes "
+            "a GPU with Triton, or libowl_cpu with fp32 or bf16 (`owl-fast doctor` says what is there)"
+        )
 
 
 def pick_dtype(dtype: str | torch.dtype, device: torch.device, config: OwlConfig) -> torch.dtype:

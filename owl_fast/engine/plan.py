@@ -10,7 +10,9 @@ from owl_fast import machine, ops
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.names import PACKED, views
 from owl_fast.config import LANGUAGE_SCHEMES, VISION_SCHEMES, OwlConfig, Quantization
-from owl_fast.engine.kv_cache import BLOCK_SIZE, blocks_for
+from owl_fast.engine.blocks import BLOCK_SIZE, cache_blocks
+from owl_fast.engine.kv_cache import cache_dtype, position_bytes
+from owl_fast.engine.pictures import PICTURE_CACHE_MB
 from owl_fast.engine.reports import Memory, activation_bytes
 from owl_fast.errors import ParameterError, UnsupportedError
 
@@ -22,26 +24,65 @@ SPARE = 1.1  # free memory over the plan: what the plan cannot know, and what ot
 
 @dataclass(frozen=True)
 class Setup:
-    """What a model is to be run with. dtype: of all that is not quantized."""
+    """What a model is to be run with, as Engine takes it; ParameterError where that makes no sense.
+
+    dtype: of all that is not quantized.
+    """
 
     device: torch.device
     dtype: torch.dtype
     max_context: int
     max_batch: int
+    kv_cache: str = "auto"
+    cache_positions: int | None = None
     step_tokens: int = STEP_TOKENS
+    picture_cache_mb: int = PICTURE_CACHE_MB
+    speculation: int = 0
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        positions = self.max_context if self.cache_positions is None else self.cache_positions
+        for name, number, least in (
+            ("max_context", self.max_context, 1),
+            ("max_batch", self.max_batch, 1),
+            ("step_tokens", self.step_tokens, 1),
+            ("picture_cache_mb", self.picture_cache_mb, 0),
+            ("speculation", self.speculation, 0),
+            ("cache_positions", positions, 1),
+        ):
+            if not isinstance(number, int) or number < least:
+                raise ParameterError(f"{name} is {number!r:.40}; wanted an integer of at least {least}")
+        cache_dtype(self.kv_cache, self.dtype)
+
+    def context(self, config: OwlConfig) -> int:
+        """Positions of a prompt and its answer."""
+        return min(self.max_context, config.llama.max_position_embeddings)
+
+    def blocks(self, config: OwlConfig) -> int:
+        """Of the cache; ParameterError if it cannot hold one context."""
+        return cache_blocks(self.context(config), self.max_batch, self.cache_positions)
+
+    def activations(self, config: OwlConfig) -> int:
+        return activation_bytes(
+            config,
+            self.dtype,
+            self.step_tokens,
+            self.max_batch,
+            self.context(config),
+            ops.backend(self.device),
+            max(self.max_batch, min(self.speculation, self.step_tokens)),
+            self.exact and self.device.type != "cpu",
+        )
 
     def memory(self, config: OwlConfig) -> Memory:
         """The plan for a model held as config.quantization says, without adapters."""
-        llama, context = config.llama, min(self.max_context, config.llama.max_position_embeddings)
-        positions = self.max_batch * blocks_for(context) * BLOCK_SIZE
-        row = llama.num_key_value_heads * llama.head_dim * self.dtype.itemsize
+        kept_as = cache_dtype(self.kv_cache, self.dtype)
         return Memory(
             weights=weight_bytes(config, self.dtype),
             adapters=0,
-            cache=2 * llama.num_hidden_layers * positions * row,
-            activations=activation_bytes(
-                config, self.dtype, self.step_tokens, self.max_batch, context, ops.backend(self.device)
-            ),
+            cache=self.blocks(config) * BLOCK_SIZE * position_bytes(config.llama, kept_as),
+            pictures=self.picture_cache_mb * 2**20,
+            activations=self.activations(config),
         )
 
     def fits(self, config: OwlConfig) -> bool:
@@ -97,14 +138,16 @@ def _check_held(held: Quantization, quant: str | None, quant_vision: str | None)
 def _nothing_fits(config: OwlConfig, setup: Setup) -> str:
     """What was tried last, and what would fit."""
     memory, free = setup.memory(config), machine.free_memory(setup.device)
-    context = min(setup.max_context, config.llama.max_position_embeddings)
+    context = setup.context(config)
     held = f"as {config.quantization}" if config.quantization else "as it is"
     said = (
         f"{memory.total / 2**30:.2f} GiB for the model {held} with max_context {context} and max_batch "
         f"{setup.max_batch}, {free / 2**30:.2f} GiB free on {machine.device_name(setup.device)}"
     )
     ways: list[str] = []
-    while context > 256 and not ways:
+    if setup.kv_cache != "int8" and replace(setup, kv_cache="int8").fits(config):
+        ways.append('kv_cache="int8"')
+    while context > 256 and not any("max_context" in way for way in ways):
         context //= 2
         if replace(setup, max_context=context).fits(config):
             ways.append(f"max_context={context}")

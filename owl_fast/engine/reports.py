@@ -14,16 +14,18 @@ from owl_fast.engine.outputs import FinishReason, Timings, Usage
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the model's device. activations is an estimate of what the largest step takes for a while."""
+    """Bytes on the model's device. pictures: of the rows kept of them, when that cache is full. activations:
+    an estimate of what the largest step takes for a while."""
 
     weights: int
     adapters: int
     cache: int
+    pictures: int
     activations: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.adapters + self.cache + self.activations
+        return self.weights + self.adapters + self.cache + self.pictures + self.activations
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class Stats:
     usage       sums over the ended requests
     timings     the same; in Timings.predicted_per_second a row counts for itself, not for its batch
     steps       batches computed, and the seconds spent in them, out of `seconds` in all
+    preemptions how often a running request had to wait again, for memory or for another client's turn
+    guesses     positions that were computed on a guess, and those of them that came true
+    pictures    rows of so many were asked for, and so many of them were found in the picture cache
     """
 
     requests: int
@@ -45,6 +50,11 @@ class Stats:
     usage: Usage
     timings: Timings
     steps: int
+    preemptions: int
+    guesses: int
+    guesses_right: int
+    pictures: int
+    pictures_cached: int
     busy_seconds: float
     seconds: float
 
@@ -55,6 +65,11 @@ class Tally:
 
     requests: int = 0
     steps: int = 0
+    preemptions: int = 0
+    guesses: int = 0
+    guesses_right: int = 0
+    pictures: int = 0
+    pictures_cached: int = 0
     busy_seconds: float = 0.0
     ended: dict[FinishReason, int] = field(
         default_factory=lambda: {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
@@ -79,6 +94,11 @@ class Tally:
             usage=self.usage,
             timings=self.timings,
             steps=self.steps,
+            preemptions=self.preemptions,
+            guesses=self.guesses,
+            guesses_right=self.guesses_right,
+            pictures=self.pictures,
+            pictures_cached=self.pictures_cached,
             busy_seconds=self.busy_seconds,
             seconds=time.perf_counter() - self.since,
         )
@@ -91,11 +111,13 @@ def activation_bytes(
     max_batch: int,
     context: int,
     backend: ops.Backend,
+    answers: int,
+    exact: bool = False,
 ) -> int:
     """An estimate of what the largest step holds at its widest point, beside the weights and the cache.
 
     backend: of the device. For torch each product writes its quantized weight out in dtype before; libowl_cpu
-    holds gate | up in float32.
+    holds gate | up in float32. answers: rows whose logits are wanted at once. exact: on a GPU.
     """
     llama, vision, width = config.llama, config.vision, dtype.itemsize
     held_as = config.quantization if backend == "torch" else None
@@ -111,13 +133,15 @@ def activation_bytes(
         gate_up = 2 * llama.intermediate_size * 4
         mlp = rows * ((held + 2 * llama.hidden_size + llama.intermediate_size) * width + gate_up)
     attention = rows * (held + 4 * llama.hidden_size + 3 * kv) + 2 * context * kv
+    if exact:  # products of any number of rows are summed in parts, q | k | v in two of float32
+        attention += rows * 2 * (llama.hidden_size + 2 * kv) * 4 // width
     patches = vision.num_patches + 1
     picture = patches * (2 * vision.hidden_size + 3 * vision.intermediate_size)
     # As they come, in float32, as log-probs, and whether they are finite.
-    logits = max_batch * llama.vocab_size * (width + 4 + 4 + 1)
+    logits = answers * llama.vocab_size * (width + 4 + 4 + 1)
     # A product holds its input and what it gives beside the weight.
     gate_up = 2 * llama.intermediate_size * llama.hidden_size + rows * (held + 2 * llama.intermediate_size)
-    head = llama.vocab_size * llama.hidden_size + max_batch * llama.vocab_size
+    head = llama.vocab_size * llama.hidden_size + answers * llama.vocab_size
     fc1 = vision.hidden_size * vision.intermediate_size + picture
     written = max(max(gate_up, head) if language else 0, fc1 if tower else 0)
     return max(mlp, max(attention, picture, written) * width, logits)

@@ -5,15 +5,19 @@ N rows of all spans, B spans, M rows whose logits are wanted, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from owl_fast import ops
 from owl_fast.engine.adapters import Adapters
 from owl_fast.engine.graphs import BUCKETS, DecodeGraphs, PictureGraph, Recorder
 from owl_fast.engine.kv_cache import KVCache
+from owl_fast.engine.pictures import PictureCache
 from owl_fast.engine.scheduler import Span, StepPlan
 from owl_fast.lora import Adapter
 from owl_fast.models.batch import PackedBatch, PagedCache
@@ -24,10 +28,15 @@ from owl_fast.prompts import IMAGE_ID
 class Runner:
     """The model and its cache; knows nothing of requests beyond the spans it is given."""
 
-    def __init__(self, model: Owl, cache: KVCache, adapters: Adapters) -> None:
+    def __init__(
+        self, model: Owl, cache: KVCache, adapters: Adapters, pictures: PictureCache, exact: bool = False
+    ) -> None:
+        """exact: a row's bits depend on no other row, on a GPU too (backends.exactly)."""
         self.model = model
         self.cache = cache
         self.adapters = adapters
+        self.pictures = pictures
+        self._exact = exact
         self._recorder: Recorder | None = None
         self._picture: PictureGraph | None = None
 
@@ -37,7 +46,7 @@ class Runner:
         model, device = self.model, self.model.device
         self._recorder = recorder
         self._decode = DecodeGraphs(
-            lambda batch: model.logits(model(batch)),
+            lambda batch: model.logits(model(batch), batch.owner),
             self.cache,
             max_batch,
             max_context,
@@ -47,61 +56,106 @@ class Runner:
         )
         self._picture = PictureGraph(model.encode_images, recorder) if device.type == "cuda" else None
 
-    def use_adapter(self, adapter: Adapter | None) -> None:
-        if self.adapters.use(adapter) and self._recorder is not None:
+    def hold_adapters(self, used: Iterable[Adapter | None]) -> None:
+        """Between two steps: have ready what is loaded and what requests use, and nothing else."""
+        if self.adapters.hold(used) and self._recorder is not None:
             self._recorder.forget()
 
-    def release_adapter(self) -> None:
-        """Take an unloaded adapter off the model, so that its memory is free."""
-        if self.adapters.is_unloaded:
-            self.use_adapter(None)
+    def encode(self, span: Span) -> tuple[int, int]:
+        """Give the pictures with rows in the span these rows. Returns how many had none yet, and how many of
+        these the picture cache had."""
+        request, encoded = span.request, 0
+        pictures, *_ = request.pictures_in(span.start, span.end)
+        wanted = [picture for picture in pictures if picture.rows is None]
+        if not wanted:
+            return 0, 0
+        with self._as_it_was():
+            for picture in wanted:
+                key = request.root + picture.digest
+                picture.rows = self.pictures.get(key)
+                if picture.rows is None:
+                    encoded += 1
+                    picture.rows = self._encode_with(request.adapter, picture.pixels)[0]
+                    if torch.isfinite(picture.rows).all():
+                        self.pictures.put(key, picture.rows)
+        return len(wanted), len(wanted) - encoded
 
-    @torch.inference_mode()
-    def encode_images(self, pixels: Seq[Tensor]) -> Tensor:
+    def encode_images(self, pixels: Seq[Tensor], adapter: Adapter | None = None) -> Tensor:
         """(3, S, S) of each picture, (T, 3, S, S) of each video -> (n, image_rows, hidden). One at a time:
         a picture's rows do not depend on the pictures beside it, and memory stays flat."""
-        rows = [self._encode(picture) for picture in pixels]
+        with self._as_it_was():
+            rows = [self._encode_with(adapter, picture) for picture in pixels]
         config = self.model.config
         none = (0, config.image_rows, config.llama.hidden_size)
         return torch.cat(rows) if rows else self.model.query_tokens.new_empty(none)
 
-    def _encode(self, pixels: Tensor) -> Tensor:
-        if pixels.dim() == 3 and self._picture is not None and self._records():
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """Afterwards nothing of an adapter stands outside the language model: recordings are made without."""
+        try:
+            yield
+        finally:
+            self.adapters.outside.use(None)
+
+    def _encode_with(self, adapter: Adapter | None, pixels: Tensor) -> Tensor:
+        outside = self.adapters.outside
+        outside.use(adapter)
+        with torch.inference_mode():
+            return self._encode(pixels, records=not outside.updates and self._records())
+
+    def _encode(self, pixels: Tensor, records: bool) -> Tensor:
+        if pixels.dim() == 3 and self._picture is not None and records:
             self.model.abstractor.encoder.renew_folded()
             return self._picture.run(pixels[None], self.model.query_tokens)
         if pixels.dim() == 3:
             return self.model.encode_images(pixels[None])
         return self.model.encode_videos(pixels[None])
 
-    @torch.inference_mode()
     def run(self, plan: StepPlan) -> Tensor:
         """Logits (M, V) in the model's dtype: of each span in order the rows from its logits_from on."""
+        with torch.inference_mode(), ops.exactly(self._exact):
+            return self._run(plan)
+
+    def _run(self, plan: StepPlan) -> Tensor:
         self.cache.copy_blocks(plan.copies)
+        first = plan.spans[0].request.adapter
+        self.adapters.inside.use(first if first is not None and first.runs_alone else None)
+        owners = self._owners(plan.spans)
         if self._records() and all(_is_decode(span) for span in plan.spans):
-            return self._decode.run(plan.spans)
-        hidden = self.model(self._batch(plan.spans))
+            return self._decode.run(plan.spans, owners)
+        batch = self._batch(plan.spans, owners)
+        hidden = self.model(batch)
         starts = accumulate((span.end - span.start for span in plan.spans), initial=0)
         rows = [
             row
             for offset, span in zip(starts, plan.spans, strict=False)
             for row in range(offset + span.logits_from - span.start, offset + span.end - span.start)
         ]
-        logits: Tensor = self.model.logits(
-            hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)]
-        )
+        wanted = torch.tensor(rows, dtype=torch.int64, device=hidden.device)
+        owner = None if batch.owner is None else batch.owner[wanted]
+        logits: Tensor = self.model.logits(hidden[wanted], owner)
         return logits
+
+    def _owners(self, spans: Seq[Span]) -> list[int] | None:
+        """Whose updates the rows of each span take (Linear.stack); None when all take nobody's."""
+        places = [self.adapters.updates.place(span.request.adapter) for span in spans]
+        return places if max(places) >= 0 else None
 
     def _records(self) -> bool:
         return self._recorder is not None and self._recorder.takes(self.model.query_tokens)
 
-    def _batch(self, spans: Seq[Span]) -> PackedBatch:
+    def _batch(self, spans: Seq[Span], owners: Seq[int] | None) -> PackedBatch:
         pictures = [rows for span in spans if (rows := _picture_rows(span)) is not None]
         batch = PackedBatch.from_sequences(
-            [span.sequence.token_ids[span.start : span.end] for span in spans],
+            [span.token_ids for span in spans],
             torch.cat(pictures) if pictures else None,
             starts=[span.start for span in spans],
             device=self.model.device,
         )
+        if owners is not None:
+            told = zip(owners, spans, strict=True)
+            whose = [owner for owner, span in told for _ in range(span.start, span.end)]
+            batch.owner = torch.tensor(whose, dtype=torch.int32, device=self.model.device)
         batch.cache = self._paged(spans)
         return batch
 
@@ -132,9 +186,8 @@ def _is_decode(span: Span) -> bool:
 
 def _picture_rows(span: Span) -> Tensor | None:
     """The rows of the request's pictures that fall into the span: (rows, hidden), or None."""
-    ids, visual = span.sequence.token_ids, span.request.visual
-    inside = ids[span.start : span.end].count(IMAGE_ID)
-    if visual is None or inside == 0:
+    pictures, skipped, inside = span.request.pictures_in(span.start, span.end)
+    if not inside:
         return None
-    before = ids[: span.start].count(IMAGE_ID)
-    return visual[before : before + inside]
+    shown = [picture.rows for picture in pictures if picture.rows is not None]
+    return torch.cat(shown)[skipped : skipped + inside]

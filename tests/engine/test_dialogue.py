@@ -10,7 +10,7 @@ from PIL import Image
 
 from owl_fast import Chat, Engine
 from owl_fast.engine.inputs import InputReader
-from owl_fast.errors import ContextLengthError, DataError, ImageError, ParameterError
+from owl_fast.errors import ContextLengthError, DataError, ImageError, ParameterError, UnsupportedError
 from tests.golden_data import Golden, image_files
 
 IMAGES = image_files()
@@ -45,6 +45,20 @@ def test_every_question_carries_the_turns_before_it(engine: Engine, chat: Chat) 
     assert second.logprobs == again.logprobs  # type: ignore[union-attr]
     assert second.usage.image_tokens == engine.config.image_rows
     assert chat.history == [*messages, {"role": "assistant", "content": second.text}]
+
+
+def test_every_question_is_its_clients(engine: Engine) -> None:
+    with engine.chat(max_tokens=9, client="mary").stream("one") as stream:
+        next(stream)
+        assert engine._loop.scheduler.waiting.clients == ("mary",)
+
+
+def test_several_answers_are_refused(engine: Engine, chat: Chat) -> None:
+    with pytest.raises(UnsupportedError, match="n=2 in a conversation"):
+        engine.chat(n=2)
+    with pytest.raises(UnsupportedError, match="n=3 in a conversation"):
+        chat("one", n=3)
+    assert [message["role"] for message in chat.history] == ["system"]
 
 
 def test_undo_and_clear(chat: Chat) -> None:

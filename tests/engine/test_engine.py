@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -140,6 +141,7 @@ def test_unused_cache_slots_are_never_read(engine: Engine) -> None:
     requests = [case_of("micro", case) for case in CASES]
     options = {"max_tokens": 10, "beams": 2, "no_repeat_ngram": 2}
     clean = [*engine.generate(requests, max_tokens=10), *engine.generate(requests, **options)]
+    engine._loop.scheduler.allocator.forget_contents()
     for layer in engine._runner.cache.layers:
         for tensor in layer:
             tensor.fill_(torch.nan)
@@ -207,6 +209,26 @@ def test_threads_share_an_engine(engine: Engine) -> None:
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(lambda prompt: engine.generate(prompt, max_tokens=8).token_ids, prompts))
     assert together == alone
+
+
+def test_a_thousand_cancelled_streams_give_everything_back(engine: Engine) -> None:
+    rng = random.Random(3)
+    scheduler = engine._loop.scheduler
+    for _ in range(50):
+        streams = [
+            engine.stream(
+                f"{rng.random()} AI: ", max_tokens=9, n=rng.choice((1, 4)), client=str(rng.random())
+            )
+            for i in range(20)
+        ]
+        for stream in streams:
+            for _ in range(rng.randrange(4)):
+                next(stream, None)
+            stream.cancel()
+        engine._loop.reap()
+        assert scheduler.allocator.free_blocks == scheduler.allocator.num_blocks
+        assert (scheduler.running, scheduler.waiting.clients, len(scheduler.waiting)) == ([], (), 0)
+    assert engine.generate("AI: ", max_tokens=3).usage.completion_tokens <= 3
 
 
 def test_a_cancelled_stream_keeps_what_was_said(engine: Engine) -> None:

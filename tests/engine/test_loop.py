@@ -77,7 +77,7 @@ def test_steps_never_overlap_and_every_thread_gets_its_answer() -> None:
 
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(ask, range(3, 23)))
-    assert answers == [expected([BOS, n], SamplingParams(max_tokens=6)) for n in range(3, 23)]
+    assert answers == [expected(make_request([BOS, n])) for n in range(3, 23)]
 
 
 def test_submitting_does_not_wait_for_a_step() -> None:
@@ -143,7 +143,7 @@ def test_ctrl_c_in_a_step_leaves_a_loop_that_steps() -> None:
     assert first.finish_reason == "error"
     runner.during = lambda: None
     second = make_request([BOS, 6])
-    assert loop.complete([second])[0].token_ids == expected([BOS, 6], second.params)
+    assert loop.complete([second])[0].token_ids == expected(second)
 
 
 def test_the_tally_adds_up() -> None:

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from owl_fast import Engine
 from owl_fast.engine.outputs import Timings, Usage
 from owl_fast.errors import ParameterError
+from owl_fast.models.layers import Linear
 from tests.golden_data import NAMES, Golden, image_files
 
 
@@ -27,8 +28,9 @@ def test_memory_is_that_of_the_tensors() -> None:
     assert memory.adapters == 0
     engine.load_adapter("a", Golden("micro").adapter)
     with_adapter = engine.memory()
-    halves = [t for pair in engine._adapters.find("a").pairs.values() for t in pair]  # type: ignore[union-attr]
-    assert with_adapter.adapters == sum(t.nbytes for t in halves) > 0
+    read = sum(tensor.nbytes for tensor in engine._adapters.find("a").tensors)  # type: ignore[union-attr]
+    stacks = [m.stack for m in engine.model.modules() if isinstance(m, Linear) and m.stack is not None]
+    assert with_adapter.adapters == read + sum(t.nbytes for stack in stacks for t in stack[:3]) > read > 0
     assert with_adapter.weights == memory.weights
     assert with_adapter.total == memory.total + with_adapter.adapters
 
@@ -45,7 +47,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_activations_are_estimated_well_enough_to_plan_with(name: str) -> None:
     engine = load(name, max_batch=4, max_context=256)
-    prompts = ["word " * 80] * 4  # nearly the whole context each
+    prompts = [f"{i}" + "word " * 80 for i in range(4)]  # nearly the whole context each
     estimate = engine.memory().activations
     answers = peak_bytes(lambda: engine.generate(prompts, max_tokens=1))
     picture = peak_bytes(lambda: engine.encode_images(image_files()[:1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from owl_fast.engine.sampling import (
     device_settings,
     process_scores,
     repeated_ngram_ends,
+    seed_of,
 )
 from owl_fast.errors import OwlError, ParameterError, UnsupportedError
 from owl_fast.kernels.sampling import kept_weights
@@ -50,6 +52,13 @@ rows = st.lists(st.integers(-512, 512), min_size=4, max_size=24).map(lambda row:
         ("stop", ("a", 5)),
         ("min_tokens", -1),
         ("logprobs", 21),
+        ("n", 0),
+        ("n", 17),
+        ("n", True),
+        ("presence_penalty", 2.1),
+        ("presence_penalty", math.nan),
+        ("frequency_penalty", -2.1),
+        ("frequency_penalty", "much"),
     ],
 )
 def test_a_value_out_of_range_is_named(name: str, value: Any) -> None:
@@ -57,7 +66,36 @@ def test_a_value_out_of_range_is_named(name: str, value: Any) -> None:
         SamplingParams(**{name: value})
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.5}, {"stop": "x"}, {"logprobs": 2}], ids=str)
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (5, "logit_bias is 5; wanted {token id: bias}"),
+        ("12", "logit_bias is '12'; wanted {token id: bias}"),
+        ([5], "logit_bias is [5]; wanted {token id: bias}"),
+        ({"5": 1.0}, "an id of logit_bias is '5'; wanted int"),
+        ({True: 1.0}, "an id of logit_bias is True; wanted int"),
+        ({-1: 1.0}, "an id of logit_bias is -1; wanted 0 or more"),
+        ({5: "1"}, "logit_bias of token 5 is '1'; wanted float"),
+        ({5: math.nan}, "logit_bias of token 5 is nan; wanted float"),
+        ({5: -100.5}, "logit_bias of token 5 is -100.5; wanted -100 to 100"),
+        (((5, 1.0), (5, 2.0)), "wanted each token once"),
+        (dict.fromkeys(range(301), 0.0), "logit_bias has 301 ids; wanted at most 300"),
+    ],
+    ids=lambda given: repr(given)[:40],
+)
+def test_a_bias_that_is_none_is_named(given: Any, words: str) -> None:
+    with pytest.raises(ParameterError, match=re.escape(words)):
+        SamplingParams(logit_bias=given)
+
+
+def test_a_bias_is_kept_as_pairs_and_given_on() -> None:
+    params = SamplingParams(logit_bias={7: 1, 3: -0.5})
+    assert params.biases == params.logit_bias == ((3, -0.5), (7, 1.0))
+    assert params.changed({"n": 2}).biases == params.biases
+    assert hash(params) == hash(SamplingParams(logit_bias=((7, 1), (3, -0.5))))
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.5}, {"stop": "x"}, {"logprobs": 2}, {"n": 2}], ids=str)
 def test_what_beams_cannot_honour_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=next(iter(options))):
         SamplingParams(beams=2, **options)
@@ -78,6 +116,67 @@ def test_repetition_penalty_touches_the_history_only() -> None:
     out = process_scores(scores, [BOS, 3, 3], SamplingParams(repetition_penalty=2.0), EOS)
     assert out.tolist() == [2.0, -4.0, 1.0, 1.5, -1.0]
     assert scores.tolist() == [2.0, -2.0, 1.0, 3.0, -1.0]
+
+
+penalties = st.floats(-2, 2) | st.just(0.0)
+
+
+@given(
+    scores=rows,
+    generated=st.lists(st.integers(0, 3), max_size=12),
+    begin=st.integers(0, 3),
+    repetition=st.floats(0.3, 3) | st.just(1.0),
+    presence=penalties,
+    frequency=penalties,
+    bias=st.dictionaries(st.integers(0, 3), st.floats(-100, 100)),
+    ngram=st.integers(0, 3),
+    min_tokens=st.integers(0, 12),
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_penalties_equal_their_formulas(
+    scores: Tensor,
+    generated: list[int],
+    begin: int,
+    repetition: float,
+    presence: float,
+    frequency: float,
+    bias: dict[int, float],
+    ngram: int,
+    min_tokens: int,
+) -> None:
+    """In plain Python's float64; the begin token counts for the repetition penalty alone."""
+    params = SamplingParams(
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        logit_bias=bias,
+        no_repeat_ngram=ngram,
+        min_tokens=min_tokens,
+    )
+    history = [begin, *generated]
+    before = scores.clone()
+    ours = process_scores(scores, history, params, EOS).tolist()
+    assert torch.equal(scores, before)
+    for token, score in enumerate(before.tolist()):
+        if token in repeated_ngram_ends(history, ngram) or (token == EOS and len(generated) < min_tokens):
+            assert ours[token] == -math.inf
+            continue
+        if token in history:
+            score = score * repetition if score < 0 else score / repetition
+        count = generated.count(token)
+        charge = frequency * count + (presence if count else 0)
+        size = abs(score) + abs(charge) + abs(bias.get(token, 0.0))
+        # Rounded to float32 four times: the penalised score, the charge, the bias and the sums.
+        assert abs(ours[token] - (score - charge + bias.get(token, 0.0))) <= 4 * 2.0**-24 * size + 2.0**-27
+
+
+def test_the_first_answer_has_the_seed_itself() -> None:
+    for seed in (0, -1, 7, (1 << 63) - 1, -(1 << 63)):
+        seeds = [seed_of(seed, index) for index in range(16)]
+        assert seeds[0] == seed
+        assert len(set(seeds)) == 16
+        assert all(-(1 << 63) <= one < 1 << 63 for one in seeds)
+    assert seed_of(7, 3) == seed_of(7, 3) != seed_of(8, 3)
 
 
 @pytest.mark.parametrize(

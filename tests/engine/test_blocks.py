@@ -1,4 +1,4 @@
-"""Block ownership under any order of growing, forking and releasing; block copies in the tensors."""
+"""Block ownership under any order of growing, forking, sharing and releasing; block copies in the tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from owl_fast.config import LlamaConfig
-from owl_fast.engine.kv_cache import BlockAllocator, KVCache, blocks_for
+from owl_fast.engine.blocks import BlockAllocator, beginning_after, blocks_for
+from owl_fast.engine.kv_cache import KVCache
 
 BLOCKS, SIZE = 12, 4
 
@@ -23,6 +24,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.written: list[list[int]] = []
         self.memory = [[-1] * SIZE for _ in range(BLOCKS)]
         self.counter = 0
+        self.known: list[list[int]] = []  # what was told, from the start
 
     def _room(self, index: int, count: int) -> bool:
         grown = blocks_for(len(self.written[index]) + count, SIZE) - len(self.tables[index])
@@ -56,6 +58,40 @@ class AllocatorMachine(RuleBasedStateMachine):
         index = data.draw(st.integers(0, len(self.tables) - 1))
         self.tables.append(self.allocator.fork(self.tables[index]))
         self.written.append(list(self.written[index]))
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def tell(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.tables) - 1))
+        table, written = self.tables[index], self.written[index]
+        beginning = b""
+        for place, block in enumerate(table):
+            units = written[place * SIZE : (place + 1) * SIZE]
+            self.allocator.tell(block, beginning, units)
+            beginning = beginning_after(beginning, units)
+        self.known.append(list(written))
+
+    @precondition(lambda self: self.known)
+    @rule(data=st.data())
+    def begin_as_another(self, data: st.DataObject) -> None:
+        told = data.draw(st.sampled_from(self.known))
+        wanted = [*told[: data.draw(st.integers(0, len(told)))], -2]
+        table, count = self.allocator.match(b"", wanted)
+        assert count < len(wanted)
+        self.tables.append(table)
+        self.written.append(wanted[:count])
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        table = data.draw(st.sampled_from(self.tables))
+        self.allocator.forget(table)
+        assert not any(map(self.allocator.known, table))
+
+    @rule()
+    def forget_contents(self) -> None:
+        self.allocator.forget_contents()
+        assert self.allocator.match(b"", [unit for told in self.known for unit in told]) == ([], 0)
 
     @precondition(lambda self: self.tables)
     @rule(data=st.data())
