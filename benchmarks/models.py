@@ -5,19 +5,23 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.harness import ROOT
 from owl_fast.checkpoints.load import empty_model
-from owl_fast.config import OwlConfig, Quantization
+from owl_fast.config import LlamaConfig, OwlConfig, Quantization
+from owl_fast.engine.blocks import blocks_for
 from owl_fast.engine.engine import Engine
+from owl_fast.engine.kv_cache import KVCache, position_bytes
 from owl_fast.engine.placement import pick_dtype
 from owl_fast.images import ImageProcessor
 from owl_fast.kernels.weights import Int4Weight, Int8Weight
-from owl_fast.models.batch import PackedBatch
+from owl_fast.models.batch import PackedBatch, PagedCache
 from owl_fast.models.layers import Linear, RMSNorm, init_weights
 from owl_fast.models.owl import Owl
 from owl_fast.prompts import IMAGE_ID, encode, raw_pieces
@@ -122,16 +126,25 @@ def _random_bytes(count: int, device: torch.device) -> Tensor:
     return whole.random_(-(2**63), None).view(torch.uint8)[:count]
 
 
-def engine(model: Owl, max_context: int, max_batch: int = 1) -> Engine:
-    """One that computes all prompts of a batch in one step, so that all answers begin together."""
-    return Engine(
+def engine(model: Owl, max_context: int, max_batch: int = 1, **settings: Any) -> Engine:
+    """One that computes all prompts of a batch in one step, so that all answers begin together, and all of
+    each: the cases ask the same again and again, and would find it in the caches."""
+    return usual_engine(
         model,
-        Tokenizer.from_file(NANO / "tokenizer.model"),
-        ImageProcessor(size=model.config.vision.image_size),
-        max_context=max_context,
-        max_batch=max_batch,
+        max_context,
+        max_batch,
         step_tokens=max_context * max_batch,
+        prefix_cache=False,
+        picture_cache_mb=0,
+        **settings,
     )
+
+
+def usual_engine(model: Owl, max_context: int, max_batch: int, **settings: Any) -> Engine:
+    """One as it is unless told otherwise."""
+    tokenizer = Tokenizer.from_file(NANO / "tokenizer.model")
+    processor = ImageProcessor(size=model.config.vision.image_size)
+    return Engine(model, tokenizer, processor, max_context=max_context, max_batch=max_batch, **settings)
 
 
 def prompt_of(tokens: int, engine: Engine, picture: bool = False) -> str:
@@ -162,6 +175,22 @@ def picture_prompt(model: Owl, text_tokens: int) -> Callable[[], PackedBatch]:
     return lambda: replace(batch, visual_embeds=model.encode_images(pixels)[0])
 
 
+def behind_cache(batch: PackedBatch, llama: LlamaConfig, dtype: torch.dtype) -> PackedBatch:
+    """The same whole sequences, their keys and values read back from a paged cache of this dtype."""
+    lengths = [end - start for start, end in pairwise(batch.bounds)]
+    blocks, device = blocks_for(max(lengths)), batch.token_ids.device
+    cache = KVCache(llama, len(lengths) * blocks, dtype, device)
+    first = torch.arange(len(lengths), device=device) * blocks * cache.block_size
+    paged = PagedCache(
+        layers=cache.layers,
+        slot_mapping=first.repeat_interleave(torch.tensor(lengths, device=device)) + batch.positions,
+        block_tables=torch.arange(len(lengths) * blocks, dtype=torch.int32, device=device).view(-1, blocks),
+        context_lens=torch.tensor(lengths, dtype=torch.int32, device=device),
+        lengths=tuple(lengths),
+    )
+    return replace(batch, cache=paged)
+
+
 @dataclass(frozen=True)
 class Effort:
     """What has to be done at least: bytes read, and multiplications and additions, int8 ones where a CPU
@@ -190,20 +219,31 @@ def picture_effort(model: Owl) -> Effort:
     return Effort(sum(p.nbytes for part in parts for p in part.parameters()), 2 * products)
 
 
-def language_effort(model: Owl, rows: int, answers: int = 1, cached: int = 0) -> Effort:
-    """`rows` new rows of `answers` sequences of equal length, each behind `cached` rows of its own."""
+def language_effort(
+    model: Owl, rows: int, answers: int = 1, cached: int = 0, kept_as: torch.dtype | None = None
+) -> Effort:
+    """`rows` new rows of `answers` sequences of equal length, each behind `cached` rows of its own, held in
+    the cache as kept_as (None: the model's dtype)."""
     llama, body = model.config.llama, model.language_model.model
     linear = sum(prod(m.weight.shape) for m in body.layers.modules() if isinstance(m, Linear))
     each = rows // answers
     pairs = answers * (each * cached + each * (each + 1) // 2)  # of a row and a key it sees
     attention = 2 * llama.num_hidden_layers * llama.hidden_size * pairs
     head = answers * llama.vocab_size * llama.hidden_size
-    kept = 2 * llama.num_hidden_layers * llama.num_key_value_heads * llama.head_dim * model.dtype.itemsize
+    kept = position_bytes(llama, kept_as or model.dtype)
     weights = sum(_stored(m, model) for m in model.language_model.modules() if isinstance(m, Linear))
     norms = sum(m.weight.nbytes for m in body.modules() if isinstance(m, RMSNorm))
     int8 = model.config.quantization is not None and model.config.quantization.scheme is not None
     flops = 2 * (rows * linear + attention + head)
     return Effort(weights + norms + answers * cached * kept, flops, int8)
+
+
+def answer_efforts(
+    model: Owl, answers: int, context: int, tokens: int, kept_as: torch.dtype | None = None
+) -> list[Effort]:
+    """Of the steps after the first token of each answer, behind prompts of `context` rows."""
+    cached = range(context, context + tokens - 1)
+    return [language_effort(model, answers, answers, rows, kept_as) for rows in cached]
 
 
 def _stored(linear: Linear, model: Owl) -> int:

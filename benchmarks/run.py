@@ -23,6 +23,7 @@ CASES = {
     "ops": "operations",
     "decode": "decode",
     "prefill": "prefill",
+    "throughput": "throughput",
     "vision": "vision",
     "contention": "contention",
     "load": "load",
@@ -44,6 +45,10 @@ EXAMPLES = """examples:
   python benchmarks/run.py ops decode prefill vision --device cpu --model tiny
   python benchmarks/run.py vision ops decode prefill contention --device cpu --quant int4 --gguf /data/gguf
                                                               beside llama.cpp; 17 GB of memory, 8 of disk
+  python benchmarks/run.py throughput --device cpu --model nano
+                                                              many requests at once, caches, speculation
+  python benchmarks/run.py throughput --device cpu --quant int4 --gguf /data/gguf
+                                                              eight requests against one, beside llama.cpp
   python benchmarks/run.py load --quant int4                  quantized while loading
   python benchmarks/run.py train --device cpu                 both stages beside transformers and peft
   python benchmarks/run.py quantization                       accuracy of int8 and int4; half an hour or less
@@ -93,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         default="",
         metavar="TEXT",
-        help="ops, kernel-resources: operations with TEXT in their name",
+        help="ops, kernel-resources: operations with TEXT in their name; throughput: parts (texts, pictures, "
+        "guesses)",
     )
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out the peers of torch.compile, a minute each"
@@ -108,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         "--quant",
         choices=("none", "int8", "int4"),
         default="none",
-        help="decode, prefill, contention, load: how the weights are held",
+        help="decode, prefill, throughput, contention, load: how the weights are held",
     )
     parser.add_argument(
         "--gguf",

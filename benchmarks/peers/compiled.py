@@ -13,7 +13,8 @@ from torch import Tensor
 
 from benchmarks.timing import Contender, Run, captured, wall_timer
 from owl_fast import ops
-from owl_fast.engine.kv_cache import KVCache, blocks_for
+from owl_fast.engine.blocks import blocks_for
+from owl_fast.engine.kv_cache import KVCache
 from owl_fast.models.abstractor import AbstractorLayer
 from owl_fast.models.batch import PackedBatch, PagedCache
 from owl_fast.models.llama import LlamaLayer
@@ -51,13 +52,14 @@ def _compiled_blocks() -> Iterator[None]:
     """ops.kernels(False) in a form that torch can look through."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(ops, "uses_kernels", _never))
-        stack.enter_context(patch.object(ops, "_library", _none))
+        stack.enter_context(patch.object(ops, "differentiates", _never))
+        stack.enter_context(patch.object(ops, "native_library", _none))
         for block, forward in _forwards().items():
             stack.enter_context(patch.object(block, "forward", forward))
         yield
 
 
-def _never(*_: Tensor) -> bool:
+def _never(*_: object) -> bool:
     return False
 
 

@@ -6,6 +6,7 @@ Its times are scaled by what the whole model has to read (decoding) or to multip
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,9 +23,9 @@ from owl_fast.models.owl import Owl
 LAYERS = 4
 
 
-def name(config: LlamaConfig) -> str:
+def name(config: LlamaConfig, peer: str = transformers_llama.EAGER) -> str:
     whole = config.num_hidden_layers
-    return f"{transformers_llama.EAGER}, {min(LAYERS, whole)} of {whole} layers, scaled"
+    return f"{peer}, {min(LAYERS, whole)} of {whole} layers, scaled"
 
 
 def decode(name: str, device: torch.device, answers: int, context: int, steps: int) -> Steps:
@@ -42,6 +43,22 @@ def first_token(name: str, device: torch.device, tokens: int) -> tuple[Timer, st
     batch = PackedBatch.from_sequences([[5] * tokens], device=device)
     timer, note = wall_timer(transformers_llama.first_token(few, lambda: batch), device)
     return lambda: timer() * flops[0] / flops[1], note
+
+
+def generator(name: str, device: torch.device) -> Callable[[Sequence[Sequence[int]], int], float]:
+    """Seconds that all layers would take for batched answers of so many tokens."""
+    few, whole = _few_and_whole(name, device)
+    run = transformers_llama.generator(few)
+
+    def scaled(prompts: Sequence[Sequence[int]], tokens: int) -> float:
+        answers, context = len(prompts), len(prompts[0])
+        flops = [models.language_effort(m, answers * context, answers).flops for m in (whole, few)]
+        cached = context + tokens // 2
+        read = [models.language_effort(m, answers, answers, cached=cached).nbytes for m in (whole, few)]
+        first, others = run(prompts, tokens)
+        return first * flops[0] / flops[1] + others * read[0] / read[1]
+
+    return scaled
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -57,30 +57,27 @@ def name(scheme: str, flash: str) -> str:
 
 
 class Session:
-    """A model with a cache of its own for one sequence."""
+    """A model with a cache of its own for one sequence, or for several of so many positions each."""
 
-    def __init__(self, model: Any, positions: int, flash: bool, threads: int) -> None:
+    def __init__(self, model: Any, positions: int, flash: bool, threads: int, sequences: int = 1) -> None:
         import llama_cpp
 
         self._api = llama_cpp
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = positions
+        params.n_ctx, params.n_seq_max = positions * sequences, sequences
         params.n_threads = params.n_threads_batch = threads
         wanted = "ENABLED" if flash else "DISABLED"
         params.flash_attn_type = getattr(llama_cpp, f"LLAMA_FLASH_ATTN_TYPE_{wanted}")
         self._context = llama_cpp.llama_init_from_model(model, params)
         if not self._context:
-            raise OSError(f"llama.cpp makes no context of {positions} positions")
+            raise OSError(f"llama.cpp makes no context of {positions * sequences} positions")
         self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
 
     def feed(self, tokens: Sequence[int]) -> int:
         """The likeliest token after these, which follow what was fed before."""
         ids = (self._api.llama_token * len(tokens))(*tokens)
-        code = self._api.llama_decode(self._context, self._api.llama_batch_get_one(ids, len(tokens)))
-        if code:
-            raise RuntimeError(f"llama_decode returns {code}")
-        logits = self._api.llama_get_logits_ith(self._context, -1)
-        return int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())
+        self._decode(self._api.llama_batch_get_one(ids, len(tokens)))
+        return self._likeliest(-1)
 
     def clear(self) -> None:
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
@@ -88,11 +85,21 @@ class Session:
     def close(self) -> None:
         self._api.llama_free(self._context)
 
+    def _decode(self, batch: Any) -> None:
+        code = self._api.llama_decode(self._context, batch)
+        if code:
+            raise RuntimeError(f"llama_decode returns {code}")
+
+    def _likeliest(self, place: int) -> int:
+        """The token after that at a place of the last batch."""
+        logits = self._api.llama_get_logits_ith(self._context, place)
+        return int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())
+
 
 @contextmanager
 def session(folder: Path, config: LlamaConfig, scheme: str, positions: int, flash: str) -> Iterator[Session]:
     """folder: where its file is, or is to be written."""
-    model = _model(gguf_file(folder, config, scheme), rearranges(folder, config, scheme))
+    model = loaded(folder, config, scheme)
     opened = Session(model, positions, FLASH[flash], cpu_count())  # as many threads as ours has
     try:
         yield opened
@@ -123,24 +130,36 @@ def first_token(running: Session, tokens: int) -> Run:
 
 @functools.cache
 def rearranges(folder: Path, config: LlamaConfig, scheme: str) -> bool:
-    """Whether this machine is faster with weights rearranged, as llama.cpp has them unless told otherwise.
+    """Whether this machine is faster with weights rearranged, as llama.cpp has them unless told otherwise."""
+    return _fastest(folder, config, scheme, {"yes": (True, False), "no": (False, False)}) == "yes"
 
-    What one layer takes of one thread's time for a short prompt and some steps, whatever else is running.
-    """
+
+@functools.cache
+def better_flash(folder: Path, config: LlamaConfig, scheme: str) -> str:
+    """With which setting of its attention this machine is faster for one sequence."""
+    rearranged = rearranges(folder, config, scheme)
+    return _fastest(folder, config, scheme, {flash: (rearranged, on) for flash, on in FLASH.items()})
+
+
+def _fastest(
+    folder: Path, config: LlamaConfig, scheme: str, settings: Mapping[str, tuple[bool, bool]]
+) -> str:
+    """By what one layer takes of one thread's time for a short prompt and some steps, whatever else is
+    running. settings: of each name whether weights are rearranged, and flash attention."""
     import llama_cpp
 
     path = gguf_file(folder, replace(config, num_hidden_layers=1), scheme)
-    models = {rearranged: _load(path, rearranged) for rearranged in (True, False)}
+    models = {name: _load(path, rearranged) for name, (rearranged, _) in settings.items()}
     positions = TRIAL_TOKENS + TRIAL_STEPS
-    sessions = {key: Session(model, positions, False, threads=1) for key, model in models.items()}
-    timers = {str(key): functools.partial(_trial, opened) for key, opened in sessions.items()}
+    sessions = {name: Session(models[name], positions, on, threads=1) for name, (_, on) in settings.items()}
+    timers = {name: functools.partial(_trial, opened) for name, opened in sessions.items()}
     for timer in timers.values():
         timer()
     seconds = alternate(timers, 0.0)
-    for key, model in models.items():
-        sessions[key].close()
+    for name, model in models.items():
+        sessions[name].close()
         llama_cpp.llama_model_free(model)
-    return statistics.median(seconds["True"]) < statistics.median(seconds["False"])
+    return min(settings, key=lambda name: statistics.median(seconds[name]))
 
 
 def _trial(running: Session) -> float:
@@ -150,6 +169,11 @@ def _trial(running: Session) -> float:
     for _ in range(TRIAL_STEPS):
         token = running.feed([token])
     return time.thread_time() - start
+
+
+def loaded(folder: Path, config: LlamaConfig, scheme: str) -> Any:
+    """The model of the file in the folder, held as is faster here."""
+    return _model(gguf_file(folder, config, scheme), rearranges(folder, config, scheme))
 
 
 @functools.cache

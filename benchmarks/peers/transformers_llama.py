@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from owl_fast.models.owl import Owl
 
 EAGER = "transformers eager"
 STATIC = "transformers static cache + compile"
+GENERATE = "transformers batched generate"
 WARM = 4
 
 
@@ -82,6 +83,41 @@ def first_token(model: Owl, prompt: Callable[[], PackedBatch]) -> Run:
         return theirs(inputs_embeds=embedded[None], use_cache=True, logits_to_keep=1).logits.argmax(-1)
 
     return run
+
+
+def generator(model: Owl) -> Callable[[Sequence[Sequence[int]], int], tuple[float, float]]:
+    """Answers prompts of equal length together, so many tokens each: seconds to the first ones, and of the
+    others."""
+    from transformers import GenerationConfig
+
+    theirs = llama(model)
+    theirs.generation_config.eos_token_id = None  # what is None below would be taken from here
+
+    def run(prompts: Sequence[Sequence[int]], tokens: int) -> tuple[float, float]:
+        config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0)
+        moments: list[float] = []
+
+        def goes_on(ids: Tensor, *_: Tensor, **__: object) -> Tensor:
+            if not moments:
+                moments.append(_now(model.device))
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        start = _now(model.device)
+        ids = torch.tensor(prompts, device=model.device)
+        mask = torch.ones_like(ids)  # else it is guessed from the ids
+        given = theirs.generate(
+            ids, attention_mask=mask, generation_config=config, stopping_criteria=[goes_on]
+        )
+        end = _now(model.device)
+        assert given.shape == (len(prompts), len(prompts[0]) + tokens)
+        return moments[0] - start, end - moments[0]
+
+    return run
+
+
+def _now(device: torch.device) -> float:
+    synchronize(device)
+    return time.perf_counter()
 
 
 def _next(forward: Callable[..., Any], ids: Tensor, cache: Any) -> Tensor:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import models, run, training
-from benchmarks.cases import contention, data, decode, operations, prefill, train, vision
+from benchmarks import golden, models, run, training
+from benchmarks.cases import contention, data, decode, operations, prefill, quantization, train, vision
 from benchmarks.cases.ops import dense_linear, quantized_linear
 from benchmarks.cases.ops.case import Case
 from benchmarks.peers import compiled, llama_cpp, onnx_runtime, plain, transformers_llama
@@ -285,11 +285,64 @@ def split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[s
 @pytest.mark.slow
 def test_quantization_is_compared_with_the_model_as_it_is(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "quantization")
-    assert {row["shape"].split(",")[0] for row in rows} == {"owl-nano", "student-t-4"}
+    assert {row["shape"].split(",")[0] for row in rows} == {
+        *("owl-nano", "student-t-4", "golden tiny", "golden micro")
+    }
     contenders = {row["contender"] for row in rows}
-    assert {"as it is", "int8", "int4 groups of 32 plain", "vision int8"} <= contenders
-    errors = {row["contender"]: row["median"] for row in rows if row["metric"] == "logit error"}
-    assert errors["int8"] < errors["int4 groups of 32"] < errors["int4 groups of 128"]
+    assert {"as it is", "int8", "int4 groups of 32 plain", "vision int8", "int4, int8 cache"} <= contenders
+    errors = {
+        row["contender"]: row["median"]
+        for row in rows
+        if row["metric"] == "logit error" and row["shape"].startswith("student")
+    }
+    assert 0 < errors["int8 cache"] < errors["int8"] < errors["int4 groups of 32"]
+    assert errors["int4 groups of 32"] < errors["int4 groups of 128"]
+    right = {row["contender"] for row in rows if row["metric"] == "right answers"}
+    assert right == {"as it is", "int8", "int8 cache"}
+
+
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_int8_caches_stand_beside_the_original(name: str) -> None:
+    rows = quantization.beside_original(name, CPU)
+    errors = {row.contender: row.median for row in rows if row.metric == "logit error"}
+    assert errors["as it is"] is not None
+    assert errors["int8 cache"] is not None
+    assert errors["as it is"] < 1e-5 < errors["int8 cache"] < 0.1
+
+
+def test_a_cache_of_the_model_s_dtype_changes_nothing_but_roundings() -> None:
+    model = models.random_model("tiny", CPU)
+    batch = PackedBatch.from_sequences([[1, 5, 9] * 7, [3] * 40])
+    with torch.inference_mode():
+        kept = models.behind_cache(batch, model.config.llama, torch.float32)
+        torch.testing.assert_close(model(kept), model(batch), rtol=1e-4, atol=1e-4)
+
+
+def test_an_engine_s_int8_cache_is_the_one_compared() -> None:
+    model = models.random_model("tiny", CPU)
+    asked = models.engine(model, max_context=64, kv_cache="int8")
+    more = "on the quiet lake"
+    prompt = [asked.tokenizer.bos_id, *asked.tokenizer.encode("A boat", literal=False)]
+    ids = [*prompt, *asked.tokenizer.encode(more, literal=True)]
+    batch = models.behind_cache(PackedBatch.from_sequences([ids]), model.config.llama, torch.int8)
+    with torch.inference_mode():
+        told = model.logits(model(batch)).log_softmax(-1)[len(prompt) - 1 : -1]
+    wanted = told.gather(-1, torch.tensor(ids[len(prompt) :])[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(asked.score("A boat", None, more)), wanted)
+
+
+def test_engines_of_the_cases_find_nothing_in_caches() -> None:
+    """The cases ask the same again and again."""
+    asked = models.engine(models.random_model("tiny", CPU), max_context=120, max_batch=2)
+    picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    prompt = {"prompt": models.prompt_of(40, asked, picture=True), "images": [picture]}
+    for _ in range(2):
+        outputs = asked.generate([prompt, prompt], max_tokens=2)
+        assert isinstance(outputs, list)
+        assert [output.usage.cached_tokens for output in outputs] == [0, 0]
+    stats = asked.stats()
+    assert (stats.pictures, stats.pictures_cached) == (4, 0)
+    assert stats.steps == 4  # both prompts in one
 
 
 def test_training_comes_with_its_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

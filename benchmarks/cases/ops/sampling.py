@@ -28,7 +28,7 @@ def plain_sampling(logits: Tensor) -> tuple[Tensor, Tensor]:
     return tokens, logits.log_softmax(-1).gather(1, tokens)
 
 
-def make(rows: int, samples: bool, penalty: float, device: torch.device) -> Work:
+def make(rows: int, samples: bool, penalised: bool, device: torch.device) -> Work:
     logits = torch.randn(rows, VOCABULARY, device=device) * 3
     slots = torch.arange(rows, device=device)
     state = ops.sampling_state(rows, LONGEST, device)
@@ -37,10 +37,13 @@ def make(rows: int, samples: bool, penalty: float, device: torch.device) -> Work
         top_k=TOP_K,
         top_p=TOP_P,
         min_p=0.0,
-        repetition_penalty=penalty,
+        repetition_penalty=1.1 if penalised else 1.0,
         no_repeat_ngram=0,
         min_tokens=0,
         seed=1,
+        presence_penalty=0.5 if penalised else 0.0,
+        frequency_penalty=0.5 if penalised else 0.0,
+        logit_bias=tuple((token, 1.0) for token in range(ops.MAX_BIASES if penalised else 0)),
     )
     for slot in range(rows):
         state.occupy(slot, chosen, range(1, 513))
@@ -48,13 +51,13 @@ def make(rows: int, samples: bool, penalty: float, device: torch.device) -> Work
     return Work(
         run=lambda: ops.sample(logits, slots, state, 2),
         nbytes=logits.nbytes,
-        peers={"torch sort" if samples else "torch argmax": lambda: peer(logits)} if penalty == 1.0 else {},
+        peers={"torch sort" if samples else "torch argmax": lambda: peer(logits)} if not penalised else {},
     )
 
 
 CASES = (
-    Case("sample greedy", "B1-V32000", partial(make, 1, False, 1.0), kernel_only=True),
-    Case("sample top-k, top-p", "B1-V32000", partial(make, 1, True, 1.0), kernel_only=True),
-    Case("sample top-k, top-p, penalty", "B1-V32000", partial(make, 1, True, 1.1), kernel_only=True),
-    Case("sample top-k, top-p", "B64-V32000", partial(make, 64, True, 1.0), kernel_only=True),
+    Case("sample greedy", "B1-V32000", partial(make, 1, False, False), kernel_only=True),
+    Case("sample top-k, top-p", "B1-V32000", partial(make, 1, True, False), kernel_only=True),
+    Case("sample top-k, top-p, penalties", "B1-V32000", partial(make, 1, True, True), kernel_only=True),
+    Case("sample top-k, top-p", "B64-V32000", partial(make, 64, True, False), kernel_only=True),
 )
