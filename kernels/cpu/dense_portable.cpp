@@ -4,7 +4,7 @@ namespace {
 
 struct Lanes {
   static constexpr int kMostRows = 2;
-  static constexpr int64_t kStep = 4;
+  static constexpr int64_t kStep = 16;  // the more, the smaller the error of long sums
   using Value = float;
   struct Vector {
     float v[kStep];
@@ -22,8 +22,13 @@ struct Lanes {
     for (int i = 0; i < kStep; ++i) sum.v[i] += w.v[i] * x.v[i];
     return sum;
   }
-  static void totals(const Sum (&sums)[4], float *out) {
-    for (int s = 0; s < 4; ++s) out[s] = (sums[s].v[0] + sums[s].v[1]) + (sums[s].v[2] + sums[s].v[3]);
+  static void totals(Sum (&sums)[4], float *out) {
+    for (int s = 0; s < 4; ++s) {
+      for (int64_t half = kStep / 2; half > 0; half /= 2) {
+        for (int64_t i = 0; i < half; ++i) sums[s].v[i] += sums[s].v[i + half];
+      }
+      out[s] = sums[s].v[0];
+    }
   }
 };
 

@@ -12,6 +12,7 @@ namespace {
 struct Lanes {
   static constexpr int kMostRows = 4;
   static constexpr int kSums = 4;  // pairs, of 16 registers
+  static constexpr int kLeastStreams = 1;
   struct Int {
     __m256i a, b;
   };

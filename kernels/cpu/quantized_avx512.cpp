@@ -10,6 +10,7 @@ namespace {
 struct Lanes {
   static constexpr int kMostRows = 12;
   static constexpr int kSums = 12;  // and as many totals, of 32 registers
+  static constexpr int kLeastStreams = 2;  // 24 sums of 12 rows
   static constexpr int32_t kInt8Offset = 128;
   using Int = __m512i;
   using Float = __m512;

@@ -68,10 +68,10 @@ struct RowTask {
 
 constexpr int kMostRows = 12;
 
-// One instruction set. few: for a single block of rows, several tiles at once, as many as `streams` says;
-// many: for more blocks of rows, one tile at once. By form of the weight; then by rows of a block.
+// One instruction set. few: for a single block of rows, as many tiles at once as `streams` says; many: for more
+// blocks of rows, `least_streams` tiles at once. By form of the weight; then by rows of a block.
 struct QuantizedKernels {
-  int most_rows;
+  int most_rows, least_streams;
   int streams[kMostRows + 1];
   TileKernel few[kForms][kMostRows + 1], many[kForms][kMostRows + 1];
   void (*quantize_f32)(const float *row, const RowTask &task);

@@ -12,7 +12,7 @@ struct Product {
 
   Product(const Linear &linear_, const owl_pool *pool)
       : linear(linear_), layout(linear.layout), kernels(linear.quantized), blocks(linear.blocks) {
-    streams = blocks.count == 1 ? kernels.streams[blocks.rows] : 1;
+    streams = blocks.count == 1 ? kernels.streams[blocks.rows] : kernels.least_streams;
     depth = depth_of(pool, layout.tiles / streams);
   }
 

@@ -10,6 +10,7 @@ namespace {
 struct Lanes {
   static constexpr int kMostRows = 4;
   static constexpr int kSums = 4;           // of four registers each, of 32
+  static constexpr int kLeastStreams = 1;
   static constexpr int32_t kInt8Offset = 0;  // the dot product takes signed bytes
   struct Int {
     int32x4_t v[4];

@@ -7,6 +7,7 @@ namespace {
 struct Lanes {
   static constexpr int kMostRows = 2;
   static constexpr int kSums = 2;
+  static constexpr int kLeastStreams = 1;
   static constexpr int32_t kInt8Offset = 128;
   static constexpr int kWidth = 16;
   struct Int {
