@@ -45,18 +45,21 @@ def first_token(name: str, device: torch.device, tokens: int) -> tuple[Timer, st
     return lambda: timer() * flops[0] / flops[1], note
 
 
-def generator(name: str, device: torch.device) -> Callable[[Sequence[Sequence[int]], int], float]:
-    """Seconds that all layers would take for batched answers of so many tokens."""
+def generator(
+    name: str, device: torch.device
+) -> Callable[[Sequence[Sequence[int]], int], tuple[float, float]]:
+    """Seconds that all layers would take for batched answers of so many tokens: to the first ones, and of the
+    others."""
     few, whole = _few_and_whole(name, device)
     run = transformers_llama.generator(few)
 
-    def scaled(prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    def scaled(prompts: Sequence[Sequence[int]], tokens: int) -> tuple[float, float]:
         answers, context = len(prompts), len(prompts[0])
         flops = [models.language_effort(m, answers * context, answers).flops for m in (whole, few)]
         cached = context + tokens // 2
         read = [models.language_effort(m, answers, answers, cached=cached).nbytes for m in (whole, few)]
         first, others = run(prompts, tokens)
-        return first * flops[0] / flops[1] + others * read[0] / read[1]
+        return first * flops[0] / flops[1], others * read[0] / read[1]
 
     return scaled
 

@@ -42,14 +42,15 @@ class Batch(Session):
         self._lengths = [length + len(row) for length, row in zip(self._lengths, rows, strict=True)]
         return found
 
-    def answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
-        """So many greedy tokens after each prompt."""
+    def answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
+        """So many times the greedy next token of each prompt."""
         self.clear()
         self._lengths = [0] * len(prompts)
-        steps = [self.feed_all(prompts)]
-        while len(steps) < tokens:
-            steps.append(self.feed_all([[token] for token in steps[-1]]))
-        return [list(answer) for answer in zip(*steps, strict=True)]
+        given = self.feed_all(prompts)
+        yield given
+        for _ in range(tokens - 1):
+            given = self.feed_all([[token] for token in given])
+            yield given
 
     def close(self) -> None:
         self._api.llama_batch_free(self._batch)
@@ -70,14 +71,14 @@ def opened(folder: Path, config: LlamaConfig, scheme: str, positions: int, seque
 @contextmanager
 def answers(
     folder: Path, config: LlamaConfig, scheme: str, positions: int, sequences: int
-) -> Iterator[Callable[[Sequence[Sequence[int]], int], float]]:
-    """Seconds for so many tokens after each prompt."""
+) -> Iterator[Callable[[Sequence[Sequence[int]], int], tuple[float, float]]]:
+    """For so many tokens after each prompt: seconds to the first ones, and of the others."""
     with opened(folder, config, scheme, positions, sequences) as batch:
 
-        def seconds(prompts: Sequence[Sequence[int]], tokens: int) -> float:
+        def seconds(prompts: Sequence[Sequence[int]], tokens: int) -> tuple[float, float]:
             start = time.perf_counter()
-            batch.answer(prompts, tokens)
-            return time.perf_counter() - start
+            moments = [time.perf_counter() for _ in batch.answer(prompts, tokens)]
+            return moments[0] - start, moments[-1] - moments[0]
 
         yield seconds
 

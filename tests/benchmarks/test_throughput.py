@@ -20,7 +20,6 @@ from owl_fast.prompts import IMAGE_ID
 
 CPU = torch.device("cpu")
 OURS = {"owl_fast", "owl_fast, int8 cache"}
-GAIN = f"{texts.MANY} sequences against 1"
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +37,12 @@ def rows_of(tmp_path: Path, part: str, *args: str) -> list[dict[str, Any]]:
 
 
 def check_texts(rows: list[dict[str, Any]], contenders: set[str]) -> None:
-    speeds = [row for row in rows if row["metric"] == "3 tokens each"]
+    for metric, gain in zip(("3 tokens each", texts.DECODING), texts.AGAINST_ONE, strict=True):
+        check_rates(rows, contenders, metric, gain)
+
+
+def check_rates(rows: list[dict[str, Any]], contenders: set[str], metric: str, gain: str) -> None:
+    speeds = [row for row in rows if row["metric"] == metric]
     assert [row["shape"].rpartition(" ")[2] for row in speeds[:: len(contenders)]] == ["B1-C12", "B8-C12"]
     for shape in {row["shape"] for row in speeds}:
         assert {row["contender"] for row in speeds if row["shape"] == shape} == contenders
@@ -46,7 +50,7 @@ def check_texts(rows: list[dict[str, Any]], contenders: set[str]) -> None:
         assert not row["note"].startswith("absent")
         assert 0 < row["p20"] <= row["median"] <= row["p80"]
         assert row["limit_fraction"] > 0
-    gains = [row for row in rows if row["metric"] == GAIN]
+    gains = [row for row in rows if row["metric"] == gain]
     assert {row["contender"] for row in gains} == contenders
     for row in gains:
         one, many = (r["median"] for r in speeds if r["contender"] == row["contender"])
@@ -66,7 +70,9 @@ def test_quantized_texts_stand_beside_llama_cpp(tmp_path: Path) -> None:
     theirs = {llama_cpp_batch.name(scheme) for scheme in llama_cpp.SCHEMES["int4"]}
     few = few_layers.name(models.config_of("tiny").llama, transformers_llama.GENERATE)
     check_texts(rows, {*OURS, few, *theirs})
-    notes = {row["note"] for row in rows if row["contender"] in theirs and row["metric"] != GAIN}
+    notes = {
+        row["note"] for row in rows if row["contender"] in theirs and row["metric"] not in texts.AGAINST_ONE
+    }
     assert all(note.startswith("flash attention o") for note in notes)
 
 
@@ -78,9 +84,10 @@ def test_sequences_of_llama_cpp_are_apart(tmp_path: Path) -> None:
     config = models.config_of("tiny").llama
     prompts = Load(3, 1000, 1, 1).prompts(0, config.vocab_size, 1)
     with llama_cpp_batch.opened(tmp_path, config, "Q8_0", 1010, 3) as batch:
-        answers = batch.answer(prompts, 4)
-        assert batch.answer([prompts[2], prompts[0], prompts[1]], 4) == [answers[2], answers[0], answers[1]]
-        assert len({tuple(answer) for answer in answers}) == 3
+        answers = list(zip(*batch.answer(prompts, 4), strict=True))
+        turned = list(zip(*batch.answer([prompts[2], prompts[0], prompts[1]], 4), strict=True))
+        assert turned == [answers[2], answers[0], answers[1]]
+        assert len(set(answers)) == 3
     with llama_cpp.session(tmp_path, config, "Q8_0", 1010, "on") as alone:
         assert alone.feed(prompts[1]) == answers[1][0]
 
@@ -152,8 +159,9 @@ def test_pictures_are_new_in_every_round() -> None:
 def test_more_requests_may_go_faster_but_not_beyond_the_machine() -> None:
     """The limit counts every prompt, and the weights once for each step."""
     model = models.random_model("tiny", CPU)
-    one, many = (texts.limit(model, Load(answers, 12, 3, 1), model.dtype) for answers in (1, 8))
-    assert one < many < 8 * one
+    alone, together = (texts.limits(model, Load(answers, 12, 3, 1), model.dtype) for answers in (1, 8))
+    for one, many in zip(alone, together, strict=True):
+        assert one < many < 8 * one
     assert pictures.floor(model, shared=True) < pictures.floor(model, shared=False)
 
 
@@ -163,7 +171,7 @@ def test_an_answer_that_fails_is_not_a_fast_one() -> None:
     with torch.inference_mode():
         asked._loop.runner.run = lambda plan: torch.full((1, 1024), torch.nan)  # type: ignore[method-assign]
         with pytest.raises(OwlError, match="not finite"):
-            load.seconds_of(asked, [PreparedPrompt([1, 5], [])], 2)
+            load.times_of(asked, [PreparedPrompt([1, 5], [])], 2)
 
 
 def test_on_a_gpu_each_is_warmed_up_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

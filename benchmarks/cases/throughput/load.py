@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.steps import Start, Steps, Taken, alone, in_turns
+from benchmarks.steps import StartOf, StepsOf, T, TakenOf, alone, in_turns
 from benchmarks.timing import pause
 from owl_fast.engine.engine import Engine
 from owl_fast.engine.inputs import PreparedPrompt
@@ -20,7 +20,21 @@ FIRST_ID = 3  # the ids before it are special
 WARM = 16, 4  # positions and tokens of what a CPU is warmed up with; a GPU computes as much as it will later
 
 Prompts = list[list[int]]
-Answer = Callable[[Prompts, int], float]  # prompts, tokens of each answer -> seconds
+
+
+class Times(NamedTuple):
+    """Seconds until every answer had begun, the seconds after that, and the tokens that came in those."""
+
+    first: float
+    rest: float
+    tokens: int
+
+    @property
+    def whole(self) -> float:
+        return self.first + self.rest
+
+
+Answer = Callable[[Prompts, int], Times]  # prompts, tokens of each answer
 
 
 class Load(NamedTuple):
@@ -46,8 +60,8 @@ def steps(
     vocabulary: int,
     bos: int,
     device: torch.device,
-) -> Steps:
-    """Seconds of each round, behind one to warm up."""
+) -> StepsOf[Times]:
+    """Of each round, behind one to warm up."""
     warm = load
     if device.type == "cpu":
         context, tokens = WARM
@@ -57,23 +71,29 @@ def steps(
             yield answer(asked.prompts(turn, vocabulary, bos), asked.tokens)
 
 
-def measured(starts: Mapping[str, Start], device: torch.device) -> Taken:
-    """Seconds of each round without the first: on a CPU in turns, on a GPU each with the memory to itself."""
+def measured(starts: Mapping[str, StartOf[T]], device: torch.device) -> TakenOf[T]:
+    """What each round but the first took: on a CPU in turns, on a GPU each with the memory to itself."""
     if device.type == "cpu":
         return in_turns(starts, pause(device))
     taken = alone(starts, device)
     return {name: found if isinstance(found, str) else found[1:] for name, found in taken.items()}
 
 
-def seconds_of(asked: Engine, prompts: Sequence[PreparedPrompt], tokens: int) -> float:
+def times_of(asked: Engine, prompts: Sequence[PreparedPrompt], tokens: int) -> Times:
     """From the call to the last of the answers, greedy ones that do not end before; past the engine's front
     door, behind which prompts are ids. OwlError when one fails."""
     params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
     start = time.perf_counter()
     requests = [request for prompt in prompts for request in asked._make(prompt, params)]
-    outputs = asked._loop.complete(requests)
-    seconds = time.perf_counter() - start
-    for output in outputs:
-        if output.error:
-            raise OwlError(output.error)
-    return seconds
+    for request in requests:
+        asked._loop.submit(request)
+    while any(not (request.generated or request.finished) for request in requests):
+        asked._loop.step()
+    begun, given = time.perf_counter(), sum(len(request.generated) for request in requests)
+    while not all(request.finished for request in requests):
+        asked._loop.step()
+    end = time.perf_counter()
+    for request in requests:
+        if request.error:
+            raise OwlError(request.error)
+    return Times(begun - start, end - begun, len(requests) * tokens - given)

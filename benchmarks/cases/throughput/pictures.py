@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from benchmarks import models
-from benchmarks.cases.throughput.load import FIRST_ID, measured, seconds_of
+from benchmarks.cases.throughput.load import FIRST_ID, measured, times_of
 from benchmarks.harness import Row, absent, row
 from benchmarks.steps import OURS, Start, Steps
 from benchmarks.timing import machine, release
@@ -83,7 +83,7 @@ def _steps(asked: Engine, rounds: int, shared: bool) -> Steps:
     """Seconds of each round, behind one to warm up."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(1 + rounds):
-        yield seconds_of(asked, prompts(asked.model, generator, shared), TOKENS)
+        yield times_of(asked, prompts(asked.model, generator, shared), TOKENS).whole
 
 
 def _hits(asked: Engine) -> str:

@@ -13,10 +13,10 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import models
-from benchmarks.cases.throughput.load import Answer, Load, Prompts, measured, seconds_of, steps
+from benchmarks.cases.throughput.load import Answer, Load, Prompts, Times, measured, steps, times_of
 from benchmarks.harness import Row, absent, row
 from benchmarks.peers import few_layers, llama_cpp, llama_cpp_batch, transformers_llama
-from benchmarks.steps import OURS, Start, Taken
+from benchmarks.steps import OURS, StartOf, TakenOf
 from benchmarks.timing import machine, release
 from owl_fast.engine.inputs import PreparedPrompt
 from owl_fast.engine.kv_cache import cache_dtype
@@ -34,8 +34,14 @@ CPU_LOADS = LOADS | {
 SETTINGS: dict[str, dict[str, Any]] = {OURS: {}, f"{OURS}, int8 cache": {"kv_cache": "int8"}}
 GPU_SETTINGS = SETTINGS | {f"{OURS}, exact": {"exact": True}}  # a CPU is always exact
 MANY = 8  # sequences, held against one
+AGAINST_ONE = f"{MANY} sequences against 1", f"{MANY} sequences against 1, decoding"
+DECODING = "decoding"  # tokens that come after every answer has begun, in the time after that
 
 Answering = Callable[[], AbstractContextManager[Answer]]
+Together = Callable[
+    [Prompts, int], tuple[float, float]
+]  # seconds to the first tokens, all at once; of the others
+Taken = TakenOf[Times]
 
 
 def run(args: argparse.Namespace) -> list[Row]:
@@ -48,18 +54,17 @@ def run(args: argparse.Namespace) -> list[Row]:
     return rows + _against_one(title, taken)
 
 
-def limit(model: Owl, load: Load, kept_as: torch.dtype) -> float:
-    """Tokens/s that the machine allows at most with such a cache."""
+def limits(model: Owl, load: Load, kept_as: torch.dtype) -> tuple[float, float]:
+    """Tokens/s that the machine allows at most with such a cache: with the prompts, and decoding."""
     answers, context, tokens, _ = load
-    efforts = [
-        models.language_effort(model, answers * context, answers),
-        *models.answer_efforts(model, answers, context, tokens, kept_as),
-    ]
-    return answers * tokens / sum(map(machine(model.device).floor, efforts))
+    of = machine(model.device).floor
+    prompts = of(models.language_effort(model, answers * context, answers))
+    rest = sum(map(of, models.answer_efforts(model, answers, context, tokens, kept_as)))
+    return answers * tokens / (prompts + rest), answers * (tokens - 1) / rest
 
 
 def _taken(model: Owl, args: argparse.Namespace, load: Load) -> Taken:
-    """Seconds of each contender's rounds."""
+    """What each contender's rounds took."""
     release(model.device)
     settings = SETTINGS if model.device.type == "cpu" else GPU_SETTINGS
     contenders: dict[str, Answering] = {
@@ -67,7 +72,7 @@ def _taken(model: Owl, args: argparse.Namespace, load: Load) -> Taken:
     }
     contenders |= _peers(model, args, load)
     vocabulary, bos = model.config.llama.vocab_size, model.config.llama.bos_token_id
-    starts: dict[str, Start] = {
+    starts: dict[str, StartOf[Times]] = {
         name: partial(steps, answering, load, vocabulary, bos, model.device)
         for name, answering in contenders.items()
     }
@@ -77,49 +82,60 @@ def _taken(model: Owl, args: argparse.Namespace, load: Load) -> Taken:
 @contextmanager
 def _ours(model: Owl, load: Load, settings: Mapping[str, Any]) -> Iterator[Answer]:
     asked = models.usual_engine(model, load.context + load.tokens, load.answers, **settings)
-    yield lambda prompts, tokens: seconds_of(asked, [PreparedPrompt(ids, []) for ids in prompts], tokens)
+    yield lambda prompts, tokens: times_of(asked, [PreparedPrompt(ids, []) for ids in prompts], tokens)
 
 
 def _peers(model: Owl, args: argparse.Namespace, load: Load) -> dict[str, Answering]:
     llama = model.config.llama
     if model.config.quantization is None:
-        return {transformers_llama.GENERATE: lambda: nullcontext(_generated(model))}
+        return {transformers_llama.GENERATE: lambda: nullcontext(_timed(transformers_llama.generator(model)))}
     few = few_layers.name(llama, transformers_llama.GENERATE)
-    found: dict[str, Answering] = {few: lambda: nullcontext(few_layers.generator(args.model, model.device))}
+    found: dict[str, Answering] = {
+        few: lambda: nullcontext(_timed(few_layers.generator(args.model, model.device)))
+    }
     if model.device.type == "cpu":
         size = load.context + load.tokens, load.answers
         found |= {
-            llama_cpp_batch.name(scheme): partial(llama_cpp_batch.answers, args.gguf, llama, scheme, *size)
+            llama_cpp_batch.name(scheme): partial(_llama_cpp, args.gguf, llama, scheme, *size)
             for scheme in llama_cpp.SCHEMES[args.quant]
         }
     return found
 
 
-def _generated(model: Owl) -> Answer:
-    run = transformers_llama.generator(model)
+@contextmanager
+def _llama_cpp(*args: Any) -> Iterator[Answer]:
+    with llama_cpp_batch.answers(*args) as together:
+        yield _timed(together)
 
-    def seconds(prompts: Prompts, tokens: int) -> float:
-        return sum(run(prompts, tokens))
 
-    return seconds
+def _timed(together: Together) -> Answer:
+    return lambda prompts, tokens: Times(*together(prompts, tokens), len(prompts) * (tokens - 1))
 
 
 def _rows(title: str, model: Owl, args: argparse.Namespace, load: Load, taken: Taken) -> list[Row]:
     shape = f"{title} B{load.answers}-C{load.context}"
     notes = {llama_cpp_batch.name(scheme): scheme for scheme in llama_cpp.SCHEMES.get(args.quant, ())}
+    metrics = f"{load.tokens} tokens each", DECODING
     rows = []
     for name, found in taken.items():
-        where = "throughput", shape, name, f"{load.tokens} tokens each", "tok/s"
-        kept_as = cache_dtype(GPU_SETTINGS.get(name, {}).get("kv_cache", "auto"), model.dtype)
+        where = "throughput", shape, name
         if isinstance(found, str):
-            rows.append(absent(*where, found))
+            rows.append(absent(*where, metrics[0], "tok/s", found))
             continue
+        kept_as = cache_dtype(GPU_SETTINGS.get(name, {}).get("kv_cache", "auto"), model.dtype)
         scheme = notes.get(name)
         note = llama_cpp_batch.note(args.gguf, model.config.llama, scheme) if scheme else ""
-        rows.append(
-            row(*where, [load.answers * load.tokens / s for s in found], limit(model, load, kept_as), note)
-        )
+        for metric, values, most in zip(
+            metrics, _rates(load, found), limits(model, load, kept_as), strict=True
+        ):
+            rows.append(row(*where, metric, "tok/s", values, most, note))
     return rows
+
+
+def _rates(load: Load, found: list[Times]) -> tuple[list[float], list[float]]:
+    """Tokens/s of each round: with the prompts, and decoding."""
+    whole = [load.answers * load.tokens / times.whole for times in found]
+    return whole, [times.tokens / times.rest for times in found]
 
 
 def _against_one(title: str, taken: Mapping[Load, Taken]) -> list[Row]:
@@ -129,13 +145,13 @@ def _against_one(title: str, taken: Mapping[Load, Taken]) -> list[Row]:
         alone = load._replace(answers=1)
         if load.answers != MANY or alone not in taken:
             continue
-        where = "throughput", f"{title} C{load.context}"
         for name, found in taken[load].items():
             one = taken[alone][name]
-            if not isinstance(found, str) and not isinstance(one, str):
-                before, after = (
-                    statistics.median(1 / value for value in seconds) for seconds in (one, found)
-                )
-                gain = MANY * after / before
-                rows.append(row(*where, name, f"{MANY} sequences against 1", "x tok/s", [gain]))
+            if isinstance(found, str) or isinstance(one, str):
+                continue
+            rates = zip(AGAINST_ONE, _rates(load, found), _rates(alone, one), strict=True)
+            for metric, many, single in rates:
+                gain = statistics.median(many) / statistics.median(single)
+                where = "throughput", f"{title} C{load.context}", name
+                rows.append(row(*where, metric, "x tok/s", [gain]))
     return rows
