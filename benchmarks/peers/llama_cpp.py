@@ -23,6 +23,7 @@ from owl_fast.machine import cpu_count
 
 SCHEMES = {"int4": ("Q4_0", "Q4_K"), "int8": ("Q8_0",)}  # held against ours
 FLASH = {"off": False, "on": True}
+CRASHES = "its AMX functions end the process; build it without them, as docs/benchmarks.md says"
 TOKEN, WARM = 5, 8
 BETTER = "the better of its two settings"
 TRIAL_TOKENS, TRIAL_STEPS = 64, 8
@@ -187,6 +188,8 @@ def _load(path: Path, rearranged: bool) -> Any:
 
     llama_cpp.llama_log_set(_silence(), ctypes.c_void_p())
     llama_cpp.llama_backend_init()
+    if rearranged and b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info():
+        raise RuntimeError(f"llama.cpp {llama_cpp.__version__}: {CRASHES}")
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, rearranged
     model = llama_cpp.llama_model_load_from_file(bytes(path), params)

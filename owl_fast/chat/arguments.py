@@ -80,6 +80,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         choices=["auto", "int8"],
         help="keys and values of the conversation; int8 takes half the memory (default: as the weights)",
     )
+    add(
+        "--exact",
+        action="store_true",
+        help="on a GPU: an answer is the same to the bit, from the caches or computed anew; slower",
+    )
     add("--url", metavar="URL", help="ask an OpenAI-compatible server; MODEL is then its name there")
     add(
         "--api-key-file",

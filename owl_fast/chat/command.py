@@ -35,6 +35,7 @@ LOADING = (
         "quant",
         "quant_vision",
         "kv_cache",
+        "exact",
         "config",
     ),
 )

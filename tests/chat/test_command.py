@@ -139,6 +139,11 @@ def test_the_picture_or_the_prompt_may_come_from_a_pipe(engine: Engine) -> None:
         ([MODEL, "-p", "x", "--max-tokens", "100000"], 1, "context"),
         ([MODEL, "-p", "x", "--adapter", "no/such"], 1, "no/such"),
         ([MODEL, "-p", "x", "--device", "tpu"], 1, "tpu"),
+        (
+            [MODEL, "-p", "x", "--device", "cpu", "--dtype", "fp16", "--exact"],
+            1,
+            "exact answers with float16",
+        ),
         ([MODEL, "-p", "x", "--temperature", "-1"], 2, "temperature"),
         ([MODEL, "-p", "x", "--beams", "2", "--stop", "a"], 2, "beams"),
         ([MODEL, "-p", "x", "--top-k", "many"], 2, "top-k"),

@@ -71,7 +71,7 @@ def test_sizes_that_make_no_sense_are_said_before_anything_is_read(
 
 
 def test_exact_is_refused_where_rows_depend_on_each_other() -> None:
-    with ops.kernels(False), pytest.raises(UnsupportedError, match="exact=True with float32 on cpu"):
+    with ops.kernels(False), pytest.raises(UnsupportedError, match="exact answers with float32 on cpu"):
         Engine.from_pretrained(GOLDEN.checkpoint, device="cpu", dtype="fp32", exact=True)
-    with pytest.raises(UnsupportedError, match="exact=True with float16 on cpu"):
+    with pytest.raises(UnsupportedError, match="exact answers with float16 on cpu"):
         Engine.from_pretrained(GOLDEN.checkpoint, device="cpu", dtype="fp16", exact=True)
