@@ -37,7 +37,7 @@ def check_exact(model: Owl) -> None:
     if not ops.decodes_at_once(model.query_tokens):
         kind = str(model.dtype).removeprefix("torch.")
         raise UnsupportedError(
-            f"exact answers with {kind} on {model.device}: there answers depend on their neighbours; it takes "
+            f"exact answers with {kind} on {model.device}: there they depend on their neighbours; it takes "
             "a GPU with Triton, or libowl_cpu with fp32 or bf16 (`owl-fast doctor` says what is there)"
         )
 
