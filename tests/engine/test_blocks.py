@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from owl_fast.config import LlamaConfig
 from owl_fast.engine.blocks import BlockAllocator, beginning_after, blocks_for
@@ -114,10 +121,16 @@ class AllocatorMachine(RuleBasedStateMachine):
             assert [self.memory[table[p // SIZE]][p % SIZE] for p in range(len(written))] == written
 
 
-AllocatorMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
-)
+RUNS = settings(max_examples=500, stateful_step_count=50, deadline=None, derandomize=True)
+AllocatorMachine.TestCase.settings = RUNS
 TestAllocator = AllocatorMachine.TestCase
+
+
+@pytest.mark.slow
+def test_orders_that_nobody_has_seen_before() -> None:
+    run_state_machine_as_test(
+        AllocatorMachine, settings=settings(RUNS, max_examples=20_000, derandomize=False)
+    )
 
 
 def test_copy_blocks_moves_keys_and_values_of_every_layer() -> None:

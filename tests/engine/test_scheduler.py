@@ -9,7 +9,14 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from owl_fast.engine.pictures import Picture
 from owl_fast.engine.request import Request
@@ -150,10 +157,14 @@ class LoopMachine(RuleBasedStateMachine):
                 assert request.generated == wanted[: len(request.generated)]
 
 
-LoopMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, derandomize=True
-)
+RUNS = settings(max_examples=500, stateful_step_count=50, deadline=None, derandomize=True)
+LoopMachine.TestCase.settings = RUNS
 TestLoop = LoopMachine.TestCase
+
+
+@pytest.mark.slow
+def test_orders_that_nobody_has_seen_before() -> None:
+    run_state_machine_as_test(LoopMachine, settings=settings(RUNS, max_examples=20_000, derandomize=False))
 
 
 def test_cancelled_request_frees_its_blocks_in_one_step() -> None:
