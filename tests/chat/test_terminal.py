@@ -206,7 +206,8 @@ def test_nothing_a_model_or_server_says_moves_the_terminal(server: FakeServer, t
         terminal.send("attack" + ENTER)
         terminal.wait_for(settled("[2J]0;owned31mred[?25l done"))
         terminal.send("fail" + ENTER)
-        terminal.wait_for("says 500: [2J]0;owned31mred[?25l done")
+        failed = re.escape("says 500: [2J]0;owned31mred[?25l done")
+        terminal.wait_for(lambda text: bool(re.search(rf"{failed}\n+>>> *(\n|$)", text)))
         terminal.send(CTRL_D)
         assert terminal.end() == 0
         for sequence in (b"\x1b]0;", b"\x9b", b"\x07", "\u202e".encode()):
