@@ -1,4 +1,5 @@
 # `make chat` and `make test` need Python >= 3.10, a C++ compiler and CMake; everything else is installed in .venv.
+#   make serve ARGS='--port 8080'    owl-nano behind OpenAI's API and a web page, at http://127.0.0.1:8080
 #   make chat ARGS='-i examples/scene.png -p "What color is the star?"'
 # Only the program's own answer goes to stdout; what the installer has to say goes to stderr.
 
@@ -9,10 +10,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*)
 
-.PHONY: chat install test test-slow lint nano bench native clean
+.PHONY: chat serve install test test-slow lint nano bench native clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/python -m owl_fast.chat $(ARGS)
+
+serve: $(VENV)/.installed-serve
+	@$(BIN)/python -m owl_fast.serve $(ARGS)
 
 install: $(VENV)/.installed
 
@@ -23,6 +27,11 @@ $(BIN)/python:
 $(VENV)/.installed: $(BUILD_INPUTS) | $(BIN)/python
 	@echo "installing owl_fast into $(VENV) (minutes the first time: torch is large) ..." >&2
 	@$(PIP) -e . >&2
+	@touch $@
+
+$(VENV)/.installed-serve: $(VENV)/.installed
+	@echo "installing what the server needs into $(VENV) ..." >&2
+	@$(PIP) -e '.[serve]' >&2
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
