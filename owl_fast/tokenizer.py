@@ -97,6 +97,16 @@ class Tokenizer:
         """
         return str(self._processor.decode([i for i in ids if self._has_text(i)]))
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token is inside a text, as UTF-8 that may end inside a character; a special one its name,
+        one past the vocabulary nothing."""
+        if not 0 <= token_id < self.vocab_size:
+            return b""
+        piece = self._piece(token_id)
+        if self._is_byte(token_id):
+            return bytes([int(piece[1:-1], 16)])
+        return piece.replace("▁", " ").encode()
+
     def _has_text(self, token_id: int) -> bool:
         return 0 <= token_id < self.vocab_size and token_id not in self.special_ids
 

@@ -33,8 +33,11 @@ class DeviceSampler:
 
     @staticmethod
     def takes(request: Request) -> bool:
-        """Beams and scores look at whole rows of logits, alternatives are sorted."""
-        return request.beams is None and request.score_from is None and request.params.logprobs == 0
+        """Beams and scores look at whole rows of logits, alternatives are sorted, and of the ids that end an
+        answer the device knows one."""
+        params = request.params
+        whole_rows = request.beams is not None or request.score_from is not None or params.logprobs > 0
+        return not whole_rows and not (params.stop_token_ids and params.min_tokens)
 
     def draw(self, rows: Mapping[Request, int], logits: Tensor) -> dict[Request, Drawn]:
         """rows: which row of the logits (M, V) is whose."""

@@ -5,10 +5,12 @@ A prompt is a raw text with its roles and "<image>" marks written out, or a list
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -19,12 +21,12 @@ from owl_fast.checkpoints.folder import WeightFolder
 from owl_fast.config import OwlConfig
 from owl_fast.conversation import Conversation
 from owl_fast.engine.adapters import Adapters
-from owl_fast.engine.async_stream import AsyncStream, Pump
+from owl_fast.engine.async_stream import AsyncStream, Pump, Readers
 from owl_fast.engine.blocks import BlockAllocator
 from owl_fast.engine.dialogue import Chat
 from owl_fast.engine.drawing import DeviceSampler
 from owl_fast.engine.graphs import Recorder, cpu_capture
-from owl_fast.engine.inputs import InputReader, Prompt, PromptItem, is_messages
+from owl_fast.engine.inputs import InputReader, PreparedPrompt, Prompt, PromptItem, is_one
 from owl_fast.engine.kv_cache import KVCache, cache_dtype
 from owl_fast.engine.loop import Loop
 from owl_fast.engine.making import RequestMaker, chosen
@@ -34,6 +36,7 @@ from owl_fast.engine.pictures import PICTURE_CACHE_MB, PictureCache
 from owl_fast.engine.placement import check_exact
 from owl_fast.engine.plan import STEP_TOKENS, Setup
 from owl_fast.engine.reports import Memory, Stats
+from owl_fast.engine.request import Request
 from owl_fast.engine.runner import Runner
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.engine.scheduler import Scheduler
@@ -41,7 +44,9 @@ from owl_fast.engine.stream import Stream
 from owl_fast.errors import PromptError
 from owl_fast.fetch import Fetcher
 from owl_fast.images import ImageProcessor
+from owl_fast.machine import cpu_count
 from owl_fast.models.owl import Owl
+from owl_fast.prompts import IMAGE_ID
 from owl_fast.tokenizer import Tokenizer
 
 
@@ -129,7 +134,7 @@ class Engine:
             recorder = Recorder(self._loop.between_steps, cpu_capture, ops.repeats)
             # A CPU multiplies rows in excess like others, and a recording takes it next to no memory.
             self._runner.record(recorder, max_batch, self.max_context, range(1, max_batch))
-        self._pump = Pump(self._loop)
+        self._pump, self._readers = Pump(self._loop), Readers(max(cpu_count(), 2))
 
     @classmethod
     def from_pretrained(
@@ -252,10 +257,8 @@ class Engine:
         the others. One request that fails raises OwlError; of a list each failed one has finish_reason
         "error" and an error text.
         """
-        if isinstance(prompt, str) or is_messages(prompt):
-            return self._loop.answer(
-                self._make.read(cast(Prompt, prompt), params, images, adapter, client, options)
-            )
+        if is_one(prompt):
+            return self._loop.answer(self._make.read(prompt, params, images, adapter, client, options))
         groups = self._make.read_list(prompt, params, images, adapter, client, options)
         answers = iter(self._loop.complete(list(chain.from_iterable(groups))))
         return [joined(list(islice(answers, len(group)))) for group in groups]
@@ -276,7 +279,7 @@ class Engine:
 
     def astream(
         self,
-        prompt: Prompt,
+        prompt: str | Sequence[PromptItem],
         params: SamplingParams | None = None,
         *,
         images: Sequence[object] | None = None,
@@ -284,9 +287,12 @@ class Engine:
         client: str = "",
         **options: Any,
     ) -> AsyncStream:
-        """The same for asyncio, to be read with `async for`; nothing here blocks the event loop."""
+        """The same for asyncio, to be read with `async for`; nothing here blocks the event loop. Answers to a
+        list of requests, as generate takes it, are counted through."""
         return AsyncStream(
-            self._pump, lambda: self._make.read(prompt, params, images, adapter, client, options)
+            self._pump,
+            self._readers,
+            lambda: self._make.read_all(prompt, params, images, adapter, client, options),
         )
 
     def chat(
@@ -388,6 +394,42 @@ class Engine:
                 preprocessor=self.processor.to_dict(),
                 change=None if chosen is None else chosen.merged,
             )
+
+    def warm_up(self, step_seconds: float) -> int:
+        """Do now what the first requests would wait for (kernels are compiled, steps recorded), and find out
+        how many rows a step may have so as to take about so many seconds at most; longer prompts are cut into
+        such parts from now on. Returns that number."""
+        self._rehearse()
+        most = max(min(self._loop.scheduler.step_tokens, self.max_context - 1), 1)
+        sizes = [size for size in (32, 256) if size < most] + [most]
+        for rows, larger in zip(sizes, [*sizes[1:], most], strict=True):
+            self._seconds_of(rows)
+            seconds = self._seconds_of(rows)  # nothing is done for the first time any more
+            if seconds * larger > step_seconds * rows:
+                self._loop.scheduler.shorten_steps(int(rows * step_seconds / seconds))
+                break
+        return self._loop.scheduler.step_tokens
+
+    def _rehearse(self) -> None:
+        """A picture, every number of rows at once, and what is drawn in other ways than the likeliest."""
+        rows, side = self.config.image_rows, self.config.vision.image_size
+        params = SamplingParams(temperature=1.0, top_p=0.9, ignore_eos=True, seed=0)
+        ids, pixels = [self.tokenizer.bos_id, *[IMAGE_ID] * rows], [torch.zeros(3, side, side)]
+        if len(ids) >= self.max_context:
+            ids, pixels = ids[:1], []
+        requests: list[Request] = []
+        for row in range(self.max_batch):  # one after the other ends
+            longest = min(2 + row, self.max_context - len(ids))
+            lasting = replace(params, max_tokens=longest)
+            requests += self._make(PreparedPrompt(ids, pixels), lasting)
+        self._loop.complete(requests)
+
+    def _seconds_of(self, rows: int) -> float:
+        """What a prompt of so many positions takes, of which the cache knows nothing."""
+        vocabulary = self.tokenizer.vocab_size
+        ids = [self.tokenizer.bos_id, *(secrets.randbelow(vocabulary) for _ in range(rows - 1))]
+        requests = self._make(PreparedPrompt(ids, []), SamplingParams(max_tokens=1))
+        return self._loop.answer(requests).timings.prompt_ms / 1e3
 
     def memory(self) -> Memory:
         """What the engine takes on its device."""

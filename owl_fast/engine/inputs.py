@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -121,9 +121,9 @@ class InputReader:
         return torch.stack([self.processor.frame(frame) for frame in load_frames(picture)])
 
 
-def is_messages(prompt: object) -> bool:
-    """True for one conversation, False for a list of requests."""
-    return (
+def is_one(prompt: str | Sequence[PromptItem]) -> TypeGuard[Prompt]:
+    """True for a raw prompt and for one conversation, False for a list of requests."""
+    return isinstance(prompt, str) or (
         isinstance(prompt, Sequence)
         and bool(prompt)
         and isinstance(prompt[0], Mapping)

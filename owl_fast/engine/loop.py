@@ -63,8 +63,11 @@ class Loop:
         self._turn = threading.Condition()
         self._stepping: int | None = None  # the thread that is in a step
         self._guests = 0  # threads that want the model between two steps
+        self._sign_of_life = 0.0  # when there was one, while there is work
 
     def submit(self, request: Request) -> None:
+        if not self._has_work:
+            self._sign_of_life = time.monotonic()
         self._arrived.append(request)
 
     def reap(self) -> None:
@@ -142,10 +145,25 @@ class Loop:
         return joined(results)
 
     def stats(self) -> Stats:
-        return self.tally.stats(len(self._arrived), len(self.scheduler.waiting), len(self.scheduler.running))
+        scheduler, now = self.scheduler, time.monotonic()
+        arrived = len(self._arrived)
+        return self.tally.stats(
+            arrived=arrived,
+            waiting=arrived + len(scheduler.waiting),
+            running=len(scheduler.running),
+            blocks=scheduler.allocator.num_blocks,
+            blocks_free=scheduler.allocator.free_blocks,
+            silent_seconds=now - self._sign_of_life if self._has_work else 0.0,
+        )
+
+    @property
+    def _has_work(self) -> bool:
+        scheduler = self.scheduler
+        return bool(self._arrived or scheduler.running or scheduler.waiting or self._stepping is not None)
 
     def _step(self) -> None:
         begin = time.perf_counter()
+        self._sign_of_life = time.monotonic()
         reaped = False
         try:
             self._reap()
@@ -158,8 +176,10 @@ class Loop:
             for request in (*self.scheduler.running, *waiting):
                 self._fail(request, f"the step failed: {type(error).__name__}")
             self.scheduler.allocator.forget_contents()  # who knows how far it got
+            self.tally.failed_steps += 1
             raise
         finally:
+            self._sign_of_life = time.monotonic()
             self.tally.busy_seconds += time.perf_counter() - begin
 
     def _reap(self) -> None:
@@ -200,6 +220,7 @@ class Loop:
         self.tally.pictures += asked
         self.tally.pictures_cached += found
         if asked:
+            self._sign_of_life = time.monotonic()
             span.request.clock.encoding += time.perf_counter() - begin
 
     def _consume(self, by_request: dict[Request, list[tuple[Span, int]]], logits: Tensor) -> None:
@@ -281,13 +302,16 @@ class Loop:
         request.clock.token()
         request.generated.append(token)
         request.logprobs.append(logprob)
-        text = request.text.push(token)
-        if (token == self.eos_id and not params.ignore_eos) or request.text.stopped:
+        named = token in params.stop_token_ids
+        text = "" if named else request.text.push(token)
+        if named or (token == self.eos_id and not params.ignore_eos) or request.text.stopped:
             self._close(request, "stop", text, [token])
         elif len(request.generated) == request.max_tokens:
             self._close(request, "length", text, [token])
         else:
-            request.events.append(Event(text, [token], request.logprobs[-1], index=request.index))
+            request.events.append(
+                Event(text, [token], logprob, None, request.index, request.last_top_logprobs)
+            )
             request.sequences[0].append(token)
             if request.guesser is not None:
                 request.guesser.extend([token])
@@ -342,6 +366,7 @@ class Loop:
         text += request.text.close()
         request.finish_reason = reason
         logprob = request.logprobs[-1] if len(token_ids) == 1 else None
-        request.events.append(Event(text, token_ids, logprob, reason, request.index))
+        top = request.last_top_logprobs if token_ids else None
+        request.events.append(Event(text, token_ids, logprob, reason, request.index, top))
         request.pictures = ()
         self.tally.end(reason, request.usage, request.timings)

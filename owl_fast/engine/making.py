@@ -6,12 +6,13 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from typing import Any
 
 from owl_fast.engine.adapters import Adapters
 from owl_fast.engine.beam import BeamSearch
 from owl_fast.engine.blocks import BLOCK_SIZE, blocks_for
-from owl_fast.engine.inputs import InputReader, PreparedPrompt, Prompt, PromptItem
+from owl_fast.engine.inputs import InputReader, PreparedPrompt, Prompt, PromptItem, is_one
 from owl_fast.engine.outputs import TextStream
 from owl_fast.engine.pictures import Picture
 from owl_fast.engine.request import Request
@@ -76,6 +77,24 @@ class RequestMaker:
         items = [self.reader.read_item(item, index, adapter) for index, item in enumerate(prompts)]
         return [self(item, common, client=client) for item in items]
 
+    def read_all(
+        self,
+        prompt: str | Sequence[PromptItem],
+        params: SamplingParams | None,
+        images: Sequence[object] | None,
+        adapter: str | None,
+        client: str,
+        options: Mapping[str, Any],
+    ) -> list[Request]:
+        """One prompt's requests, or those of a list, counted through."""
+        if is_one(prompt):
+            return self.read(prompt, params, images, adapter, client, options)
+        groups = self.read_list(prompt, params, images, adapter, client, options)
+        requests = list(chain.from_iterable(groups))
+        for index, request in enumerate(requests):
+            request.index = index
+        return requests
+
     def __call__(
         self,
         prepared: PreparedPrompt,
@@ -139,11 +158,15 @@ class RequestMaker:
                 f"{params.beams} beams of {positions} positions are more than the {self.blocks * BLOCK_SIZE} "
                 "of the cache; raise cache_positions, or ask for fewer tokens or beams"
             )
-        for token, _ in params.biases:
-            if token >= self.vocabulary:
-                raise ParameterError(
-                    f"an id of logit_bias is {token}; the vocabulary has 0 to {self.vocabulary - 1}"
-                )
+        for name, ids in (
+            ("logit_bias", [token for token, _ in params.biases]),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
+            for token in ids:
+                if token >= self.vocabulary:
+                    raise ParameterError(
+                        f"an id of {name} is {token}; the vocabulary has 0 to {self.vocabulary - 1}"
+                    )
 
 
 def chosen(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:

@@ -87,7 +87,8 @@ class Event:
     """A piece of a streamed answer: the texts of all events of an answer joined are Output.text.
 
     The last one of an answer, and only it, has a finish_reason. logprob belongs to the one id of token_ids;
-    it is None when there is none or several. index: of the answer, where several were asked for.
+    it is None when there is none or several, and so are top_logprobs, those of the likeliest ids if they were
+    asked for. index: of the answer, where several were asked for.
     """
 
     text: str
@@ -95,6 +96,7 @@ class Event:
     logprob: float | None = None
     finish_reason: FinishReason | None = None
     index: int = 0
+    top_logprobs: dict[int, float] | None = None
 
 
 class Decoder(Protocol):

@@ -36,6 +36,9 @@ class Stats:
     usage       sums over the ended requests
     timings     the same; in Timings.predicted_per_second a row counts for itself, not for its batch
     steps       batches computed, and the seconds spent in them, out of `seconds` in all
+    failed_steps    those that raised, and took the answers they were about with them
+    silent_seconds  since the work that is there was last seen to go on; 0 when there is none
+    blocks      of the cache, and those of them that no request holds
     preemptions how often a running request had to wait again, for memory or for another client's turn
     guesses     positions that were computed on a guess, and those of them that came true
     pictures    rows of so many were asked for, and so many of them were found in the picture cache
@@ -57,6 +60,10 @@ class Stats:
     pictures_cached: int
     busy_seconds: float
     seconds: float
+    failed_steps: int
+    silent_seconds: float
+    blocks: int
+    blocks_free: int
 
 
 @dataclass
@@ -70,6 +77,7 @@ class Tally:
     guesses_right: int = 0
     pictures: int = 0
     pictures_cached: int = 0
+    failed_steps: int = 0
     busy_seconds: float = 0.0
     ended: dict[FinishReason, int] = field(
         default_factory=lambda: {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
@@ -83,10 +91,20 @@ class Tally:
         self.usage += usage
         self.timings += timings
 
-    def stats(self, arrived: int, waiting: int, running: int) -> Stats:
+    def stats(
+        self,
+        *,
+        arrived: int,
+        waiting: int,
+        running: int,
+        blocks: int,
+        blocks_free: int,
+        silent_seconds: float,
+    ) -> Stats:
+        """arrived: of those that wait, the ones not taken in yet."""
         return Stats(
             requests=arrived + self.requests,
-            waiting=arrived + waiting,
+            waiting=waiting,
             running=running,
             answered=self.ended["stop"] + self.ended["length"],
             cancelled=self.ended["cancelled"],
@@ -101,6 +119,10 @@ class Tally:
             pictures_cached=self.pictures_cached,
             busy_seconds=self.busy_seconds,
             seconds=time.perf_counter() - self.since,
+            failed_steps=self.failed_steps,
+            silent_seconds=silent_seconds,
+            blocks=blocks,
+            blocks_free=blocks_free,
         )
 
 

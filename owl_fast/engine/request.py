@@ -160,6 +160,11 @@ class Request:
         )
 
     @property
+    def last_top_logprobs(self) -> dict[int, float] | None:
+        """Of the token that came last, if they were asked for."""
+        return self.top_logprobs[-1] if self.top_logprobs else None
+
+    @property
     def output(self) -> Output:
         """The finished request as the caller sees it."""
         assert self.finish_reason is not None

@@ -8,7 +8,7 @@ Order of the steps, as far as transformers 4.28 has them its own:
     2  presence, frequency penalty    score - frequency * count - presence * (count > 0), count: how often it
                                       was generated (the formula of OpenAI's API)
     3  logit bias                     score + bias
-    4  no-repeat n-gram, min_tokens   score = -inf
+    4  no-repeat n-gram, min_tokens   score = -inf: of what would repeat, of what would end the answer
     5  when sampling                  temperature, top-k, top-p, min-p, the draw
 
 Beams take steps 1 to 4 on their log-probs, and the sum of what these gave is a beam's. A draw is a pure
@@ -60,8 +60,9 @@ class SamplingParams:
     seed               of the draws; None takes a fresh one
     n                  answers, up to 16; the first one is that of n=1, the others have seeds of their own
     stop               strings that end the answer and are not part of it
+    stop_token_ids     ids that end the answer and are not part of its text
     ignore_eos         go on past the end token
-    min_tokens         no end token before this many tokens
+    min_tokens         no end token, and none of stop_token_ids, before this many tokens
     logprobs           alternatives reported per token, up to 20; the chosen token's own is always reported
     """
 
@@ -81,6 +82,7 @@ class SamplingParams:
     seed: int | None = None
     n: int = 1
     stop: str | tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
     logprobs: int = 0
@@ -90,8 +92,9 @@ class SamplingParams:
         stop = self.stop_strings
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
+        object.__setattr__(self, "stop_token_ids", _ids(self.stop_token_ids))
         for field in fields(self):
-            if field.name not in ("stop", "logit_bias"):
+            if field.name not in ("stop", "stop_token_ids", "logit_bias"):
                 _check_type(field.name, getattr(self, field.name), str(field.type))
         for name, ok, wanted in (
             ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1, or None"),
@@ -133,6 +136,7 @@ class SamplingParams:
         for name, is_set in (
             ("temperature", self.temperature > 0),
             ("stop", bool(self.stop)),
+            ("stop_token_ids", bool(self.stop_token_ids)),
             ("logprobs", self.logprobs > 0),
             ("n", self.n > 1),
         ):
@@ -178,6 +182,17 @@ def _pairs(given: object) -> tuple[tuple[int, float], ...]:
     if len({token for token, _ in pairs}) < len(pairs):
         raise ParameterError(f"logit_bias is {given!r:.80}; wanted each token once")
     return tuple(sorted((token, float(bias)) for token, bias in pairs))
+
+
+def _ids(given: object) -> tuple[int, ...]:
+    """stop_token_ids as they are kept; ParameterError."""
+    if not isinstance(given, (list, tuple)):
+        raise ParameterError(f"stop_token_ids is {given!r:.80}; wanted ids of tokens")
+    for token in given:
+        _check_type("an id of stop_token_ids", token, "int")
+        if token < 0:
+            raise ParameterError(f"an id of stop_token_ids is {token}; wanted 0 or more")
+    return tuple(given)
 
 
 def _check_type(name: str, value: object, kind: str) -> None:
@@ -227,7 +242,7 @@ def process_scores(scores: Tensor, history: Seq[int], params: SamplingParams, eo
         scores = _add(scores, ids, torch.tensor(biases))
     banned = repeated_ngram_ends(history, params.no_repeat_ngram)
     if len(history) - 1 < params.min_tokens:
-        banned.add(eos_id)
+        banned.update((eos_id, *params.stop_token_ids))
     if banned:
         scores = scores.index_fill(0, torch.tensor(sorted(banned), device=scores.device), -math.inf)
     return scores

@@ -71,6 +71,11 @@ class Scheduler:
         self._copies: list[tuple[int, int]] = []
         self._preempted: list[Request] = []
 
+    def shorten_steps(self, step_tokens: int) -> None:
+        """To so many rows, if they have more and all running answers still get theirs."""
+        self.step_tokens = max(min(self.step_tokens, step_tokens), self.max_batch)
+        self.guessed_rows = min(self.guessed_rows, self.step_tokens)
+
     def add(self, request: Request) -> None:
         assert request.width <= self.max_batch, "the facade refuses what can never run"
         blocks = request.width * blocks_for(request.longest, self.allocator.block_size)

@@ -18,6 +18,7 @@ from owl_fast.errors import OwlError, ParameterError, UnsupportedError
 from tests.golden_data import Golden, image_files
 from tests.tolerances import SAME_RUN
 
+TEXT = "Human: What is this?\nAI: "
 PROMPT, IMAGES = "Human: <image>\nHuman: What is in this picture?\nAI: ", image_files()[:1]
 SAMPLED: dict[str, Any] = {"max_tokens": 8, "temperature": 1.3, "seed": 11}
 TOGETHER: dict[str, Any] = {
@@ -264,3 +265,31 @@ def test_beams_take_penalties_and_bias(engine: Engine) -> None:
     kept_out = dict.fromkeys(plain.token_ids, -100.0)
     other = engine.generate("AI: ", beams=2, max_tokens=5, logit_bias=kept_out)
     assert not set(other.token_ids) & set(plain.token_ids)
+
+
+def test_named_ids_end_an_answer_and_are_not_in_its_text(engine: Engine) -> None:
+    free = engine.generate(TEXT, max_tokens=12, ignore_eos=True)
+    last = free.token_ids[5]
+    first = free.token_ids.index(last)
+    out = engine.generate(TEXT, max_tokens=12, ignore_eos=True, stop_token_ids=[last])
+    assert out.token_ids == free.token_ids[: first + 1]
+    assert out.finish_reason == "stop"
+    assert out.text == engine.tokenizer.decode(free.token_ids[:first])
+    longer = engine.generate(TEXT, max_tokens=12, stop_token_ids=(last,), min_tokens=first + 3)
+    assert len(longer.token_ids) >= first + 3
+    assert last not in longer.token_ids[: first + 2]
+    for wrong in (5, "5", [-1], [True], [1.0]):
+        with pytest.raises(ParameterError, match="stop_token_ids"):
+            engine.generate(TEXT, stop_token_ids=wrong)
+    with pytest.raises(ParameterError, match="the vocabulary has 0 to"):
+        engine.generate(TEXT, stop_token_ids=[10**6])
+    with pytest.raises(UnsupportedError, match="stop_token_ids"):
+        engine.generate(TEXT, stop_token_ids=[3], beams=2)
+
+
+def test_alternatives_come_with_the_events(engine: Engine) -> None:
+    out = engine.generate(TEXT, max_tokens=8, logprobs=3, stop="a")
+    events = list(engine.stream(TEXT, max_tokens=8, logprobs=3, stop="a"))
+    told = [event for event in events if event.token_ids]
+    assert [event.top_logprobs for event in told] == out.top_logprobs
+    assert all(event.top_logprobs is None for event in engine.stream(TEXT, max_tokens=8))

@@ -14,6 +14,7 @@ from owl_fast import Engine
 from owl_fast.engine.async_stream import AsyncStream
 from owl_fast.engine.outputs import Event
 from owl_fast.errors import ContextLengthError, ImageError, OwlError, ParameterError
+from owl_fast.machine import cpu_count
 from tests.golden_data import Golden, image_files
 
 PATIENCE = 20  # seconds; only a failing test waits that long
@@ -167,6 +168,120 @@ def test_what_does_not_fit_comes_out_at_the_first_event(engine: Engine) -> None:
     asyncio.run(ask(ContextLengthError, "word " * 3000))
     asyncio.run(ask(ParameterError, "AI: ", temprature=1))
     asyncio.run(ask(ParameterError, "AI: ", adapter="none"))
+
+
+def test_prompts_can_be_read_before_they_are_computed(engine: Engine) -> None:
+    async def ask() -> None:
+        stream = engine.astream(PROMPT, images=IMAGES, max_tokens=4, n=2)
+        usage = engine.generate(PROMPT, images=IMAGES, max_tokens=1).usage
+        assert await stream.prepare() == await stream.prepare() == 2 * usage.prompt_tokens
+        assert not stream.started
+        assert engine.stats().running == engine.stats().waiting == 0
+        events = await read(stream)
+        assert stream.started
+        assert [event.index for event in events if event.finish_reason] == [0, 1]
+        with pytest.raises(ContextLengthError):
+            await engine.astream("word " * 3000).prepare()
+        await idle(engine)
+
+    asyncio.run(ask())
+
+
+def test_several_prompts_are_counted_through(engine: Engine) -> None:
+    prompts: list[Any] = ["Human: a\nAI: ", {"prompt": PROMPT, "images": IMAGES}, "Human: b\nAI: "]
+    alone = [one for first in engine.generate(prompts, max_tokens=6, n=2) for one in (first, *first.others)]
+
+    async def ask() -> None:
+        stream = engine.astream(prompts, max_tokens=6, n=2)
+        events = await read(stream)
+        for index, answer in enumerate(alone):
+            tokens = [token for event in events if event.index == index for token in event.token_ids]
+            assert tokens == answer.token_ids
+        assert [one.token_ids for one in (stream.output, *stream.output.others)] == [
+            one.token_ids for one in alone
+        ]
+        await idle(engine)
+
+    asyncio.run(ask())
+
+
+def test_who_wants_it_whole_gets_the_ends(engine: Engine) -> None:
+    async def ask() -> None:
+        for first in (True, False):
+            stream = engine.astream(PROMPT, images=IMAGES, max_tokens=9, ignore_eos=True)
+            if first:
+                await stream.prepare()
+            stream.skip_to_the_ends()
+            (event,) = await read(stream)
+            assert (event.finish_reason, len(stream.output.token_ids)) == ("length", 9)
+        await idle(engine)
+
+    asyncio.run(ask())
+
+
+def test_waiting_with_a_limit(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, gate = engine._runner.run, threading.Event()
+
+    def held_up(plan: Any) -> Tensor:
+        assert gate.wait(PATIENCE)
+        return run(plan)
+
+    monkeypatch.setattr(engine._runner, "run", held_up)
+
+    async def ask() -> None:
+        stream = engine.astream("AI: ", max_tokens=3, ignore_eos=True)
+        assert await stream.next(0.01) is None
+        assert await stream.next(0.01) is None
+        gate.set()
+        found = [await stream.next(PATIENCE) for _ in range(3)]
+        assert [len(event.token_ids) for event in found if event is not None] == [1, 1, 1]
+        with pytest.raises(StopAsyncIteration):
+            await stream.next(PATIENCE)
+        await idle(engine)
+
+    asyncio.run(ask())
+
+
+def test_a_reader_can_be_told_that_it_is_over(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while a step hangs."""
+    run, gate = engine._runner.run, threading.Event()
+
+    def hanging(plan: Any) -> Tensor:
+        assert gate.wait(PATIENCE)
+        return run(plan)
+
+    async def ask() -> None:
+        stream = engine.astream("AI: ", max_tokens=200, ignore_eos=True)
+        await stream.__anext__()
+        monkeypatch.setattr(engine._runner, "run", hanging)
+        asyncio.get_running_loop().call_later(0.01, stream.fail, LookupError("over"))
+        with pytest.raises(LookupError, match="over"):
+            await read(stream)
+        assert engine.stats().silent_seconds > 0
+        gate.set()
+        await idle(engine)
+        assert engine.stats().silent_seconds == 0
+
+    asyncio.run(ask())
+
+
+def test_no_more_threads_read_than_there_are_cores(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_prompt, most = type(engine._reader).read, [0]
+
+    def counting(*arguments: Any) -> Any:
+        most[0] = max(most[0], sum(name == "owl_fast-read" for name in our_threads()))
+        return read_prompt(*arguments)
+
+    monkeypatch.setattr(type(engine._reader), "read", counting)
+
+    async def ask() -> None:
+        await asyncio.gather(
+            *(engine.astream(f"Human: {n}\nAI: ", max_tokens=1).prepare() for n in range(50))
+        )
+        await idle(engine)
+
+    asyncio.run(ask())
+    assert 1 <= most[0] <= max(cpu_count(), 2)
 
 
 def test_a_failing_step_ends_the_answers_it_took_along(
