@@ -21,7 +21,8 @@ from uuid import uuid4
 from PIL import Image
 
 from owl_fast.errors import DataError, ImageError, PromptError
-from owl_fast.images import MAX_BYTES, load_image
+from owl_fast.images import load_image
+from owl_fast.picture_files import MAX_BYTES
 from owl_fast.prompts import Message, check_messages
 from owl_fast.video import Video, read_video
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from owl_fast.errors import ImageError, ParameterError
-from owl_fast.images import MAX_BYTES
+from owl_fast.picture_files import MAX_BYTES
 
 CONNECT_SECONDS, TOTAL_SECONDS = 3.0, 10.0
 MAX_HEADER_BYTES = 64 << 10
@@ -81,11 +81,13 @@ class Fetcher:
 
     def __call__(self, url: str) -> bytes:
         """The body behind the URL, not decoded. ImageError, always the same, when a rule is not met."""
+        host = "nowhere"
         try:
             host, target = self._split(url)
             return _fetch(host, target)
         except (OSError, http.client.HTTPException, _Refused, UnicodeError) as error:
-            logger.info("not fetched: %.80r: %s %.200r", url, type(error).__name__, str(error))
+            # The rest of the URL is not for the log: it may hold a key.
+            logger.info("not fetched from %.100s: %s %.200r", host, type(error).__name__, str(error))
         raise ImageError(FAILED)
 
     def _split(self, url: str) -> tuple[str, str]:
@@ -97,7 +99,7 @@ class Fetcher:
         if not _HOST.fullmatch(host):
             raise _Refused("not a host name")
         if host not in self.hosts and ANY_HOST not in self.hosts:
-            raise _Refused("the host is not allowed")
+            raise _Refused(f"{host} is not allowed")
         return host, match[2] or "/"
 
 

@@ -3,19 +3,15 @@
 Inference follows the original to the bit: resize in the picture's own mode (bicubic; Pillow takes nearest for
 palettes), then RGB, then (x / 255 - mean) / std. Training converts to RGB first, again as the original does,
 and so does inference with the first release's models.
-Every picture is decoded by load_image, which checks its header before it spends memory on it.
+Every picture comes in through load_image; picture_files.py decodes it and makes it the square.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ctypes
-import io
 import math
 import os
 import random
-import stat
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,13 +23,8 @@ from torch import Tensor
 
 from owl_fast.errors import CheckpointError, ImageError, UnsupportedError
 from owl_fast.files import is_there, read_json
-from owl_fast.picture_parts import parts_trouble
+from owl_fast.picture_files import MAX_BYTES, check_size, decode, load, picture_bytes, rgb, square
 
-# Named, so that Pillow never tries a format that runs other programs or nobody asked for.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-MAX_BYTES = 8 << 20  # encoded
-MAX_PIXELS = 16_000_000
-MAX_SIDE = 8192
 PREPROCESSING = 1  # another number when the same picture would give other pixels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -52,9 +43,9 @@ def load_image(source: object, pixels: bool = True) -> Image.Image:
     checked before pixels are decoded.
     """
     if isinstance(source, Image.Image):
-        return _load(source, "PIL image", pixels)
+        return load(source, "PIL image", pixels)
     if isinstance(source, (bytes, bytearray, memoryview, str, os.PathLike)):
-        return _decode(picture_bytes(source), _label(source), pixels)
+        return decode(picture_bytes(source), _label(source), pixels)
     if isinstance(source, Tensor):
         return _from_tensor(source)
     if hasattr(source, "__array_interface__"):
@@ -66,22 +57,11 @@ def load_image(source: object, pixels: bool = True) -> Image.Image:
             raise ImageError("the file object cannot be read; open it for reading in binary mode") from None
         if not isinstance(data, bytes):
             raise ImageError("the file object gives text; open it in binary mode")
-        return _decode(data, "file object", pixels)
+        return decode(data, "file object", pixels)
     raise ImageError(
         f"a {type(source).__name__} is no picture; wanted a path, data URI, bytes, binary file, PIL image, "
         "uint8 array or uint8 tensor"
     )
-
-
-def picture_bytes(source: bytes | bytearray | memoryview | str | os.PathLike[str]) -> bytes:
-    """An encoded picture as it is: of bytes, a data URI or a path. ImageError when it cannot be read."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return bytes(source)
-    if isinstance(source, str) and source.startswith("data:"):
-        return _data_uri(source)
-    if isinstance(source, str) and source.startswith(("http:", "https:")):
-        raise ImageError("a URL came where a picture was wanted; download it and pass the path or the bytes")
-    return _read_file(source)
 
 
 def _label(source: bytes | bytearray | memoryview | str | os.PathLike[str]) -> str:
@@ -146,30 +126,20 @@ class ImageProcessor:
 
     def __call__(self, source: object, training: bool = False) -> Tensor:
         """float32 (3, size, size) of anything load_image takes. training: RGB before the resize."""
-        image = load_image(source)
-        if training or self.rgb_first:
-            image = _rgb(image)
-        return self._normalise(_rgb(self._resize(image, self.crop)))
+        rgb_first = training or self.rgb_first
+        return self._normalise(square(load_image(source), self.size, rgb_first, self.crop))
 
     def frame(self, source: object) -> Tensor:
         """float32 (3, size, size) of a frame of a video: always squeezed, as the original's reader does."""
-        return self._normalise(self._resize(_rgb(load_image(source))))
+        return self._normalise(square(load_image(source), self.size, rgb_first=True))
 
     def augment(self, source: object, rng: random.Random) -> Tensor:
         """Augmented training: a random crop of half to all of the area, resized, mirrored half the time."""
-        image = _rgb(load_image(source))
-        image = self._resize(image.crop(_random_box(image.width, image.height, rng)))
+        image = rgb(load_image(source))
+        image = square(image.crop(_random_box(image.width, image.height, rng)), self.size)
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return self._normalise(image)
-
-    def _resize(self, image: Image.Image, crop: bool = False) -> Image.Image:
-        try:
-            if crop:
-                return _middle(image, self.size)
-            return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        except (ValueError, OSError):
-            raise ImageError(f"pictures of mode {image.mode} cannot be resized; convert it to RGB") from None
 
     @cached_property
     def _levels(self) -> Tensor:
@@ -180,27 +150,6 @@ class ImageProcessor:
     def _normalise(self, image: Image.Image) -> Tensor:
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(-1, 3)  # (S * S, 3)
         return torch.gather(self._levels, 1, pixels.t().long()).view(3, self.size, self.size)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    try:
-        return image.convert("RGB")
-    except (ValueError, OSError):
-        raise ImageError(f"pictures of mode {image.mode} have no RGB form here; convert it to RGB") from None
-
-
-def _middle(image: Image.Image, size: int) -> Image.Image:
-    """The shorter side scaled to `size`, the longer one in proportion, then the middle size x size pixels."""
-    short = min(image.size)
-    width, height = (int(size * side / short) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    if width * height <= MAX_PIXELS:
-        whole = image.resize((width, height), Image.Resampling.BICUBIC)
-        return whole.crop((left, top, left + size, top + size))
-    # A ribbon: the same without its ends in memory; roundings between the two passes may differ.
-    across, down = image.width / width, image.height / height
-    box = (left * across, top * down, (left + size) * across, (top + size) * down)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box)
 
 
 def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
@@ -216,72 +165,6 @@ def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, 
 
 
 # --- sources ----------------------------------------------------------------------------------------------
-
-
-def _decode(data: bytes, label: str, pixels: bool) -> Image.Image:
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"{label}: more than {MAX_BYTES >> 20} MiB; make the picture smaller")
-    if trouble := parts_trouble(data):
-        raise ImageError(f"{label}: {trouble}; save it anew")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise ImageError(f"{label}: more than {MAX_PIXELS} pixels; scale it down") from None
-    # Pillow's decoders raise a dozen unrelated types, with memory addresses in the text: one message for all.
-    except Exception:
-        raise ImageError(f"{label}: no readable PNG, JPEG, WEBP, GIF or BMP picture") from None
-    return _load(image, label, pixels)
-
-
-def _load(image: Image.Image, label: str, pixels: bool) -> Image.Image:
-    """Check the size its header declares, then decode the pixels if they are wanted."""
-    check_size(image.width, image.height, label)
-    try:
-        if pixels:
-            image.load()
-    except Exception:
-        raise ImageError(f"{label}: the picture is broken or cut off; save it anew") from None
-    return image
-
-
-def check_size(width: int, height: int, label: str) -> None:
-    """ImageError unless a picture of this size may be decoded."""
-    if width < 1 or height < 1:
-        raise ImageError(f"{label}: {width} x {height} pixels; wanted at least 1 x 1")
-    if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{label}: {width} x {height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS} in all, "
-            "scale it down"
-        )
-
-
-def _data_uri(uri: str) -> bytes:
-    head, comma, payload = uri[:256].partition(",")
-    if not comma or not head.endswith(";base64"):
-        raise ImageError("data URI: wanted data:image/...;base64,...")
-    payload = uri[len(head) + 1 :]
-    if len(payload) > MAX_BYTES // 3 * 4 + 8:
-        raise ImageError(f"data URI: more than {MAX_BYTES >> 20} MiB; make the picture smaller")
-    try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError):
-        raise ImageError("data URI: what follows the comma is not base64") from None
-
-
-def _read_file(source: str | os.PathLike[str]) -> bytes:
-    name = f"{str(source)!r:.200}"
-    try:
-        path = Path(source)
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ImageError(f"{name}: not a regular file")
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise ImageError(f"{name}: no such file") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{name}: cannot be read") from None
 
 
 def _from_tensor(tensor: Tensor) -> Image.Image:

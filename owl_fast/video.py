@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from owl_fast.errors import ImageError, UnsupportedError
-from owl_fast.images import check_size
+from owl_fast.picture_files import check_size
 from owl_fast.picture_parts import parts_trouble
 
 FRAMES = 4  # what the video release was trained with

@@ -14,7 +14,8 @@ from PIL import Image
 
 from owl_fast.conversation import Conversation, keep_picture, load_messages, picture_uri, user_message
 from owl_fast.errors import DataError, ImageError, PromptError
-from owl_fast.images import MAX_BYTES, ImageProcessor, load_image
+from owl_fast.images import ImageProcessor, load_image
+from owl_fast.picture_files import MAX_BYTES
 from owl_fast.prompts import chat_pieces
 from owl_fast.video import Video, load_frames
 from tests.golden_data import image_files

@@ -19,7 +19,8 @@ from owl_fast import fetch
 from owl_fast.engine.inputs import InputReader
 from owl_fast.errors import ImageError, ParameterError
 from owl_fast.fetch import FAILED, Fetcher, is_public
-from owl_fast.images import MAX_BYTES, ImageProcessor, load_image
+from owl_fast.images import ImageProcessor, load_image
+from owl_fast.picture_files import MAX_BYTES
 from tests.golden_data import image_files
 
 HOST = "pictures.example.org"
@@ -405,8 +406,10 @@ def test_the_log_says_why_and_cannot_be_forged(web: Web, caplog: pytest.LogCaptu
         Fetcher([HOST])("https://x.org/\r\nowl_fast: all is well")
     web.behave = reply(status="404 Not Found")
     with pytest.raises(ImageError):
-        Fetcher([HOST])(URL)
+        Fetcher([HOST])(f"{URL}?key=secret")
     assert "status 404" in caplog.text
+    assert HOST in caplog.text
+    assert "secret" not in caplog.text
     assert all(len(line) < 400 for line in caplog.text.splitlines())
     assert len(caplog.records) == 2
     assert "\nowl_fast" not in caplog.text

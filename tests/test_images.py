@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from owl_fast import images
 from owl_fast.errors import CheckpointError, ImageError, UnsupportedError
-from owl_fast.images import MAX_BYTES, ImageProcessor, load_image
+from owl_fast.images import ImageProcessor, load_image
+from owl_fast.picture_files import FORMATS, MAX_BYTES
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted((GOLDEN / "images").glob("*.png"))
@@ -197,7 +198,7 @@ def _broken() -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("form", images.FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_files_give_a_picture_or_an_image_error(form: str) -> None:
     rng, good = random.Random(form), _saved(_noise().quantize(16) if form == "GIF" else _noise(), form)

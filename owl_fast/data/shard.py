@@ -17,7 +17,8 @@ from tqdm import tqdm
 from owl_fast.checkpoints.writer import check_new, whole_folder
 from owl_fast.data.task import Task
 from owl_fast.errors import DataError, ImageError, ParameterError, Reason
-from owl_fast.images import load_image, picture_bytes
+from owl_fast.images import load_image
+from owl_fast.picture_files import picture_bytes
 from owl_fast.training.bad_rows import leave_out_bad_rows
 from owl_fast.training.datasets import Dataset
 from owl_fast.training.order import Shuffle

@@ -13,7 +13,7 @@ import pytest
 from owl_fast import data
 from owl_fast.data import shard
 from owl_fast.errors import OwlError
-from owl_fast.images import picture_bytes as bytes_of
+from owl_fast.picture_files import picture_bytes as bytes_of
 from owl_fast.training.sample import Caption, Sample
 from tests.golden_data import Golden
 from tests.training.data_files import picture_bytes, read_all, write_lines, write_picture, write_tar

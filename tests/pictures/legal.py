@@ -8,7 +8,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from owl_fast.images import MAX_BYTES, load_image
+from owl_fast.images import load_image
+from owl_fast.picture_files import MAX_BYTES
 from tests.pictures.encoding import (
     bmp,
     chunk,
