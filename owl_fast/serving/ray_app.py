@@ -1,0 +1,266 @@
+"""The server on several GPUs or machines: replicas of the same application on Ray Serve.
+
+    pip install 'owl-fast[ray,serve]'
+    serve run owl_fast.serving.ray_app:build model=DIR quant=int4 replicas=2 gpus=1
+
+listens on 127.0.0.1:8000, as `python -m owl_fast.serve` does; `serve start --http-host` and a key in
+OWL_API_KEY open it to others. A request goes through Ray's proxy to the front, which checks who asks and
+picks a replica: for a request about a picture the one that has seen it, else the one with the least to do.
+A replica that dies or whose model stops is replaced; the front asks another one for what it had not begun
+to answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from starlette.requests import ClientDisconnect
+from starlette.routing import Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from owl_fast.engine.engine import Engine
+from owl_fast.errors import ParameterError
+from owl_fast.serving.app import make_app, page_files
+from owl_fast.serving.errors import ApiError
+from owl_fast.serving.guard import OPEN_PATHS, Guard
+from owl_fast.serving.heartbeat import Heartbeat, leave
+from owl_fast.serving.limits import Limits
+from owl_fast.serving.media import Media
+from owl_fast.serving.replies import sse
+from owl_fast.serving.service import Service
+
+REPLICAS = "replicas"  # of the application, the deployment's name
+TRIES = 3  # replicas that are asked when they die before they answer
+SPARE = 2  # requests at a replica beyond its batch, so that none of its rows waits for the front
+# What the application may know of a request; the rest of it is the proxy's own.
+PASSED = (
+    *("type", "asgi", "http_version", "method", "scheme", "path", "raw_path"),
+    *("query_string", "root_path", "headers", "client", "server", "state"),
+)
+# Arguments of build() that are not the engine's, with what they are when they are not given.
+DEPLOYED: Mapping[str, Any] = {"replicas": 1, "cpus": 1.0, "gpus": 0.0, "name": "", "public_hosts": ""}
+ENGINE: Mapping[str, type] = {
+    **dict.fromkeys(("model", "device", "dtype", "quant", "quant_vision", "kv_cache", "adapter"), str),
+    **dict.fromkeys(("max_context", "max_batch", "cache_positions", "picture_cache_mb", "speculation"), int),
+}
+_PICTURE = re.compile(rb'"url"\s*:\s*"([^"\\]+)"')  # within a text a quotation mark has a backslash before it
+
+
+def picture_of(body: bytes) -> str:
+    """A name for the first picture of a request, which stays in place while its conversation goes on; "" when
+    there is none. Nothing else is read of the request here."""
+    found = _PICTURE.search(body)
+    return hashlib.blake2b(found[1], digest_size=16).hexdigest() if found else ""
+
+
+class PictureRouter(RequestRouter):  # type: ignore[misc]
+    """Requests with one session id, the picture's name, prefer one replica while it has room; the others go
+    where the least is to do."""
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        if pending_request is None:
+            return [candidate_replicas]
+        pending_request.routing_context.should_backoff = True
+        if not (picture := pending_request.metadata.session_id):
+            return [candidate_replicas]
+        first, *others = sorted(candidate_replicas, key=lambda replica: _rank(picture, replica))
+        return [[first], others]
+
+
+def _rank(picture: str, replica: RunningReplica) -> bytes:
+    """Rendezvous hashing: when a replica goes, only its own pictures move."""
+    return hashlib.blake2b(f"{picture} {replica.replica_id.unique_id}".encode(), digest_size=8).digest()
+
+
+class Replica:
+    """The application around an engine of its own."""
+
+    def __init__(self, model: str | None, options: Mapping[str, Any], name: str) -> None:
+        """options: of Engine.from_pretrained. name: of the model, to clients."""
+        self._service = Service()
+        self._engine = Engine.from_pretrained(model, **options)
+        self._engine.warm_up(self._service.limits.step)
+        self._service.open(self._engine, name, Media(self._engine.processor, self._service.limits))
+        self._app = make_app(self._service, describe=False)
+        self._watching: asyncio.Task[None] | None = None
+
+    async def ask(self, scope: Scope, body: bytes) -> AsyncIterator[list[Message]]:
+        """What the application says to a request, as it says it. Who stops listening cancels the answer."""
+        given: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        said: asyncio.Queue[Message | None] = asyncio.Queue()
+
+        async def receive() -> Message:
+            if not given:
+                await asyncio.Event().wait()
+            return given.pop()
+
+        task = asyncio.create_task(self._app(scope, receive, said.put))
+        task.add_done_callback(lambda _: said.put_nowait(None))
+        try:
+            while messages := await _next(said):
+                yield messages
+            await task
+        finally:
+            task.cancel()
+
+    async def check_health(self) -> None:
+        """Ray replaces the replica when this goes on failing; a model that has stopped ends it before."""
+        if self._watching is None:  # before this there was no event loop
+            self._watching = asyncio.create_task(Heartbeat(self._service, leave).watch())
+        try:
+            self._service.check_ready()
+        except ApiError as error:
+            raise RuntimeError(error.message) from None  # an ApiError does not travel between processes
+
+    def stats(self) -> dict[str, Any]:
+        """What the engine has done so far (engine/reports.py), and in which process."""
+        return {"process": os.getpid(), **asdict(self._engine.stats())}
+
+    def __del__(self) -> None:
+        self._service.close()
+
+
+async def _next(said: asyncio.Queue[Message | None]) -> list[Message]:
+    """All messages that are there, at least one; none at the end."""
+    messages = []
+    while (message := await said.get()) is not None:
+        messages.append(message)
+        if said.empty():
+            break
+    else:
+        said.put_nowait(None)  # for the next call
+    return messages
+
+
+class Front:
+    """ASGI application that has others answer."""
+
+    def __init__(self, replicas: DeploymentHandle, only_local: bool) -> None:
+        """only_local: nobody from another machine is answered."""
+        self._replicas, self._only_local = replicas, only_local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._only_local and not _is_local(scope):
+            raise ApiError(403, "without a key (OWL_API_KEY) this server answers its own machine alone")
+        body = await _body(receive)
+        passed = {name: scope[name] for name in PASSED if name in scope}
+        replicas = self._replicas.options(method_name="ask", stream=True, session_id=picture_of(body))
+        for _ in range(TRIES):
+            reply = _Reply(send)
+            try:
+                async for messages in replicas.remote(passed, body):
+                    await reply.pass_on(messages)
+                return
+            except BackPressureError:
+                raise ApiError(429, "too many requests wait; try again later", retry_after=1) from None
+            except RayActorError:
+                if reply.begun:
+                    await reply.break_off()
+                    return
+        raise ApiError(503, "replicas ended before they answered; try again", retry_after=1)
+
+
+class _Reply:
+    def __init__(self, send: Send) -> None:
+        self._send, self.begun, self._is_stream = send, False, False
+
+    async def pass_on(self, messages: list[Message]) -> None:
+        for message in messages:
+            if message["type"] == "http.response.start":
+                kind = dict(message["headers"]).get(b"content-type", b"")
+                self.begun, self._is_stream = True, kind.startswith(b"text/event-stream")
+            await self._send(message)
+
+    async def break_off(self) -> None:
+        """The replica is lost: a stream ends with an event, anything else without its end."""
+        error = ApiError(503, "the replica that answered has ended; ask again", code="replica_lost")
+        if not self._is_stream:
+            raise error
+        await self._send({"type": "http.response.body", "body": sse(error.body)})
+
+
+def build(args: dict[str, Any]) -> Application:
+    """What `serve run` and Ray Serve's configuration files deploy.
+
+    args, as texts or numbers: replicas, and cpus and gpus of each; name, of the model to clients;
+    public_hosts, names beside those of loopback, with commas between them; model, device, dtype, quant,
+    quant_vision, kv_cache, adapter, max_context, max_batch, cache_positions, picture_cache_mb, speculation
+    of Engine.from_pretrained. ParameterError: an argument that is none of these.
+    """
+    limits, settings, options = Limits(), *_settings(args)
+    hosts = [host for host in settings["public_hosts"].split(",") if host]
+    replicas = serve.deployment(Replica).options(
+        name=REPLICAS,
+        num_replicas=settings["replicas"],
+        ray_actor_options={"num_cpus": settings["cpus"], "num_gpus": settings["gpus"]},
+        max_ongoing_requests=options.get("max_batch", 8) + SPARE,
+        max_queued_requests=limits.waiting,
+        request_router_config=RequestRouterConfig(request_router_class=PictureRouter),
+        health_check_period_s=limits.heartbeat,
+        health_check_timeout_s=limits.frozen,
+        graceful_shutdown_timeout_s=limits.drain,
+    )
+
+    def front() -> ASGIApp:
+        handle = serve.get_deployment_handle(REPLICAS, serve.get_replica_context().app_name)
+        key = os.environ.get("OWL_API_KEY")
+        app = Router(default=Front(handle, only_local=not key), redirect_slashes=False)
+        opened = OPEN_PATHS | page_files().keys()
+        return Guard(app, limits, keys=[key] if key else (), public_hosts=hosts, open_paths=opened)
+
+    served = serve.deployment(serve.ingress(front)()).options(
+        name="front",
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=limits.connections,
+        max_queued_requests=limits.connections,
+        graceful_shutdown_timeout_s=limits.drain,
+    )
+    model = options.pop("model", None)
+    return served.bind(replicas.bind(model, options, settings["name"] or Path(model or "owl-nano").name))
+
+
+def _settings(args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The deployment's, all of them, and the engine's that were given."""
+    known = {**{name: type(value) for name, value in DEPLOYED.items()}, **ENGINE}
+    if unknown := sorted(args.keys() - known.keys()):
+        raise ParameterError(f"{unknown[0]} is no argument; wanted some of {', '.join(known)}")
+    try:
+        read = {name: known[name](value) for name, value in args.items()}
+    except ValueError as error:
+        raise ParameterError(f"an argument cannot be read: {error}") from None
+    deployed = {name: read.get(name, value) for name, value in DEPLOYED.items()}
+    return deployed, {name: read[name] for name in ENGINE if name in read}
+
+
+async def _body(receive: Receive) -> bytes:
+    parts = []
+    while (message := await receive())["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+    raise ClientDisconnect
+
+
+def _is_local(scope: Scope) -> bool:
+    client = (scope.get("client") or ("",))[0]
+    try:
+        return ip_address(client).is_loopback
+    except ValueError:
+        return False
