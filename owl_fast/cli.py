@@ -8,6 +8,7 @@ import sys
 
 COMMANDS = {
     "chat": "ask a model about pictures in the terminal",
+    "serve": "answer OpenAI's API and show a web page",
     "doctor": "what is installed, and what a model is and needs",
     "data": "check, count and repack training data",
     "quantize": "write a model folder in fewer bits, which loads in seconds",

@@ -31,6 +31,45 @@ def add_model_flags(parser: argparse._ActionsContainer, tokenizer: bool = True) 
     add("--abstractor-heads", type=int, metavar="N", help="of the abstractor, likewise")
 
 
+def add_loading_flags(parser: argparse._ActionsContainer) -> None:
+    """MODEL, and how it is held."""
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", help="folder, .pth file or hub id (default: owl-nano)")
+    add_model_flags(parser)
+    add("--device", default="auto", help="auto (default), cuda, cuda:N or cpu")
+    add("--dtype", default="auto", choices=["auto", "bf16", "fp16", "fp32"], help="of the weights")
+    add(
+        "--quant",
+        default="auto",
+        choices=["auto", "none", "int8", "int4"],
+        help="of the language model's weights; auto (default): the largest precision that fits",
+    )
+    add("--quant-vision", choices=["none", "int8"], help="of the vision tower's weights (default: none)")
+    add(
+        "--kv-cache",
+        default="auto",
+        choices=["auto", "int8"],
+        help="keys and values of the conversation; int8 takes half the memory (default: as the weights)",
+    )
+    add(
+        "--exact",
+        action="store_true",
+        help="on a GPU: an answer is the same to the bit, from the caches or computed anew; slower",
+    )
+
+
+# The flags of add_loading_flags that Engine.from_pretrained takes.
+LOADING = (
+    *("tokenizer", "vision_heads", "abstractor_heads", "device", "dtype", "quant", "quant_vision"),
+    *("kv_cache", "exact", "config"),
+)
+
+
+def loading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of Engine.from_pretrained that were given."""
+    return {name: getattr(args, name) for name in LOADING if getattr(args, name) is not None}
+
+
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of checkpoints.open_source that were given."""
     names = ("tokenizer", "config", "vision_heads", "abstractor_heads")

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 import torch
 
+from owl_fast import machine
 from owl_fast.config import AbstractorConfig, LlamaConfig, OwlConfig, Quantization, VisionConfig
+
+if TYPE_CHECKING:
+    from owl_fast.engine.engine import Engine
 
 
 def config_rows(config: OwlConfig) -> list[tuple[str, str]]:
@@ -16,6 +23,25 @@ def config_rows(config: OwlConfig) -> list[tuple[str, str]]:
         ("abstractor", f"{_layers(config.abstractor)}; {rows} positions a picture"),
         ("language model", f"{_layers(llama)}; {pieces} pieces, {llama.max_position_embeddings} positions"),
     ]
+
+
+def model_name(model: str | None) -> str:
+    """For the user: of a path or hub id its last part, of none that of the bundled model."""
+    return "owl-nano" if model is None else os.path.basename(os.path.abspath(model))
+
+
+def plan_text(name: str, engine: Engine, seconds: float) -> str:
+    """A loaded model in a line. seconds: that loading took."""
+    model = engine.model
+    used, total = (n / (1 << 30) for n in (engine.memory().total, machine.device_memory(model.device)))
+    parts = [
+        f"{name} {said_precision(model.dtype, model.config.quantization)}",
+        machine.device_name(model.device),
+        f"{used:.1f}/{total:.1f} GiB",
+        f"context {engine.max_context}",
+        f"{seconds:.1f} s",
+    ]
+    return " · ".join(parts)
 
 
 def said_precision(dtype: torch.dtype, quantization: Quantization | None) -> str:

@@ -16,8 +16,8 @@ LAYERS = (
     ("kernels",),
     ("backends", "config", "errors", "files", "machine", "native", "ops"),
     (
-        *("checkpoints", "conversation", "fetch", "hub", "images", "lora", "models", "picture_parts"),
-        *("prompts", "quantization", "tokenizer", "video"),
+        *("checkpoints", "conversation", "fetch", "hub", "images", "lora", "models", "picture_files"),
+        *("picture_parts", "prompts", "quantization", "tokenizer", "video"),
     ),
     ("engine", "evaluation", "serving", "training"),
     (
@@ -48,7 +48,9 @@ EXTERNAL = {
     "train": INFERENCE | {"matplotlib"},
     "video": INFERENCE | {"av"},
     "training": INFERENCE | {"matplotlib", "pyarrow", "rich"},
-    "serving": INFERENCE | {"fastapi", "prometheus_client", "ray", "starlette", "uvicorn"},
+    "serve": INFERENCE | {"fastapi", "prometheus_client", "uvicorn"},
+    "serving": INFERENCE
+    | {"fastapi", "h11", "prometheus_client", "pydantic", "pydantic_core", "ray", "starlette", "uvicorn"},
     "export": INFERENCE | {"onnx", "onnxruntime", "onnxscript"},
 }
 MAX_LINES = 500

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from owl_fast.chat.sampling import SETTINGS
-from owl_fast.command_line import add_model_flags
+from owl_fast.command_line import add_loading_flags
 from owl_fast.settings import add_settings_flags
 
 EXAMPLES = """\
@@ -62,29 +62,8 @@ def _add_question(group: argparse._ArgumentGroup) -> None:
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("model", nargs="?", metavar="MODEL", help="folder, .pth file or hub id (default: owl-nano)")
+    add_loading_flags(group)
     add("--adapter", metavar="DIR", help="LoRA adapter folder")
-    add_model_flags(group)
-    add("--device", default="auto", help="auto (default), cuda, cuda:N or cpu")
-    add("--dtype", default="auto", choices=["auto", "bf16", "fp16", "fp32"], help="of the weights")
-    add(
-        "--quant",
-        default="auto",
-        choices=["auto", "none", "int8", "int4"],
-        help="of the language model's weights; auto (default): the largest precision that fits",
-    )
-    add("--quant-vision", choices=["none", "int8"], help="of the vision tower's weights (default: none)")
-    add(
-        "--kv-cache",
-        default="auto",
-        choices=["auto", "int8"],
-        help="keys and values of the conversation; int8 takes half the memory (default: as the weights)",
-    )
-    add(
-        "--exact",
-        action="store_true",
-        help="on a GPU: an answer is the same to the bit, from the caches or computed anew; slower",
-    )
     add("--url", metavar="URL", help="ask an OpenAI-compatible server; MODEL is then its name there")
     add(
         "--api-key-file",

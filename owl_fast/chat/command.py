@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from owl_fast.chat.arguments import build_parser
 from owl_fast.chat.screen import Screen
+from owl_fast.command_line import LOADING, loading_options
 from owl_fast.errors import DataError, OwlError
 from owl_fast.settings import read_settings
 
@@ -23,21 +24,6 @@ if TYPE_CHECKING:
 DEMONSTRATION = (
     "owl-nano, the bundled model, is a small demonstration: it knows simple drawn scenes and little else.\n"
     "A real one: python -m owl_fast.chat MODEL, with MODEL a folder, a .pth file or an id on the hub."
-)
-# Flags that Engine.from_pretrained takes.
-LOADING = (
-    *(
-        "tokenizer",
-        "vision_heads",
-        "abstractor_heads",
-        "device",
-        "dtype",
-        "quant",
-        "quant_vision",
-        "kv_cache",
-        "exact",
-        "config",
-    ),
 )
 
 
@@ -175,8 +161,7 @@ def _backend(args: argparse.Namespace, params: SamplingParams, screen: Screen) -
         return RemoteBackend(Server(args.url, _api_key(args)), args.model)
     from owl_fast.chat.local import LocalBackend
 
-    options = {name: getattr(args, name) for name in LOADING}
-    return LocalBackend.load(args.model, screen, max_batch=params.beams, **options)
+    return LocalBackend.load(args.model, screen, max_batch=params.beams, **loading_options(args))
 
 
 def _api_key(args: argparse.Namespace) -> str | None:

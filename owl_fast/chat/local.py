@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -14,7 +13,7 @@ from owl_fast.engine.placement import weight_count
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.errors import ParameterError, UnsupportedError
 from owl_fast.prompts import IMAGE_TEXT, Piece, TextPiece, chat_pieces, encode
-from owl_fast.summary import config_rows, said_precision, size_text
+from owl_fast.summary import config_rows, model_name, plan_text, said_precision, size_text
 
 
 class LocalBackend:
@@ -26,27 +25,16 @@ class LocalBackend:
 
     @classmethod
     def load(cls, model: str | None, screen: Screen, **options: Any) -> LocalBackend:
-        """Engine.from_pretrained with a bar; options as there, those that are None left out."""
+        """Engine.from_pretrained with a bar; options as there."""
         begin = time.perf_counter()
-        given = {name: value for name, value in options.items() if value is not None}
         with screen.progress() as progress:
-            engine = Engine.from_pretrained(model, progress=progress, **given)
+            engine = Engine.from_pretrained(model, progress=progress, **options)
         if engine.model.device.type == "cpu":
             native.library()  # says now, and not in the middle of an answer, when it is missing
-        name = "owl-nano" if model is None else os.path.basename(os.path.abspath(model))
-        return cls(engine, name, time.perf_counter() - begin)
+        return cls(engine, model_name(model), time.perf_counter() - begin)
 
     def ready(self) -> str:
-        device = self._engine.model.device
-        used, total = (n / (1 << 30) for n in (self._engine.memory().total, machine.device_memory(device)))
-        parts = [
-            f"ready: {self.name} {self._held}",
-            machine.device_name(device),
-            f"{used:.1f}/{total:.1f} GiB",
-            f"context {self.max_context}",
-            f"{self._seconds:.1f} s",
-        ]
-        return " · ".join(parts)
+        return f"ready: {plan_text(self.name, self._engine, self._seconds)}"
 
     def check(self, params: SamplingParams) -> None:
         if params.beams > self._engine.max_batch:

@@ -1,0 +1,183 @@
+"""The arguments of `python -m owl_fast.serve`."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import stat
+from collections.abc import Sequence
+
+from owl_fast.command_line import add_loading_flags
+from owl_fast.errors import DataError, ParameterError
+from owl_fast.settings import add_settings_flags, read_settings
+
+LEAST_KEY = 16  # characters
+EXAMPLES = """\
+examples:
+  python -m owl_fast.serve                                       owl-nano at http://127.0.0.1:8000
+  python -m owl_fast.serve models/mplug-owl-llama-7b --quant int4
+  python -m owl_fast.serve MODEL --adapter mine=runs/mine/final  a second model, "mine", on the same weights
+  OWL_API_KEY=... python -m owl_fast.serve MODEL --host 0.0.0.0 --public-host owl.example.org
+  python -m owl_fast.serve --print-config > serve.toml           settings to edit, for --config serve.toml
+
+What it answers, and every bound: docs/serving.md.
+exit codes: 0 stopped, 1 error, 2 wrong usage, 70 the model stopped working: to be started again
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m owl_fast.serve",
+        description="Answer OpenAI's API and show a web page, with a model of this machine.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_model(parser.add_argument_group("model"))
+    _add_network(parser.add_argument_group("network"))
+    _add_pictures(parser.add_argument_group("pictures (data: URIs are always read)"))
+    add_settings_flags(parser)
+    return parser
+
+
+def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags over --config; leaves with 2 for a host that would be open to all without a key."""
+    parser = build_parser()
+    args = read_settings(parser, argv)
+    if not 0 <= args.port < 1 << 16:
+        parser.error(f"--port {args.port}: wanted 0 (any free one) to 65535")
+    if not (is_loopback(args.host) or has_key(args) or args.insecure_no_auth):
+        parser.error(
+            f"--host {args.host} can be reached by others: give a key (--api-key-file or the environment's "
+            "OWL_API_KEY), or say --insecure-no-auth"
+        )
+    return args
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add_loading_flags(group)
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="LoRA adapter, to be asked for as the model NAME; repeatable",
+    )
+    add("--max-batch", type=int, default=8, metavar="N", help="answers generated at once (default: 8)")
+    add(
+        "--max-context",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="positions of a prompt and its answer (default: 2048)",
+    )
+    add(
+        "--speculation",
+        type=int,
+        default=0,
+        metavar="N",
+        help="guess how answers go on, in steps of fewer rows than N (default: 0, no guesses)",
+    )
+
+
+def _add_network(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    add("--port", type=int, default=8000, metavar="N", help="0: any free one (default: 8000)")
+    add(
+        "--api-key-file",
+        metavar="FILE",
+        help="keys, one a line, in a file of mode 0600 (default: the environment's OWL_API_KEY, if set)",
+    )
+    add("--insecure-no-auth", action="store_true", help="anybody who reaches --host may ask")
+    add(
+        "--public-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="NAME or NAME:PORT by which clients call this server; repeatable",
+    )
+
+
+def _add_pictures(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--image-hosts", metavar="HOST,...", help="https URLs of these hosts are fetched (default: none)")
+    add("--image-dir", metavar="DIR", help="files in this folder may be named (default: none)")
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def public_hosts(args: argparse.Namespace) -> list[str]:
+    """Names by which it may be called, beside those of loopback: a certain --host is one of them."""
+    try:
+        address = ipaddress.ip_address(args.host)
+    except ValueError:
+        own = [args.host] if args.host else []
+    else:
+        text = f"[{address}]" if address.version == 6 else str(address)
+        own = [] if address.is_unspecified else [text]
+    return [*own, *args.public_host]
+
+
+def has_key(args: argparse.Namespace) -> bool:
+    return args.api_key_file is not None or "OWL_API_KEY" in os.environ
+
+
+def read_keys(args: argparse.Namespace) -> list[str]:
+    """Of the file, else of the environment. DataError, ParameterError; neither says what a key is."""
+    if args.api_key_file is None:
+        source, text = "OWL_API_KEY", os.environ.get("OWL_API_KEY")
+    else:
+        source, text = args.api_key_file, _read_key_file(args.api_key_file)
+    if text is None:
+        return []
+    keys = [line.strip() for line in text.splitlines() if line.strip()]
+    if not keys or any(len(key) < LEAST_KEY for key in keys):
+        raise ParameterError(f"{source}: wanted keys of at least {LEAST_KEY} characters, one a line")
+    if not all(33 <= ord(letter) <= 126 for key in keys for letter in key):
+        raise ParameterError(f"{source}: a key has a character that no header can carry")
+    return keys
+
+
+def _read_key_file(name: str) -> str:
+    try:
+        with open(name, encoding="ascii") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise DataError(f"{name}: others may read it (mode {mode:04o}); chmod 600 {name}")
+            return file.read(1 << 16)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not plain ASCII"
+        raise DataError(f"{name}: cannot be read ({reason})") from None
+
+
+def image_hosts(args: argparse.Namespace) -> list[str]:
+    return [host.strip() for host in (args.image_hosts or "").split(",") if host.strip()]
+
+
+def check_pictures(args: argparse.Namespace) -> None:
+    """ParameterError for hosts that are none, and for a folder that is none."""
+    from owl_fast.fetch import Fetcher
+
+    Fetcher(image_hosts(args))
+    if args.image_dir is not None and not os.path.isdir(args.image_dir):
+        raise ParameterError(f"--image-dir {args.image_dir!r:.200}: no such folder")
+
+
+def adapters(args: argparse.Namespace) -> dict[str, str]:
+    """Name -> folder; ParameterError."""
+    found: dict[str, str] = {}
+    for text in args.adapter:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder) or name in found:
+            raise ParameterError(f"--adapter {text!r:.200}: wanted NAME=DIR, each name once")
+        found[name] = folder
+    return found

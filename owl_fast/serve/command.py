@@ -1,0 +1,137 @@
+"""From the arguments to a server: it listens at once, and answers when the model is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from owl_fast.command_line import ended, loading_options
+from owl_fast.errors import OwlError, ParameterError, UnsupportedError
+from owl_fast.serve.arguments import (
+    adapters,
+    check_pictures,
+    image_hosts,
+    is_loopback,
+    public_hosts,
+    read_arguments,
+    read_keys,
+)
+
+if TYPE_CHECKING:
+    from owl_fast.serving.protocol import Server
+    from owl_fast.serving.service import Service
+
+_log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """What the epilog of --help says of exit codes."""
+    args = read_arguments(argv)
+    return ended(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    service, server = _listen(args)
+    loading = _Loading(args, service, server)
+    loading.start()
+    try:
+        asyncio.run(server.serve(sockets=[server.socket]))
+    finally:
+        server.socket.close()
+        service.close()
+    if loading.error is not None:
+        raise loading.error
+    return 0
+
+
+def _listen(args: argparse.Namespace) -> tuple[Service, Server]:
+    """OwlError for what makes no sense, before a model is loaded for it."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        missing = f"the server needs the package {error.name}: pip install 'owl-fast[serve]'"
+        raise UnsupportedError(missing) from None
+    from owl_fast.serving.app import make_app, page_files
+    from owl_fast.serving.guard import OPEN_PATHS, Guard
+    from owl_fast.serving.heartbeat import watched
+    from owl_fast.serving.protocol import Server
+    from owl_fast.serving.service import Service
+
+    keys = read_keys(args)
+    check_pictures(args)
+    adapters(args)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    service = Service()
+    app = make_app(service, describe=is_loopback(args.host), lifespan=watched(service))
+    try:
+        door = Guard(
+            app,
+            service.limits,
+            keys=keys,
+            public_hosts=public_hosts(args),
+            open_paths=OPEN_PATHS | page_files().keys(),
+        )
+        server = Server(door, args.host, args.port, service.limits, on_drained=service.say_goodbye)
+    except ValueError as error:
+        raise ParameterError(str(error)) from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ParameterError(f"cannot listen on {args.host}, port {args.port} ({reason})") from None
+    return service, server
+
+
+class _Loading:
+    """Reads the model in a thread of its own; error: why it could not, which ends the server."""
+
+    def __init__(self, args: argparse.Namespace, service: Service, server: Server) -> None:
+        self.error: OwlError | None = None
+        self._args, self._service, self._server = args, service, server
+
+    def start(self) -> None:
+        # A daemon: Ctrl-C does not wait for the rest of a large model.
+        threading.Thread(target=self._run, name="owl_fast-load", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._load()
+        except OwlError as error:
+            self.error = error
+        except Exception as error:
+            _log.exception("the model cannot be loaded")
+            self.error = OwlError(f"the model cannot be loaded ({type(error).__name__})")
+        if self.error is not None:
+            self._server.should_exit = True
+
+    def _load(self) -> None:
+        from owl_fast.engine.engine import Engine
+        from owl_fast.serving.media import Media
+        from owl_fast.summary import model_name, plan_text
+
+        begin, args, limits = time.perf_counter(), self._args, self._service.limits
+        engine = Engine.from_pretrained(
+            args.model,
+            max_context=args.max_context,
+            max_batch=args.max_batch,
+            speculation=args.speculation,
+            **loading_options(args),
+        )
+        for name, folder in adapters(args).items():
+            engine.load_adapter(name, folder)
+        engine.warm_up(limits.step)
+        media = Media(engine.processor, limits, image_hosts(args), args.image_dir)
+        name = model_name(args.model)
+        self._service.open(engine, name, media)
+        plan = plan_text(name, engine, time.perf_counter() - begin)
+        print(f"ready: {url_of(*self._server.address)} · {plan}", flush=True)
+
+
+def url_of(host: str, port: int) -> str:
+    named = f"[{host}]" if ":" in host else host
+    return f"http://{named}:{port}"

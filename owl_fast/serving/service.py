@@ -1,0 +1,98 @@
+"""What answers: nothing while the model is loading, then an engine with its adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from owl_fast.engine.adapters import BASE, DEFAULT
+from owl_fast.engine.engine import Engine
+from owl_fast.serving.admission import Admission
+from owl_fast.serving.errors import ApiError
+from owl_fast.serving.limits import Limits
+from owl_fast.serving.metrics import Metrics
+
+
+class PictureReader(Protocol):
+    """What is needed of media.Media."""
+
+    async def read(self, url: str, client: str = "") -> object: ...
+
+    def close(self) -> None: ...
+
+
+class Service:
+    """One engine, for the whole application. All of it happens in one event loop, but for `open`."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.admission = Admission(self.limits)
+        self.metrics = Metrics()
+        self.engine: Engine | None = None
+        self._pictures: PictureReader | None = None
+        self._models: dict[str, str] = {}  # name -> adapter
+        self._since = int(time.time())
+
+    def open(self, engine: Engine, name: str, pictures: PictureReader) -> None:
+        """From now on there are answers. name: of the model; its adapters have their own."""
+        self._pictures = pictures
+        self._models = {name: DEFAULT if DEFAULT in engine.adapters else BASE}
+        self._models |= {adapter: adapter for adapter in engine.adapters if adapter != DEFAULT}
+        self._since = int(time.time())
+        self.metrics.watch(engine, self.admission)
+        self.engine = engine
+
+    def say_goodbye(self) -> None:
+        """End what is still being answered."""
+        self.admission.end_all(ApiError(503, "the server is shutting down", code="shutting_down"))
+
+    def close(self) -> None:
+        """The model may go on, but pictures are not read any more."""
+        if self._pictures is not None:
+            self._pictures.close()
+
+    @property
+    def running(self) -> Engine:
+        """The engine; ApiError while it is loading."""
+        if self.engine is None:
+            raise ApiError(503, "the model is loading; try again soon", code="model_loading", retry_after=2)
+        return self.engine
+
+    def check_ready(self) -> None:
+        """ApiError unless a request would be answered now."""
+        silent = self.running.stats().silent_seconds
+        if silent > self.limits.heartbeat:
+            raise ApiError(503, f"nothing has been heard of the model for {silent:.0f} s", code="not_ready")
+
+    def adapter(self, model: str) -> str:
+        """Behind a model's name; ApiError if there is none."""
+        if self.running and model in self._models:
+            return self._models[model]
+        raise ApiError(
+            404,
+            "there is no model of this name; GET /v1/models lists those there are",
+            code="model_not_found",
+            param="model",
+        )
+
+    def models(self) -> list[dict[str, Any]]:
+        engine = self.running
+        main = next(iter(self._models))
+        return [
+            {
+                "id": name,
+                "object": "model",
+                "created": self._since,
+                "owned_by": "owl_fast",
+                "parent": None if name == main else main,
+                "max_model_len": engine.max_context,
+            }
+            for name in self._models
+        ]
+
+    async def pictures(self, urls: Sequence[str], client: str) -> list[object]:
+        """What the URLs name, as the engine takes it; ApiError."""
+        assert self._pictures is not None, "the model is there"
+        return await asyncio.gather(*(self._pictures.read(url, client) for url in urls))
