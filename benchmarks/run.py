@@ -30,6 +30,7 @@ CASES = {
     "quantization": "quantization",
     "data": "data",
     "train": "train",
+    "serve": "serve",
 }
 UNTIMED = (
     "contention",
@@ -49,6 +50,8 @@ EXAMPLES = """examples:
                                                               many requests at once, caches, speculation
   python benchmarks/run.py throughput --device cpu --quant int4 --gguf /data/gguf
                                                               eight requests against one, beside llama.cpp
+  python benchmarks/run.py serve --device cpu --model nano --plot load.svg
+                                                              the server under load, beside others
   python benchmarks/run.py load --quant int4                  quantized while loading
   python benchmarks/run.py train --device cpu                 both stages beside transformers and peft
   python benchmarks/run.py quantization                       accuracy of int8 and int4; half an hour or less
@@ -99,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         metavar="TEXT",
         help="ops, kernel-resources: operations with TEXT in their name; throughput: parts (texts, pictures, "
-        "guesses)",
+        "guesses); serve: kinds of requests (text, one picture, different pictures)",
     )
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out the peers of torch.compile, a minute each"
@@ -114,13 +117,16 @@ def _parser() -> argparse.ArgumentParser:
         "--quant",
         choices=("none", "int8", "int4"),
         default="none",
-        help="decode, prefill, throughput, contention, load: how the weights are held",
+        help="decode, prefill, throughput, serve, contention, load: how the weights are held",
     )
     parser.add_argument(
         "--gguf",
         type=Path,
         metavar="DIR",
         help="where llama.cpp's files are, or are written and left (default: made in --work-dir and removed)",
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="OUT", help="serve: draw latency against load into OUT.svg or OUT.png"
     )
     parser.add_argument("--keep", action="store_true", help="leave the folders that were made")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""A GGUF file of LLaMA's shapes for llama.cpp, with random blocks of a quantization.
+"""A GGUF file of LLaMA's shapes for llama.cpp, with random blocks of a quantization, or random numbers.
 
 Nothing is quantized: the blocks are written as they are, with scales that give weights a deviation of 0.02.
 """
@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks.vocabulary import BYTE, NORMAL, filled, pieces
 from owl_fast.config import LlamaConfig
 
 DEVIATION = 0.02
 # Of each scheme: weights in a block, its fields in order, and values of the fields that are not random. Those
 # that are make q - 8, q, and q a - 7.5 b with six-bit a and b, which deviate by 4.6, 74 and 260.
 BLOCKS: dict[str, tuple[int, list[tuple[str, str, int]], dict[str, float]]] = {
+    "F16": (1, [("w", "<f2", 1)], {}),
     "Q4_0": (32, [("d", "<f2", 1), ("q", "u1", 16)], {"d": DEVIATION / 4.6}),
     "Q8_0": (32, [("d", "<f2", 1), ("q", "i1", 32)], {"d": DEVIATION / 74}),
     "Q4_K": (
@@ -30,17 +32,19 @@ BLOCKS: dict[str, tuple[int, list[tuple[str, str, int]], dict[str, float]]] = {
 }
 
 
-def gguf_file(folder: Path, config: LlamaConfig, scheme: str) -> Path:
-    """The file of these shapes in the folder, written if it is not there. OSError when there is no room."""
+def gguf_file(folder: Path, config: LlamaConfig, scheme: str, vocabulary: bytes | None = None) -> Path:
+    """The file of these shapes in the folder, written if it is not there. vocabulary: a SentencePiece model
+    to write into it, filled up to the model's size. OSError when there is no room."""
     llama = config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.vocab_size
-    path = folder / f"random-llama-{'-'.join(map(str, llama))}-{scheme}.gguf"
+    words = "" if vocabulary is None else "-words"
+    path = folder / f"random-llama-{'-'.join(map(str, llama))}-{scheme}{words}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         size = sum(_bytes(shape, scheme) for shape in tensors(config).values())
         if (free := shutil.disk_usage(folder).free) < size + (1 << 30):
             raise OSError(f"{folder} has {free / 1e9:.1f} GB free; {path.name} takes {size / 1e9:.1f} GB")
         unfinished = path.with_suffix(".unfinished")
-        _write(unfinished, config, scheme)
+        _write(unfinished, config, scheme, vocabulary)
         unfinished.rename(path)
     return path
 
@@ -66,12 +70,16 @@ def tensors(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     return found | {"output_norm.weight": (width,), "output.weight": (config.vocab_size, width)}
 
 
-def _write(path: Path, config: LlamaConfig, scheme: str) -> None:
+def _write(path: Path, config: LlamaConfig, scheme: str, vocabulary: bytes | None) -> None:
     import gguf
 
     kind = gguf.GGMLQuantizationType[scheme]
     writer = gguf.GGUFWriter(path, "llama")
     _describe(writer, config)
+    if vocabulary is None:
+        writer.add_tokenizer_model("no_vocab")
+    else:
+        _add_words(writer, filled(vocabulary, config.vocab_size))
     shapes = tensors(config)
     for name, shape in shapes.items():
         size = _bytes(shape, scheme)
@@ -102,7 +110,20 @@ def _describe(writer: Any, config: LlamaConfig) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
+
+
+def _add_words(writer: Any, vocabulary: bytes) -> None:
+    """Byte pieces become words too: random ones make no character, and would be held back. The other kinds
+    have the same numbers in both formats."""
+    texts, scores, kinds = zip(*pieces(vocabulary), strict=True)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(texts)
+    writer.add_token_scores(scores)
+    writer.add_token_types([NORMAL if kind == BYTE else kind for kind in kinds])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
 
 
 def _bytes(shape: tuple[int, ...], scheme: str) -> int:
@@ -119,6 +140,8 @@ def _block(scheme: str) -> np.dtype[Any]:
 
 
 def _blocks(generator: np.random.Generator, size: int, scheme: str) -> NDArray[np.uint8]:
+    if scheme == "F16":
+        return (generator.standard_normal(size // 2, np.float32) * DEVIATION).astype("<f2").view(np.uint8)
     random = np.frombuffer(bytearray(generator.bytes(size)), dtype=np.uint8)
     fields = random.view(_block(scheme))
     for name, value in BLOCKS[scheme][2].items():
