@@ -65,7 +65,7 @@ def test_unknown_name_lists_what_there_is() -> None:
     assert re.search(r"no attribute 'Owl'.*\bEngine\b.*\bOwlConfig\b", run("-c", code).stdout)
 
 
-@pytest.mark.parametrize("command", ["chat", "export.onnx"])
+@pytest.mark.parametrize("command", ["chat", "export.onnx", "serve"])
 def test_commands_start_light(command: str) -> None:
     assert loaded_by(f"import owl_fast.{command}") & (HEAVY | {"torch"}) == set()
 

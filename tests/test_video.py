@@ -204,7 +204,7 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(ImageError, match="cut it"):
                 load_frames(Video(data))
     with monkeypatch.context() as patch:
-        patch.setattr("owl_fast.images.MAX_SIDE", 16)
+        patch.setattr("owl_fast.picture_files.MAX_SIDE", 16)
         for data in (gif, mp4):
             with pytest.raises(ImageError, match="32 x 24 pixels"):
                 load_frames(Video(data))
