@@ -172,7 +172,7 @@ class AsyncStream:
         self._pump, self._readers, self._read = pump, readers, read
         self._listener: _Listener | None = None
         self._unread = 1  # answers whose last event is still to come
-        self._submitted = self._cancelled = self._ended = self._ends_only = False
+        self._submitted = self._started = self._cancelled = self._ended = self._ends_only = False
 
     def __aiter__(self) -> AsyncStream:
         return self
@@ -225,8 +225,12 @@ class AsyncStream:
     @property
     def started(self) -> bool:
         """Whether one of the answers has begun to be computed."""
-        requests = self._listener.requests if self._listener is not None else ()
-        return any(request.clock.started > 0 for request in requests)
+        if not self._started and self._listener is not None:
+            # No generator: a server asks this of everything that waits, for every request that comes.
+            for request in self._listener.requests:
+                if request.clock.started:
+                    self._started = True
+        return self._started
 
     @property
     def has_events(self) -> bool:

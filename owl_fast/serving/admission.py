@@ -70,7 +70,7 @@ class Admission:
         self._limits = limits
         self._refused: dict[str, float] = {}  # clients that are to come again, and until when that counts
         self._left = time.monotonic()  # the one that left last
-        self._gap = 1.0  # seconds from one that leaves to the next, of late, while others wait
+        self._gap = 0.1  # seconds from one that leaves to the next, of late, while others wait
 
     @property
     def waiting(self) -> list[Ticket]:
@@ -91,7 +91,9 @@ class Admission:
     def count(self, ticket: Ticket, positions: int) -> None:
         """Now it is known what the prompt takes. ApiError 429 if that is too much beside the others'."""
         ticket.positions = positions
-        self._end(self._giving_way(ticket, lambda ticket: ticket.positions, self._limits.waiting_tokens))
+        waiting = [other for other in self.waiting if other is not ticket]
+        most = self._limits.waiting_tokens
+        self._end(self._giving_way(ticket, waiting, lambda one: one.positions, most))
 
     def leave(self, ticket: Ticket) -> None:
         self.tickets.remove(ticket)
@@ -115,20 +117,21 @@ class Admission:
 
     def _room(self, newcomer: Ticket) -> list[Ticket]:
         """Those whose places it gets. ApiError; it is expected to come again."""
-        now, most = time.monotonic(), self._limits.waiting
+        now, most, waiting = time.monotonic(), self._limits.waiting, self.waiting
         self._refused = {name: until for name, until in self._refused.items() if until > now}
         if self._refused and newcomer.client not in self._refused:
-            most = min(most, max(most - most // 4, len(self.waiting)))
+            most = min(most, max(most - most // 4, len(waiting)))
         try:
-            return self._giving_way(newcomer, lambda _: 1, most)
+            return self._giving_way(newcomer, waiting, lambda _: 1, most)
         except ApiError as error:
             self._refused[newcomer.client] = now + 2 * (error.retry_after or 1)
             raise
 
-    def _giving_way(self, newcomer: Ticket, size: Callable[[Ticket], int], most: int) -> list[Ticket]:
-        """The newest of those that hold most, until the newcomer fits; ApiError if shares do not get more
-        even by that."""
-        waiting = [ticket for ticket in self.waiting if ticket is not newcomer]
+    def _giving_way(
+        self, newcomer: Ticket, waiting: list[Ticket], size: Callable[[Ticket], int], most: int
+    ) -> list[Ticket]:
+        """The newest of those that hold most, until the newcomer fits among those that wait; ApiError if
+        shares do not get more even by that."""
         giving_way: list[Ticket] = []
         while waiting and sum(map(size, waiting)) + size(newcomer) > most:
             shares: Counter[str] = Counter()

@@ -117,15 +117,24 @@ class Reply(Response):
             raise self._service.admission.overdue()
         self._first = outputs[0].timings.first_token_ms / 1e3
         self._service.metrics.first_token.observe(self._first)
-        await self._begin(send, b"application/json")
         self._unsent += self._shape.whole(outputs)
+        await self._begin(
+            send,
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(self._unsent)).encode()),
+        )
         await self._flush(send, more=False)
 
     async def _tell_in_pieces(self, stream: AsyncStream, ticket: Ticket, send: Send) -> None:
         """What is there is sent at once: a slow client gets fewer and larger pieces."""
         async for piece in self._pieces(stream, ticket):
             if not self._begun:
-                await self._begin(send, b"text/event-stream; charset=utf-8")
+                await self._begin(
+                    send,
+                    (b"content-type", b"text/event-stream; charset=utf-8"),
+                    (b"cache-control", b"no-cache"),
+                    (b"x-accel-buffering", b"no"),
+                )
             self._unsent += piece
             if not stream.has_events:
                 await self._flush(send)
@@ -176,11 +185,8 @@ class Reply(Response):
         answers = [first, *first.others]
         return [joined(answers[start : start + n]) for start in range(0, len(answers), n)]
 
-    async def _begin(self, send: Send, kind: bytes) -> None:
+    async def _begin(self, send: Send, *headers: tuple[bytes, bytes]) -> None:
         self._begun = True
-        headers = [(b"content-type", kind)]
-        if self._request.stream:
-            headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def _flush(self, send: Send, more: bool = True) -> None:

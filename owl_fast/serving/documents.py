@@ -150,7 +150,8 @@ def of(request: type[BaseModel] | None, reply: type[BaseModel]) -> dict[str, Any
     if request is not None:
         refusals += [400, 404, 413, 415, 429, 500]
         if request is not TokenizeRequest:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+            content["text/event-stream"] = {"schema": event}
     responses: dict[int | str, Any] = {200: {"description": "the answer", "content": content}}
     for status in (*refusals, 401):
         error = {"application/json": {"schema": _ref(Error)}}

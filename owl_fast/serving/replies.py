@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 import time
@@ -18,6 +19,9 @@ LEAST_LOGPROB = -9999.0  # JSON has no infinity
 _REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length", "cancelled": "length"}
 
 Json = dict[str, Any]
+
+# Names of replies: which process, which of its replies. Asking the system for chance each time would be slow.
+_RUN, _NUMBERS = secrets.token_hex(8), itertools.count()
 
 
 def sse(data: Json) -> bytes:
@@ -56,7 +60,7 @@ class Shape:
 
     def __init__(self, model: str, tokenizer: Tokenizer, logprobs: bool, begun: bool = False) -> None:
         self.head: Json = {
-            "id": f"{self.prefix}-{secrets.token_hex(12)}",
+            "id": f"{self.prefix}-{_RUN}{next(_NUMBERS):08x}",
             "object": self.kind,
             "created": int(time.time()),
             "model": model,

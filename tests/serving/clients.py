@@ -14,11 +14,9 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-
-import httpx
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
 
 
 @dataclasses.dataclass
@@ -38,33 +36,65 @@ class Load:
         return sorted(self.seconds)[int(share * (len(self.seconds) - 1))]
 
 
+class Client:
+    """The least that HTTP takes, on a connection that is kept: what measures should not need the cores."""
+
+    def __init__(self, host: str, port: int, address: str) -> None:
+        self._host, self._port, self._address = host, port, address
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post(self, path: str, asked: object) -> tuple[int, dict[str, str], Any]:
+        """(status, headers, JSON) of a reply with a Content-Length."""
+        if self._streams is None:
+            source = (self._address, 0)
+            self._streams = await asyncio.open_connection(self._host, self._port, local_addr=source)
+        reader, writer = self._streams
+        body = json.dumps(asked).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+        content = await reader.readexactly(int(headers["content-length"]))
+        if headers.get("connection") == "close":
+            self.close()
+        return int(lines[0].split()[1]), headers, json.loads(content)
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
 async def closed_loop(url: str, clients: int, seconds: float) -> Load:
     """Each client has an address of its own and asks again once it is answered, or, refused, a little later
     than it was told."""
     load, end = Load({}, [0] * clients, []), time.monotonic() + seconds
     statuses: Counter[str] = Counter()
+    host, port = url.removeprefix("http://").split(":")
 
     async def run(number: int) -> None:
         rng = random.Random(number)
-        address = f"127.0.{1 + number // 200}.{1 + number % 200}"
-        transport = httpx.AsyncHTTPTransport(verify=False, local_address=address)  # no certificates to read
-        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, transport=transport) as client:
-            while time.monotonic() < end:
-                content = f"Tell {number} {rng.random()}"
-                asked = {"model": "owl-nano", "messages": [{"role": "user", "content": content}]}
-                asked |= {"temperature": 0, "max_tokens": rng.randint(8, 24), "ignore_eos": True}
-                begin = time.monotonic()
-                try:
-                    reply = await client.post("/v1/chat/completions", json=asked)
-                except httpx.TransportError as error:
-                    statuses[type(error).__name__] += 1
-                    continue
-                statuses[str(reply.status_code)] += 1
-                if reply.status_code == 200:
-                    load.seconds.append(time.monotonic() - begin)
-                    load.tokens[number] += reply.json()["usage"]["completion_tokens"]
-                else:
-                    await asyncio.sleep(float(reply.headers["retry-after"]) * rng.uniform(1.0, 1.5))
+        client = Client(host, int(port), f"127.0.{1 + number // 200}.{1 + number % 200}")
+        while time.monotonic() < end:
+            content = f"Tell {number} {rng.random()}"
+            asked = {"model": "owl-nano", "messages": [{"role": "user", "content": content}]}
+            asked |= {"temperature": 0, "max_tokens": rng.randint(8, 24), "ignore_eos": True}
+            begin = time.monotonic()
+            try:
+                status, headers, reply = await client.post("/v1/chat/completions", asked)
+            except (OSError, EOFError) as error:
+                statuses[type(error).__name__] += 1
+                client.close()
+                continue
+            statuses[str(status)] += 1
+            if status == 200:
+                load.seconds.append(time.monotonic() - begin)
+                load.tokens[number] += reply["usage"]["completion_tokens"]
+            else:
+                client.close()  # the server would, before long
+                await asyncio.sleep(float(headers["retry-after"]) * rng.uniform(1.0, 1.5))
+        client.close()
 
     await asyncio.gather(*(run(number) for number in range(clients)))
     load.statuses = dict(statuses)

@@ -83,6 +83,7 @@ class Owls:
         until(
             lambda: (
                 not self.service.admission.tickets
+                and not self.server.server_state.tasks  # the line in the log comes last
                 and self.held_blocks() == 0
                 and not {"owl_fast-steps", "owl_fast-read"} & {one.name for one in threading.enumerate()}
             )

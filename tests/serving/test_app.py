@@ -130,6 +130,7 @@ def test_unknown_fields_are_named_in_the_log(owls: Owls, caplog: pytest.LogCaptu
 
 
 def test_one_line_for_a_request(owls: Owls, caplog: pytest.LogCaptureFixture) -> None:
+    owls.idle()  # what was asked before has had its line
     caplog.set_level(logging.INFO)
     with owls.client() as client:
         client.post("/v1/chat/completions", json={"messages": seen("CANARY"), **FIXED})
@@ -176,6 +177,7 @@ def hostile(number: int) -> tuple[str, dict[str, object]]:
 
 
 def hygiene(owls: Owls, caplog: pytest.LogCaptureFixture, count: int) -> None:
+    owls.idle()
     caplog.set_level(logging.DEBUG)
     with owls.client() as client:
         for number in range(count):
