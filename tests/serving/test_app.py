@@ -134,7 +134,9 @@ def test_one_line_for_a_request(owls: Owls, caplog: pytest.LogCaptureFixture) ->
     caplog.set_level(logging.INFO)
     with owls.client() as client:
         client.post("/v1/chat/completions", json={"messages": seen("CANARY"), **FIXED})
+        owls.idle()  # a reply is there before its line
         client.post("/v1/chat/completions", json={"messages": asking("CANARY"), "model": "CANARY"})
+        owls.idle()
         client.post("/v1/CANARY", json={})
         client.get("/health")
     owls.idle()
