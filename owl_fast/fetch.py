@@ -73,10 +73,12 @@ class Fetcher:
     def __init__(self, hosts: Collection[str]) -> None:
         """hosts: exact names; "*" stands for any public host. ParameterError for what is no host name."""
         if isinstance(hosts, str):
-            raise ParameterError(f"allow_urls is the text {hosts!r:.80}; wanted a list of host names")
+            raise ParameterError(f"hosts of pictures: {hosts!r:.80} is a text; wanted a list of names")
         for host in hosts:
             if not isinstance(host, str) or (host != ANY_HOST and not _HOST.fullmatch(host.lower())):
-                raise ParameterError(f"allow_urls: {host!r:.80} is no host name; wanted such as example.org")
+                raise ParameterError(
+                    f"hosts of pictures: {host!r:.80} is no name; wanted such as example.org"
+                )
         self.hosts = frozenset(host.lower() for host in hosts)
 
     def __call__(self, url: str) -> bytes:

@@ -194,7 +194,7 @@ def test_a_name_that_never_resolves_is_given_up(monkeypatch: pytest.MonkeyPatch)
     "hosts", [HOST, [5], ["https://a.org"], ["127.0.0.1"], ["a.org:443"], ["localhost"], [""]]
 )
 def test_hosts_that_are_none(hosts: Any) -> None:
-    with pytest.raises(ParameterError, match="allow_urls"):
+    with pytest.raises(ParameterError, match="hosts of pictures"):
         Fetcher(hosts)
 
 

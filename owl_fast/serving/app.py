@@ -87,7 +87,7 @@ def make_app(
 
     @app.get("/health", **documents.of(None, documents.Status))
     async def health() -> Response:
-        service.running  # noqa: B018
+        service.check_loaded()
         return JSONResponse({"status": "ok"})
 
     @app.get("/ready", **documents.of(None, documents.Status))
@@ -122,7 +122,7 @@ def _file(file: Path) -> Callable[[], Coroutine[Any, Any, Response]]:
 
 async def _asked(service: Service, request: Request, kind: type[schema.Asked]) -> schema.Asked:
     """The request in the body; ApiError."""
-    service.running  # noqa: B018
+    service.check_loaded()
     body = await request.body()
     if kind is not TokenizeRequest:
         service.admission.check(client_of(request.scope))

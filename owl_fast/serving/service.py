@@ -60,6 +60,10 @@ class Service:
             raise ApiError(503, "the model is loading; try again soon", code="model_loading", retry_after=2)
         return self.engine
 
+    def check_loaded(self) -> None:
+        """ApiError while the model is loading."""
+        _ = self.running
+
     def check_ready(self) -> None:
         """ApiError unless a request would be answered now."""
         silent = self.running.stats().silent_seconds

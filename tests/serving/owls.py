@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,13 @@ from owl_fast.serving.limits import Limits
 from owl_fast.serving.media import Media
 from owl_fast.serving.protocol import Server
 from owl_fast.serving.service import Service
+from tests.serving.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 SCENE = ROOT / "examples/scene.png"
 MODEL = "owl-nano"
 QUESTION = "What color is the star?"
 FIXED = {"model": MODEL, "temperature": 0, "max_tokens": 24}
-PATIENCE = 60.0
 
 
 @functools.cache
@@ -142,13 +141,6 @@ def serving(
         if media is not None:
             media.close()
         assert not thread.is_alive()
-
-
-def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.01)
 
 
 def handles() -> int:

@@ -20,7 +20,8 @@ from owl_fast import serve
 from owl_fast.errors import OwlError
 from owl_fast.serve.arguments import adapters, public_hosts, read_arguments, read_keys
 from tests.golden_data import GOLDEN
-from tests.serving.owls import FIXED, MODEL, PATIENCE, seen
+from tests.serving.owls import FIXED, MODEL, seen
+from tests.serving.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-that-is-long-enough"

@@ -12,7 +12,8 @@ import pytest
 
 from owl_fast.serving.guard import Guard
 from owl_fast.serving.limits import Limits
-from tests.serving.tiny import PATIENT, QUICK, Reply, Running, serving, until
+from tests.serving.tiny import PATIENT, QUICK, Reply, Running, serving
+from tests.serving.waiting import until
 
 KEY, OTHER_KEY = "correct-horse-battery-staple", "another-key-of-this-server"
 PAGE = ("/", "/style.css", "/health")

@@ -21,7 +21,8 @@ from owl_fast.engine.engine import Engine
 from owl_fast.serving.heartbeat import EXIT_CODE, Heartbeat
 from owl_fast.serving.limits import Limits
 from owl_fast.serving.service import Service
-from tests.serving.owls import FIXED, PATIENCE, Owls, asking, events, nano, seen, serving, until
+from tests.serving.owls import FIXED, Owls, asking, events, nano, seen, serving
+from tests.serving.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 LONG = {"ignore_eos": True, "max_tokens": 400}

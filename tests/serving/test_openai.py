@@ -13,7 +13,6 @@ from tests.golden_data import GOLDEN
 from tests.serving.owls import (
     FIXED,
     MODEL,
-    PATIENCE,
     QUESTION,
     Owls,
     asking,
@@ -21,8 +20,8 @@ from tests.serving.owls import (
     nano,
     seen,
     serving,
-    until,
 )
+from tests.serving.waiting import PATIENCE, until
 
 TEXT = asking("What is 2 + 3?")
 

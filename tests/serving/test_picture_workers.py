@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +30,7 @@ from owl_fast.serving.picture_workers import TOO_LONG, PictureWorkers
 from tests.pictures.encoding import SIDE, good, saved
 from tests.pictures.legal import BOMBS, oddities
 from tests.pictures.malformed import KINDS, malformed
+from tests.serving.waiting import until
 
 ROOT = Path(__file__).parents[2]
 PROCESSOR = ImageProcessor(SIDE)
@@ -55,13 +55,6 @@ def workers() -> Iterator[PictureWorkers]:
 
 def processes(workers: PictureWorkers) -> list[int]:
     return [process._process.pid for process in workers._processes]
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came to pass"
-        time.sleep(0.005)
 
 
 def image(pixels: bytes, side: int = SIDE) -> Image.Image:

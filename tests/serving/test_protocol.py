@@ -20,7 +20,8 @@ import pytest
 
 from owl_fast.serving.limits import Limits
 from owl_fast.serving.protocol import run
-from tests.serving.tiny import PATIENT, QUICK, Running, ended, replies, serving, until, until_end
+from tests.serving.tiny import PATIENT, QUICK, Running, ended, replies, serving, until_end
+from tests.serving.waiting import until
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import threading
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -33,6 +32,7 @@ from owl_fast.errors import ParameterError  # noqa: E402
 from owl_fast.serving import ray_app  # noqa: E402
 from owl_fast.serving.errors import ApiError  # noqa: E402
 from owl_fast.serving.ray_app import Front, PictureRouter, Replica, picture_of  # noqa: E402
+from tests.serving.waiting import until  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
@@ -360,13 +360,6 @@ def golden() -> str:
 QUESTION = chat(None, "What color is the sky?", max_tokens=16)
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 180) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.5)
-
-
 @pytest.mark.slow
 def test_requests_spread_over_replicas_and_agree(cluster: Cluster, golden: str) -> None:
     before = cluster.of("answered")
@@ -407,8 +400,8 @@ def test_a_client_that_leaves_frees_its_replica(cluster: Cluster) -> None:
     reply = cluster.open(long)
     reply.readline()
     reply.close()
-    wait_until(lambda: sum(cluster.of("cancelled").values()) == before + 1, 30)
-    wait_until(lambda: not any(cluster.of("running").values()), 30)
+    until(lambda: sum(cluster.of("cancelled").values()) == before + 1, every=0.5)
+    until(lambda: not any(cluster.of("running").values()), every=0.5)
 
 
 @pytest.mark.slow
@@ -452,7 +445,7 @@ def test_a_replica_that_dies_takes_nothing_else_with_it(cluster: Cluster, golden
         for _ in range(streams):
             assert begun.acquire(timeout=60)
         texts = [clients.submit(cluster.ask, long) for _ in range(wholes)]
-        wait_until(lambda: sum(cluster.of("running").values()) > streams)
+        until(lambda: sum(cluster.of("running").values()) > streams, every=0.5)
         running = cluster.of("running")
         victim, other = sorted(running, key=lambda process: -running[process])
         os.kill(victim, signal.SIGKILL)
@@ -461,7 +454,7 @@ def test_a_replica_that_dies_takes_nothing_else_with_it(cluster: Cluster, golden
     assert found.keys() <= {"whole", "replica_lost"}
     assert 0 < found["replica_lost"] < streams, found
     assert len(answers) == 1
-    wait_until(lambda: len(cluster.stats()) == 2)
+    until(lambda: len(cluster.stats()) == 2, 180, every=0.5)
     assert victim not in cluster.stats()
     assert cluster.of("answered")[other] == before[other] + found["whole"] + wholes
     (new,) = cluster.stats().keys() - {other}

@@ -20,7 +20,6 @@ from owl_fast.serving.limits import Limits
 from tests.serving.clients import load_of
 from tests.serving.owls import (
     FIXED,
-    PATIENCE,
     Owls,
     asking,
     events,
@@ -28,8 +27,8 @@ from tests.serving.owls import (
     nano,
     seen,
     serving,
-    until,
 )
+from tests.serving.waiting import PATIENCE, until
 
 LONG = {"ignore_eos": True, "max_tokens": 1500}
 SHORTER = {"ignore_eos": True, "max_tokens": 100}

@@ -13,8 +13,7 @@ import io
 import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from owl_fast.serving.errors import ApiError
 from owl_fast.serving.guard import Guard
 from owl_fast.serving.limits import Limits
 from owl_fast.serving.protocol import Server, run
+from tests.serving.waiting import until
 
 QUICK = dataclasses.replace(
     Limits(),
@@ -261,13 +261,6 @@ def ended(client: socket.socket) -> bool:
     except OSError:
         return True
     return True
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.01)
 
 
 def main(drain: float) -> int:
