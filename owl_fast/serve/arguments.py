@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from owl_fast.command_line import add_loading_flags
 from owl_fast.errors import DataError, ParameterError
+from owl_fast.serving import options
 from owl_fast.settings import add_settings_flags, read_settings
 
-LEAST_KEY = 16  # characters
 EXAMPLES = """\
 examples:
   python -m owl_fast.serve                                       owl-nano at http://127.0.0.1:8000
@@ -128,23 +128,14 @@ def public_hosts(args: argparse.Namespace) -> list[str]:
 
 
 def has_key(args: argparse.Namespace) -> bool:
-    return args.api_key_file is not None or "OWL_API_KEY" in os.environ
+    return args.api_key_file is not None or options.VARIABLE in os.environ
 
 
 def read_keys(args: argparse.Namespace) -> list[str]:
     """Of the file, else of the environment. DataError, ParameterError; neither says what a key is."""
     if args.api_key_file is None:
-        source, text = "OWL_API_KEY", os.environ.get("OWL_API_KEY")
-    else:
-        source, text = args.api_key_file, _read_key_file(args.api_key_file)
-    if text is None:
-        return []
-    keys = [line.strip() for line in text.splitlines() if line.strip()]
-    if not keys or any(len(key) < LEAST_KEY for key in keys):
-        raise ParameterError(f"{source}: wanted keys of at least {LEAST_KEY} characters, one a line")
-    if not all(33 <= ord(letter) <= 126 for key in keys for letter in key):
-        raise ParameterError(f"{source}: a key has a character that no header can carry")
-    return keys
+        return options.environment_keys()
+    return options.read_keys(_read_key_file(args.api_key_file), args.api_key_file)
 
 
 def _read_key_file(name: str) -> str:
@@ -159,25 +150,10 @@ def _read_key_file(name: str) -> str:
         raise DataError(f"{name}: cannot be read ({reason})") from None
 
 
-def image_hosts(args: argparse.Namespace) -> list[str]:
-    return [host.strip() for host in (args.image_hosts or "").split(",") if host.strip()]
-
-
 def check_pictures(args: argparse.Namespace) -> None:
     """ParameterError for hosts that are none, and for a folder that is none."""
     from owl_fast.fetch import Fetcher
 
-    Fetcher(image_hosts(args))
+    Fetcher(options.read_list(args.image_hosts))
     if args.image_dir is not None and not os.path.isdir(args.image_dir):
         raise ParameterError(f"--image-dir {args.image_dir!r:.200}: no such folder")
-
-
-def adapters(args: argparse.Namespace) -> dict[str, str]:
-    """Name -> folder; ParameterError."""
-    found: dict[str, str] = {}
-    for text in args.adapter:
-        name, equals, folder = text.partition("=")
-        if not (name and equals and folder) or name in found:
-            raise ParameterError(f"--adapter {text!r:.200}: wanted NAME=DIR, each name once")
-        found[name] = folder
-    return found

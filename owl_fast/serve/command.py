@@ -12,15 +12,8 @@ from typing import TYPE_CHECKING
 
 from owl_fast.command_line import ended, loading_options
 from owl_fast.errors import OwlError, ParameterError, UnsupportedError
-from owl_fast.serve.arguments import (
-    adapters,
-    check_pictures,
-    image_hosts,
-    is_loopback,
-    public_hosts,
-    read_arguments,
-    read_keys,
-)
+from owl_fast.serve.arguments import check_pictures, is_loopback, public_hosts, read_arguments, read_keys
+from owl_fast.serving.options import read_adapters, read_list
 
 if TYPE_CHECKING:
     from owl_fast.serving.protocol import Server
@@ -66,7 +59,7 @@ def _listen(args: argparse.Namespace) -> tuple[Service, Server]:
 
     keys = read_keys(args)
     check_pictures(args)
-    adapters(args)
+    read_adapters(args.adapter)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     service = Service()
     app = make_app(service, describe=is_loopback(args.host), lifespan=watched(service))
@@ -110,24 +103,21 @@ class _Loading:
             self._server.should_exit = True
 
     def _load(self) -> None:
-        from owl_fast.engine.engine import Engine
-        from owl_fast.serving.media import Media
         from owl_fast.summary import model_name, plan_text
 
-        begin, args, limits = time.perf_counter(), self._args, self._service.limits
-        engine = Engine.from_pretrained(
+        begin, args = time.perf_counter(), self._args
+        name = model_name(args.model)
+        engine = self._service.load(
             args.model,
+            name,
+            adapters=read_adapters(args.adapter),
+            hosts=read_list(args.image_hosts),
+            image_dir=args.image_dir,
             max_context=args.max_context,
             max_batch=args.max_batch,
             speculation=args.speculation,
             **loading_options(args),
         )
-        for name, folder in adapters(args).items():
-            engine.load_adapter(name, folder)
-        engine.warm_up(limits.step)
-        media = Media(engine.processor, limits, image_hosts(args), args.image_dir)
-        name = model_name(args.model)
-        self._service.open(engine, name, media)
         plan = plan_text(name, engine, time.perf_counter() - begin)
         print(f"ready: {url_of(*self._server.address)} · {plan}", flush=True)
 

@@ -30,17 +30,19 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from owl_fast.engine.engine import Engine
 from owl_fast.errors import ParameterError
+from owl_fast.fetch import Fetcher
 from owl_fast.serving.app import make_app, page_files
 from owl_fast.serving.errors import ApiError
 from owl_fast.serving.guard import OPEN_PATHS, Guard
 from owl_fast.serving.heartbeat import Heartbeat, leave
 from owl_fast.serving.limits import Limits
-from owl_fast.serving.media import Media
+from owl_fast.serving.metrics import CONTENT_TYPE, merged
+from owl_fast.serving.options import environment_keys, read_adapters, read_list
 from owl_fast.serving.replies import sse
 from owl_fast.serving.service import Service
 
@@ -53,7 +55,10 @@ PASSED = (
     *("query_string", "root_path", "headers", "client", "server", "state"),
 )
 # Arguments of build() that are not the engine's, with what they are when they are not given.
-DEPLOYED: Mapping[str, Any] = {"replicas": 1, "cpus": 1.0, "gpus": 0.0, "name": "", "public_hosts": ""}
+DEPLOYED: Mapping[str, Any] = {
+    **{"replicas": 1, "cpus": 1.0, "gpus": 0.0, "name": "", "public_hosts": ""},
+    **{"adapters": "", "image_hosts": "", "image_dir": ""},
+}
 ENGINE: Mapping[str, type] = {
     **dict.fromkeys(("model", "device", "dtype", "quant", "quant_vision", "kv_cache", "adapter"), str),
     **dict.fromkeys(("max_context", "max_batch", "cache_positions", "picture_cache_mb", "speculation"), int),
@@ -92,12 +97,10 @@ def _rank(picture: str, replica: RunningReplica) -> bytes:
 class Replica:
     """The application around an engine of its own."""
 
-    def __init__(self, model: str | None, options: Mapping[str, Any], name: str) -> None:
-        """options: of Engine.from_pretrained. name: of the model, to clients."""
+    def __init__(self, model: str | None, name: str, options: Mapping[str, Any]) -> None:
+        """As Service.load."""
         self._service = Service()
-        self._engine = Engine.from_pretrained(model, **options)
-        self._engine.warm_up(self._service.limits.step)
-        self._service.open(self._engine, name, Media(self._engine.processor, self._service.limits))
+        self._engine = self._service.load(model, name, **options)
         self._app = make_app(self._service, describe=False)
         self._watching: asyncio.Task[None] | None = None
 
@@ -129,6 +132,10 @@ class Replica:
         except ApiError as error:
             raise RuntimeError(error.message) from None  # an ApiError does not travel between processes
 
+    def metrics(self) -> tuple[str, bytes]:
+        """The name of the replica, and its metrics."""
+        return serve.get_replica_context().replica_id.unique_id, self._service.metrics.text()
+
     def stats(self) -> dict[str, Any]:
         """What the engine has done so far (engine/reports.py), and in which process."""
         return {"process": os.getpid(), **asdict(self._engine.stats())}
@@ -159,6 +166,9 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._only_local and not _is_local(scope):
             raise ApiError(403, "without a key (OWL_API_KEY) this server answers its own machine alone")
+        if (scope["method"], scope["path"]) == ("GET", "/metrics"):
+            await Response(await self._metrics(), media_type=CONTENT_TYPE)(scope, receive, send)
+            return
         body = await _body(receive)
         passed = {name: scope[name] for name in PASSED if name in scope}
         replicas = self._replicas.options(method_name="ask", stream=True, session_id=picture_of(body))
@@ -175,6 +185,12 @@ class Front:
                     await reply.break_off()
                     return
         raise ApiError(503, "replicas ended before they answered; try again", retry_after=1)
+
+    async def _metrics(self) -> bytes:
+        """Of all replicas that answer."""
+        asked = self._replicas.broadcast("metrics")
+        found = await asked.results_async(timeout_s=Limits().heartbeat, return_exceptions=True)
+        return merged(dict(one for one in found if not isinstance(one, BaseException)))
 
 
 class _Reply:
@@ -199,13 +215,14 @@ class _Reply:
 def build(args: dict[str, Any]) -> Application:
     """What `serve run` and Ray Serve's configuration files deploy.
 
-    args, as texts or numbers: replicas, and cpus and gpus of each; name, of the model to clients;
-    public_hosts, names beside those of loopback, with commas between them; model, device, dtype, quant,
-    quant_vision, kv_cache, adapter, max_context, max_batch, cache_positions, picture_cache_mb, speculation
-    of Engine.from_pretrained. ParameterError: an argument that is none of these.
+    args, as texts or numbers: replicas, and cpus and gpus of each; name, of the model to clients; with commas
+    between them: public_hosts, names beside those of loopback, adapters, as NAME=DIR, and image_hosts;
+    image_dir; model, device, dtype, quant, quant_vision, kv_cache, adapter, max_context, max_batch,
+    cache_positions, picture_cache_mb, speculation of Engine.from_pretrained. ParameterError: an argument that
+    is none of these, a key that is none.
     """
     limits, settings, options = Limits(), *_settings(args)
-    hosts = [host for host in settings["public_hosts"].split(",") if host]
+    environment_keys()  # those of the front are in its own environment
     replicas = serve.deployment(Replica).options(
         name=REPLICAS,
         num_replicas=settings["replicas"],
@@ -220,10 +237,10 @@ def build(args: dict[str, Any]) -> Application:
 
     def front() -> ASGIApp:
         handle = serve.get_deployment_handle(REPLICAS, serve.get_replica_context().app_name)
-        key = os.environ.get("OWL_API_KEY")
-        app = Router(default=Front(handle, only_local=not key), redirect_slashes=False)
+        keys, hosts = environment_keys(), read_list(settings["public_hosts"])
+        app = Router(default=Front(handle, only_local=not keys), redirect_slashes=False)
         opened = OPEN_PATHS | page_files().keys()
-        return Guard(app, limits, keys=[key] if key else (), public_hosts=hosts, open_paths=opened)
+        return Guard(app, limits, keys=keys, public_hosts=hosts, open_paths=opened)
 
     served = serve.deployment(serve.ingress(front)()).options(
         name="front",
@@ -233,7 +250,12 @@ def build(args: dict[str, Any]) -> Application:
         graceful_shutdown_timeout_s=limits.drain,
     )
     model = options.pop("model", None)
-    return served.bind(replicas.bind(model, options, settings["name"] or Path(model or "owl-nano").name))
+    options |= {
+        "adapters": read_adapters(read_list(settings["adapters"])),
+        "hosts": Fetcher(read_list(settings["image_hosts"])).hosts,
+        "image_dir": settings["image_dir"] or None,
+    }
+    return served.bind(replicas.bind(model, settings["name"] or Path(model or "owl-nano").name, options))
 
 
 def _settings(args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from owl_fast.engine.adapters import BASE, DEFAULT
@@ -12,6 +12,7 @@ from owl_fast.engine.engine import Engine
 from owl_fast.serving.admission import Admission
 from owl_fast.serving.errors import ApiError
 from owl_fast.serving.limits import Limits
+from owl_fast.serving.media import Media
 from owl_fast.serving.metrics import Metrics
 
 
@@ -24,7 +25,7 @@ class PictureReader(Protocol):
 
 
 class Service:
-    """One engine, for the whole application. All of it happens in one event loop, but for `open`."""
+    """One engine, for the whole application. But for `load` and `open`, all happens in one event loop."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
@@ -34,6 +35,25 @@ class Service:
         self._pictures: PictureReader | None = None
         self._models: dict[str, str] = {}  # name -> adapter
         self._since = int(time.time())
+
+    def load(
+        self,
+        model: str | None,
+        name: str,
+        *,
+        adapters: Mapping[str, str],
+        hosts: Collection[str] = (),
+        image_dir: str | None = None,
+        **options: Any,
+    ) -> Engine:
+        """All that `open` needs, in seconds to minutes. adapters: name -> folder. hosts, image_dir: see
+        media.Media. options: of Engine.from_pretrained. OwlError."""
+        engine = Engine.from_pretrained(model, **options)
+        for adapter, folder in adapters.items():
+            engine.load_adapter(adapter, folder)
+        engine.warm_up(self.limits.step)
+        self.open(engine, name, Media(engine.processor, self.limits, hosts, image_dir))
+        return engine
 
     def open(self, engine: Engine, name: str, pictures: PictureReader) -> None:
         """From now on there are answers. name: of the model; its adapters have their own."""

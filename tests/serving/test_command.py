@@ -18,7 +18,8 @@ import pytest
 
 from owl_fast import serve
 from owl_fast.errors import OwlError
-from owl_fast.serve.arguments import adapters, public_hosts, read_arguments, read_keys
+from owl_fast.serve.arguments import public_hosts, read_arguments, read_keys
+from owl_fast.serving.options import read_adapters
 from tests.golden_data import GOLDEN
 from tests.serving.owls import FIXED, MODEL, seen
 from tests.serving.waiting import PATIENCE
@@ -106,11 +107,10 @@ def test_ports_that_are_none(port: str) -> None:
 
 def test_adapters() -> None:
     args = read_arguments(["--adapter", "a=x", "--adapter", "b=y=z"])
-    assert adapters(args) == {"a": "x", "b": "y=z"}
+    assert read_adapters(args.adapter) == {"a": "x", "b": "y=z"}
     for wrong in (["x"], ["=x"], ["a="], ["a=x", "a=y"]):
-        flags = [part for text in wrong for part in ("--adapter", text)]
         with pytest.raises(OwlError, match="NAME=DIR"):
-            adapters(read_arguments(flags))
+            read_adapters(wrong)
 
 
 def test_settings_as_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from owl_fast.serving.metrics import Metrics, merged
 from tests.serving.owls import FIXED, Owls, seen, serving
 
 
@@ -61,3 +62,24 @@ def test_while_answers_run(owls: Owls) -> None:
 def test_there_are_metrics_while_the_model_loads(path: str) -> None:
     with serving(loaded=False) as loading:
         assert "owl_first_token_seconds_count" in values(loading)
+
+
+def test_replicas_are_told_apart() -> None:
+    both = {"a": Metrics(), "b": Metrics()}
+    for count, metrics in enumerate(both.values(), 1):
+        for _ in range(count):
+            metrics.ended("answered")
+            metrics.first_token.observe(count)
+    text = merged({name: metrics.text() for name, metrics in both.items()}).decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert families["owl_requests"].type == "counter"
+    assert families["owl_first_token_seconds"].type == "histogram"
+    totals = {
+        sample.labels["replica"]: sample.value
+        for sample in families["owl_requests"].samples
+        if sample.labels == {"outcome": "answered", "replica": sample.labels["replica"]}
+    }
+    assert totals == {"a": 1, "b": 2}
+    sums = [s.value for s in families["owl_first_token_seconds"].samples if s.name.endswith("_sum")]
+    assert sums == [1, 4]
+    assert text.count("# TYPE owl_requests_total counter") == 1

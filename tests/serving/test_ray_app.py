@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 ray = pytest.importorskip("ray", reason="needs the extra ray: pip install 'owl-fast[ray]'")
 
@@ -28,6 +30,7 @@ from ray.exceptions import ActorUnavailableError  # noqa: E402
 from ray.serve.exceptions import BackPressureError  # noqa: E402
 
 from owl_fast import Engine  # noqa: E402
+from owl_fast.engine.opening import BUNDLED  # noqa: E402
 from owl_fast.errors import ParameterError  # noqa: E402
 from owl_fast.serving import ray_app  # noqa: E402
 from owl_fast.serving.errors import ApiError  # noqa: E402
@@ -295,11 +298,22 @@ def test_a_replica_whose_model_is_silent_is_ill(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [({"replica": "2"}, "replica is no argument; wanted some of replicas, cpus"), ({"gpus": "one"}, "one")],
+    [
+        ({"replica": "2"}, "replica is no argument; wanted some of replicas, cpus"),
+        ({"gpus": "one"}, "one"),
+        ({"adapters": "mine"}, "NAME=DIR"),
+        ({"image_hosts": "https://a.example"}, "hosts of pictures"),
+    ],
 )
 def test_arguments_that_are_none(args: dict[str, Any], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         ray_app.build(args)
+
+
+def test_a_short_key_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OWL_API_KEY", "short")
+    with pytest.raises(ParameterError, match="at least 16"):
+        ray_app.build({})
 
 
 # --- a cluster ---
@@ -325,13 +339,29 @@ class Cluster:
         )
         return urllib.request.urlopen(request, timeout=timeout)
 
+    def get(self, path: str) -> Any:
+        return urllib.request.urlopen(self._url + path, timeout=120)
+
+    def metrics(self, name: str) -> Counter[str]:
+        """Of each replica, by its name."""
+        with self.get("/metrics") as reply:
+            families = text_string_to_metric_families(reply.read().decode())
+        found: Counter[str] = Counter()
+        for sample in (sample for family in families for sample in family.samples if sample.name == name):
+            found[sample.labels["replica"]] += int(sample.value)
+        return found
+
     def ask(self, body: dict[str, Any]) -> str:
         with self.open(body) as reply:
             return str(json.load(reply)["choices"][0]["message"]["content"])
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    mine = tmp_path_factory.mktemp("adapters") / "mine"
+    mine.mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(BUNDLED / "adapter" / file, mine / file)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -340,6 +370,7 @@ def cluster() -> Iterator[Cluster]:
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         args = {"replicas": "2", "device": "cpu", "max_context": "1024", "max_batch": "8"}
+        args |= {"adapters": f"mine={mine}", "image_dir": str(ROOT / "examples")}
         serve.run(ray_app.build(args), name="owl", route_prefix="/")
         yield Cluster(port)
     finally:
@@ -416,6 +447,20 @@ def test_the_door_is_that_of_the_server(cluster: Cluster) -> None:
         assert refused.value.code == status
         assert json.load(refused.value)["error"]["code"] == code
         assert refused.value.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.slow
+def test_adapters_files_and_metrics_are_those_of_the_server(cluster: Cluster, golden: str) -> None:
+    assert len(cluster.metrics("owl_steps_total")) == 2
+    before = cluster.metrics("owl_requests_total").total()
+    with cluster.get("/v1/models") as reply:
+        assert [model["id"] for model in json.load(reply)["data"]] == ["owl-nano", "mine"]
+    assert cluster.ask({**QUESTION, "model": "mine"})
+    assert cluster.ask(QUESTION) == golden
+    star = chat(None, "What color is the star?", max_tokens=16)
+    star["messages"][0]["content"].insert(0, {"type": "image_url", "image_url": {"url": "scene.png"}})
+    assert cluster.ask(star) == "The star is red."
+    until(lambda: cluster.metrics("owl_requests_total").total() == before + 3, every=0.5)
 
 
 def read(cluster: Cluster, body: dict[str, Any], begun: threading.Semaphore) -> str:
