@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 from owl_fast.engine.request import Request
 
@@ -25,8 +26,7 @@ class WaitingRequests:
         return sum(map(len, self._queues.values()))
 
     def __iter__(self) -> Iterator[Request]:
-        for queue in self._queues.values():
-            yield from queue
+        return chain.from_iterable(self._queues.values())
 
     @property
     def clients(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
@@ -53,6 +54,9 @@ class Service:
             engine.load_adapter(adapter, folder)
         engine.warm_up(self.limits.step)
         self.open(engine, name, Media(engine.processor, self.limits, hosts, image_dir))
+        # A full collection would stop everything, for 0.15 s: let it not look at what is there to stay.
+        gc.collect()
+        gc.freeze()
         return engine
 
     def open(self, engine: Engine, name: str, pictures: PictureReader) -> None:
@@ -72,6 +76,7 @@ class Service:
         """The model may go on, but pictures are not read any more."""
         if self._pictures is not None:
             self._pictures.close()
+        gc.unfreeze()
 
     @property
     def running(self) -> Engine:
