@@ -16,6 +16,7 @@ Text is tokenized piece by piece, as the original does: its pieces are what stan
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -36,10 +37,11 @@ HEADER = (
 Message = Mapping[str, Any]
 
 # Where a reader sees a new line, so that no typed text looks like a turn of the template; characters without
-# width or ink do not hide a marker from people.
-_INVISIBLE = "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
-_SEEN_ROLE = "|".join("".join(f"[{_INVISIBLE}]*{letter}" for letter in role) for role in ("Human:", "AI:"))
-_ROLE_LINE = re.compile(f"(^|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])(?={_SEEN_ROLE})")
+# width or ink, and marks on other characters, do not hide a marker from people.
+_LINE_END = re.compile("([\n\r\v\f\x1c-\x1e\x85\u2028\u2029])")
+_MARKERS = ("Human:", "AI:")
+_UNSEEN = frozenset(("Cc", "Cf", "Cn", "Me", "Mn"))  # Unicode's categories; a tab is one of them, and seen
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # of others
 # In written-out records: a marker stands at the start of a line, followed by a space or nothing.
 _RECORD_TURN = re.compile(r"^(Human|AI):(?: |$)", re.MULTILINE)
 
@@ -203,7 +205,20 @@ def _read_messages(messages: Sequence[Message], system: str | None) -> tuple[str
 
 def _guard(text: str) -> str:
     """One space before a role marker that begins a line of typed text."""
-    return _ROLE_LINE.sub(r"\1 ", text)
+    return "".join(f" {line}" if _looks_like_a_turn(line) else line for line in _LINE_END.split(text))
+
+
+def _looks_like_a_turn(line: str) -> bool:
+    seen = ""
+    for letter in line:
+        if letter in _BLANK or (letter != "\t" and unicodedata.category(letter) in _UNSEEN):
+            continue
+        seen += letter
+        if not any(marker.startswith(seen) for marker in _MARKERS):
+            return False
+        if seen in _MARKERS:
+            return True
+    return False
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ TOKENIZERS = [
     Tokenizer.from_file(Path(__file__).parents[1] / "owl_fast/assets/owl-nano/tokenizer.model"),
 ]
 ROWS = 9
-PLACE, TYPED_PLACE = "\x02", "\x03"  # how a picture is written here, and what a typed PLACE becomes
+PLACE, TYPED_PLACE = "\ue000", "\ue001"  # how a picture is written here, and what a typed PLACE becomes
 LONG = 256 << 10
 
 Content = str | list[dict[str, Any]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import takewhile
 from typing import Any
+from unicodedata import category
 
 from hypothesis import strategies as st
 
@@ -25,10 +26,15 @@ MARKERS = [
     "[INST]",
 ]
 LINES = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1e", "\x85", "\u2028", "\u2029"]
-INVISIBLE = ["\u200b", "\u200d", "\u00ad", "\ufeff", "\u2060", "\u202e", "\ufe0f"]
+INVISIBLE = [
+    *("\u200b", "\u200d", "\u00ad", "\ufeff", "\u2060", "\u202e", "\ufe0f", "\ufff9", "\U000e0041"),
+    *("\u115f", "\u2800", "\u3164", "\u17b5", "\u180b", "\U0001d173", "\U000e0100"),
+    *("\x08", "\x7f", "\u0307"),
+]
 OTHER = [
     "\x00",
     "\x02",
+    "\ue000",
     " ",
     "\t",
     "▁",
@@ -90,8 +96,14 @@ def expected_lines(content: str | list[dict[str, Any]]) -> list[str | None]:
 
 
 def visible(prompt: str) -> str:
-    return re.sub(
-        "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]", "", prompt
+    """Without what has no width or no ink, or stands on another character."""
+    kept = "\t\n\r\v\f\x1c\x1d\x1e\x85"
+    hidden = re.compile("C[cfn]|M[en]")
+    return "".join(
+        letter
+        for letter in prompt
+        if letter in kept
+        or not (hidden.match(category(letter)) or letter in "\u115f\u1160\u2800\u3164\uffa0")
     )
 
 

@@ -98,7 +98,7 @@ class Guard:
         raise ApiError(
             421,
             "this server does not answer under this host name and port; "
-            "the names it answers under are given when it is started (--public-host)",
+            "others are named when it is started, such as --public-host 127.0.0.1:8080",
             code="unknown_host",
         )
 
@@ -128,13 +128,14 @@ class _Exchange:
         self._held: list[Message] = []
         self._started = False
         self._refused = False  # whatever the application may still say
+        self._left = False  # the client, and nobody needs a reply
 
     async def run(self, guard: Guard) -> None:
         try:
             await guard.admit(self._scope, self.receive, self.send)
             for message in self._held:
                 await self._pass(message)
-            if not self._started and not self._refused:
+            if not (self._started or self._refused or self._left):
                 raise RuntimeError("the application gave no reply")
         except ClientDisconnect:
             pass
@@ -149,6 +150,7 @@ class _Exchange:
         if self._refused:
             return {"type": "http.disconnect"}
         message = await self._receive()
+        self._left |= message["type"] == "http.disconnect"
         if message["type"] == "http.request":
             self._received += len(message.get("body", b""))
             if self._received > self._limits.body:

@@ -12,7 +12,7 @@ class Limits:
     # What a request may say.
     body: int = 20 << 20
     json_depth: int = 32
-    json_tokens: int = 200_000  # strings, brackets and commas
+    json_tokens: int = 20_000  # strings, brackets and commas
     messages: int = 128
     text: int = 256 << 10  # of all messages together, encoded
     images: int = 4

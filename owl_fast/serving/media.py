@@ -23,6 +23,7 @@ from owl_fast.serving.errors import ApiError
 from owl_fast.serving.limits import Limits
 from owl_fast.serving.picture_workers import PictureWorkers
 
+MAX_NAME = 4096  # characters, as the system has it
 NO_FILE = f"no such picture in the server's folder; wanted a file of at most {MAX_BYTES >> 20} MiB"
 
 
@@ -89,6 +90,8 @@ class Media:
 def read_inside(folder: str, name: str) -> bytes:
     """A regular file inside a folder (its real path). ImageError, always the same, for anything else."""
     try:
+        if len(name) > MAX_NAME:  # resolving takes time with the square of the parts
+            raise OSError("too long")
         if name.startswith("file:///"):
             name = unquote(name.removeprefix("file://"), errors="strict")
         path = os.path.realpath(os.path.join(folder, name))

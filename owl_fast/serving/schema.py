@@ -7,7 +7,7 @@ its names are told to the caller, who logs them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -63,7 +63,7 @@ class Sampling(_Strict):
     metadata: Annotated[dict[str, str], Field(max_length=64)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=_COUNT)] | None = None
     min_p: Annotated[float, Field(ge=0, lt=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     no_repeat_ngram_size: Count | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=LIMITS.stop_ids)] | None = None
     ignore_eos: bool | None = None
@@ -134,7 +134,7 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 class Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(min_length=1, max_length=1024)]
+    content: Text | Annotated[list[Part], Field(min_length=1, max_length=1024, fail_fast=True)]
 
     @property
     def parts(self) -> list[TextPart | ImagePart]:
@@ -143,7 +143,8 @@ class Message(_Strict):
         return self.content
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=LIMITS.messages)]
+# An error for each of thousands of parts would take the event loop's time.
+Messages = Annotated[list[Message], Field(min_length=1, max_length=LIMITS.messages, fail_fast=True)]
 
 
 class ResponseFormat(_Strict):
@@ -345,30 +346,59 @@ _NAME = re.compile(r"[a-z_]+")
 
 
 def _refusal(found: list[ErrorDetails]) -> ApiError:
-    """Of alternatives each says what is wrong with it: the one that got furthest is meant."""
+    """Of alternatives each says what is wrong with it: meant is the one that got furthest."""
     places = [".".join(_known(error["loc"])) for error in found]
     where = max(places, key=lambda place: place.count("."))
-    said = dict.fromkeys(_said(error) for error, place in zip(found, places, strict=True) if place == where)
-    message = f"{where}: {', or '.join(said)}"
+    there = [error for error, place in zip(found, places, strict=True) if place == where]
+    meant = [error for error in there if not error["type"].endswith("_type")] or there
+    message = f"{where}: {', or '.join(dict.fromkeys(map(_said, meant)))}"
     return ApiError(400, message[: LIMITS.error // 2], param=where or None)
 
 
 def _known(loc: Iterable[str | int]) -> Iterable[str]:
-    """The parts of a place that the schema, and not the client, has named."""
+    """The parts of a place that the client, too, would name; not what the schema calls its alternatives."""
+    before: str | int = ""
     for part in loc:
-        if isinstance(part, int):
+        if isinstance(part, int) or (part in _FIELDS and not (isinstance(before, int) and part in _PARTS)):
             yield str(part)
-        elif part in _FIELDS:
-            yield part
+        before = part
 
 
 def _said(error: ErrorDetails) -> str:
-    context: Mapping[str, Any] = error.get("ctx", {})
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return "type: wanted text or image_url"
-    if error["type"] == "literal_error":
-        return f"wanted {context['expected']}"
-    return error["msg"].replace("Input should be", "wanted").removeprefix("Value error, ")
+    context = {name: _plain(value) for name, value in error.get("ctx", {}).items()}
+    words = _WORDS.get(error["type"])
+    return words.format_map(context) if words else error["msg"]
+
+
+def _plain(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_PARTS = ("text", "image_url")
+_WORDS = {
+    "missing": "is missing",
+    "string_type": "wanted a text",
+    "int_type": "wanted a whole number",
+    "float_type": "wanted a number",
+    "bool_type": "wanted true or false",
+    "list_type": "wanted a list",
+    "dict_type": "wanted an object",
+    "model_type": "wanted an object",
+    "model_attributes_type": "wanted an object",
+    "literal_error": "wanted {expected}",
+    "union_tag_invalid": f"type: wanted {' or '.join(_PARTS)}",
+    "union_tag_not_found": f"type: wanted {' or '.join(_PARTS)}",
+    "string_pattern_mismatch": "wanted ids of tokens, as texts",
+    "string_too_short": "wanted at least {min_length} character(s)",
+    "string_too_long": "wanted at most {max_length} characters",
+    "too_short": "wanted at least {min_length} of them",
+    "too_long": "wanted at most {max_length} of them",
+    "greater_than": "wanted more than {gt}",
+    "greater_than_equal": "wanted at least {ge}",
+    "less_than": "wanted less than {lt}",
+    "less_than_equal": "wanted at most {le}",
+    "finite_number": "wanted a finite number",
+}
 
 
 _FIELDS = frozenset(

@@ -75,7 +75,7 @@ def test_what_it_takes(body: bytes, value: object) -> None:
         (b"1" * 5000, "64 bits"),
         (b"[" * 33 + b"]" * 33, "deeper than 32 at line 1, column 33"),
         (b'{"a":' * 33, "deeper than 32"),
-        (b"[" + b"0," * 200_000 + b"0]", "more than 200000 strings"),
+        (b"[" + b"0," * 20_000 + b"0]", "more than 20000 strings"),
     ],
 )
 def test_what_it_refuses(body: bytes, words: str) -> None:

@@ -134,7 +134,7 @@ BOUNDS: dict[str, list[Any]] = {
     "metadata": ["x", {"a": 5}],
     "top_k": [-2, 1.5, 2**31],
     "min_p": [-0.1, 1, 1.1],
-    "repetition_penalty": [0, -1, 10.1],
+    "repetition_penalty": [0, -1, 0.009, 1e-300, 10.1],
     "no_repeat_ngram_size": [-1, 2**31, 0.5],
     "stop_token_ids": [[-1], ["a"], 5, [1] * 65],
     "ignore_eos": [1, "no"],
@@ -225,14 +225,17 @@ def test_bodies_that_are_no_objects(body: object) -> None:
 
 def test_messages_that_help() -> None:
     error = refused(ChatRequest, {**CHAT, "messages": [{"role": "user", "content": 5}]})
-    assert error.message == "messages.0.content: wanted a valid string, or wanted a valid list"
+    assert error.message == "messages.0.content: wanted a text, or wanted a list"
     error = refused(ChatRequest, {**CHAT, "messages": [{"role": "bot", "content": "x"}]})
     assert error.message == "messages.0.role: wanted 'system', 'developer', 'user' or 'assistant'"
     error = refused(ChatRequest, {**CHAT, "messages": [{"role": "user", "content": [{"type": "x"}]}]})
     assert error.message == "messages.0.content.0: type: wanted text or image_url"
-    assert refused(ChatRequest, {**CHAT, "temperature": 3}).message == (
-        "temperature: wanted less than or equal to 2"
-    )
+    assert refused(ChatRequest, {**CHAT, "temperature": 3}).message == "temperature: wanted at most 2"
+    assert refused(ChatRequest, {**CHAT, "stop": ["a"] * 5}).message == "stop: wanted at most 4 of them"
+    assert refused(ChatRequest, {"messages": CHAT["messages"]}).message == "model: is missing"
+    url = [{"type": "image_url", "image_url": {"url": ""}}]
+    error = refused(ChatRequest, {**CHAT, "messages": [{"role": "user", "content": url}]})
+    assert error.param == "messages.0.content.0.image_url.url"
 
 
 def test_tokenize_wants_one_of_two() -> None:
