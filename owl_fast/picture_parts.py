@@ -47,4 +47,4 @@ def _jpeg_trouble(data: bytes) -> str | None:
             at += int.from_bytes(data[at : at + 2], "big")
         elif scans:
             break  # what comes behind the picture is never looked at
-    return None
+    return None if scans or len(data) - at <= MAX_PARTS else f"more than {MAX_PARTS} segments"

@@ -77,7 +77,7 @@ def test_parts_are_counted_as_the_decoders_do() -> None:
     assert parts_trouble(jpeg_scans(MAX_SCANS - 10)) is None
     assert parts_trouble(jpeg_scans(MAX_SCANS + 1)) == f"more than {MAX_SCANS} scans"
     assert parts_trouble(BOMBS["png chunks"]()) == f"more than {MAX_PARTS} chunks"
-    for name in ("segments", "comments", "fill", "ends", "hidden"):
+    for name in ("run", "segments", "comments", "fill", "ends", "hidden"):
         assert parts_trouble(BOMBS[f"jpeg {name}"]()) == f"more than {MAX_PARTS} segments", name
     # Scans that a decoder passes over: in a comment, behind the end, in a thumbnail.
     plain = good("JPEG")[0]

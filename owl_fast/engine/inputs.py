@@ -78,17 +78,17 @@ class InputReader:
         begun = any(isinstance(piece, TextPiece) and piece.supervised for piece in pieces)
         return PreparedPrompt(ids, self.pixels(pictures), adapter, begun)
 
-    def read_item(self, item: PromptItem, index: int, adapter: str | None = None) -> PreparedPrompt:
+    def read_item(self, item: PromptItem, where: str, adapter: str | None = None) -> PreparedPrompt:
         """One entry of a list of requests: a raw prompt, {"prompt", "images"} or {"messages"}, each dict with
-        an "adapter" if it wants one of its own."""
+        an "adapter" if it wants one of its own. where: stands before what is said of an error."""
         if isinstance(item, str):
             return self.read(item, adapter=adapter)
         if not isinstance(item, Mapping):
-            raise PromptError(f"request {index}: a {type(item).__name__} came; wanted a prompt or a dict")
+            raise PromptError(f"{where}a {type(item).__name__} came; wanted a prompt or a dict")
         unknown = item.keys() - {"prompt", "messages", "images", "adapter"}
         if unknown or ("prompt" in item) == ("messages" in item):
             raise PromptError(
-                f"request {index}: keys {sorted(map(str, item))}; "
+                f"{where}keys {sorted(map(str, item))}; "
                 'wanted {"prompt", "images"} or {"messages"}, and "adapter" if one is meant'
             )
         prompt = item["prompt"] if "prompt" in item else item["messages"]
@@ -96,7 +96,7 @@ class InputReader:
         try:
             return self.read(prompt, item.get("images"), adapter if own is None else own)
         except (PromptError, ImageError) as error:
-            raise type(error)(f"request {index}: {error}") from None
+            raise type(error)(f"{where}{error}") from None
 
     def pixels(self, pictures: Sequence[object] | None) -> list[Tensor]:
         """float32 (3, S, S) of each picture, (T, 3, S, S) of each video."""

@@ -74,7 +74,11 @@ class RequestMaker:
                 f"a {type(prompts).__name__} came; wanted a text, a list of messages or a list of requests"
             )
         common = chosen(params, options)
-        items = [self.reader.read_item(item, index, adapter) for index, item in enumerate(prompts)]
+        several = list(prompts)
+        places = [f"request {index}: " if len(several) > 1 else "" for index in range(len(several))]
+        items = [
+            self.reader.read_item(item, where, adapter) for item, where in zip(several, places, strict=True)
+        ]
         return [self(item, common, client=client) for item in items]
 
     def read_all(
@@ -144,8 +148,8 @@ class RequestMaker:
         if length + wanted > self.max_context:
             pictures = prepared.ids.count(IMAGE_ID)
             raise ContextLengthError(
-                f"the prompt takes {length} positions ({pictures} of them pictures) and {wanted} more were "
-                f"asked for: {length + wanted}, the context has {self.max_context}; "
+                f"the prompt takes {length} positions ({pictures} of them pictures) and the answer up to "
+                f"{wanted}: {length + wanted}, the context has {self.max_context}; "
                 "shorten the prompt or ask for fewer tokens"
             )
         if params.beams > self.max_batch:

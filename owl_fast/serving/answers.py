@@ -44,19 +44,20 @@ class Reply(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = client_of(scope)
-        outcome = "gone"
+        outcome: str | None = "gone"
         try:
             left = await until_gone(receive, self._answer(client, send))
             outcome = "gone" if left else "answered"
         except ApiError as error:
-            outcome = f"refused {error.status}"
-            if not self._begun:
-                raise
+            outcome = f"refused {error.status}" if self._begun else None
+            if outcome is None:
+                raise  # who tells the client counts it, too
             self._unsent += sse(error.body)
             await self._flush(send, more=False)
         finally:
-            self._service.metrics.ended(outcome)
-            scope.setdefault("state", {})["said"] = self._said(outcome)
+            if outcome is not None:
+                self._service.metrics.ended(outcome)
+                scope.setdefault("state", {})["said"] = self._said(outcome)
 
     async def _answer(self, client: str, send: Send) -> None:
         admission = self._service.admission
@@ -71,7 +72,7 @@ class Reply(Response):
         except ApiError:
             raise
         except Exception as error:
-            raise as_api_error(error) from error
+            raise as_api_error(error, self._request.source) from error
         finally:
             if stream is not None:
                 stream.cancel()
@@ -194,8 +195,9 @@ class Reply(Response):
         await send({"type": "http.response.body", "body": data, "more_body": more})
 
     def _said(self, outcome: str) -> str:
-        first = f", first after {self._first:.3f} s" if self._tokens else ""
-        return f"{outcome}, {self._tokens} tokens{first}"
+        return (
+            f"{outcome}, {self._tokens} tokens, first after {self._first:.3f} s" if self._tokens else outcome
+        )
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
@@ -223,18 +225,19 @@ def client_of(scope: Scope) -> str:
     return client if isinstance(client, str) else f"address {(scope.get('client') or ('?',))[0]}"
 
 
-def as_api_error(error: Exception) -> ApiError:
-    """What the client hears of it: the engine's own words where they repeat nothing that came."""
+def as_api_error(error: Exception, source: str | None = None) -> ApiError:
+    """What the client hears of it: the engine's own words where they repeat nothing that came. source: the
+    parameter with the prompt."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextLengthError):
-        return ApiError(400, str(error), code="context_length_exceeded", param="messages")
+        return ApiError(400, str(error), code="context_length_exceeded", param=source)
     if isinstance(error, ImageError):
-        return ApiError(400, str(error), code="invalid_image", param="messages")
+        return ApiError(400, str(error), code="invalid_image", param=source)
     if isinstance(error, PromptError):
-        return ApiError(400, str(error), param="messages")
+        return ApiError(400, str(error), param=source)
     if isinstance(error, ParameterError):
-        return ApiError(400, "a parameter is out of range, or an id in it is not in the vocabulary")
+        return ApiError(400, "a parameter is out of range")
     if isinstance(error, OwlError) and str(error) == NONE_ALLOWED:
         return ApiError(400, "no_repeat_ngram_size and min_tokens forbid every token; loosen them")
     return internal_error(error)

@@ -8,6 +8,7 @@ import mimetypes
 import re
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,11 @@ def make_app(
     *,
     page: Path = PAGE,
     describe: bool = True,
+    measure: bool = True,
     lifespan: Lifespan[FastAPI] | None = None,
 ) -> FastAPI:
-    """page: the folder of the web page; its files lie beside the routes. describe: GET /openapi.json."""
+    """page: the folder of the web page; its files lie beside the routes. describe: GET /openapi.json.
+    measure: GET /metrics."""
     app = FastAPI(
         title="owl_fast",
         docs_url=None,
@@ -55,8 +58,8 @@ def make_app(
     )
     app.router.route_class = _Route
     app.openapi = lambda: documents.openapi(app)  # type: ignore[method-assign]
-    app.add_exception_handler(ApiError, _refuse)
-    app.add_exception_handler(HTTPException, _refuse)
+    for kind in (ApiError, HTTPException):
+        app.add_exception_handler(kind, partial(_refuse, service))
     app.add_middleware(_Log)
 
     @app.post("/v1/chat/completions", **documents.of(ChatRequest, documents.ChatReply))
@@ -85,6 +88,10 @@ def make_app(
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": service.models()})
 
+    @app.get("/v1/models/{model}", **documents.of_model())
+    async def model(request: Request) -> Response:
+        return JSONResponse(service.model(request.path_params["model"]))
+
     @app.get("/health", **documents.of(None, documents.Status))
     async def health() -> Response:
         service.check_loaded()
@@ -95,10 +102,14 @@ def make_app(
         service.check_ready()
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics", include_in_schema=False)
+    for path, check in {"/health": health, "/ready": ready}.items():
+        app.add_api_route(path, check, methods=["HEAD"], include_in_schema=False)
+
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
+    if measure:
+        app.add_api_route("/metrics", metrics, include_in_schema=False)
     for path, file in page_files(page).items():
         app.add_api_route(path, _file(file), include_in_schema=False)
     return app
@@ -124,9 +135,10 @@ async def _asked(service: Service, request: Request, kind: type[schema.Asked]) -
     """The request in the body; ApiError."""
     service.check_loaded()
     body = await request.body()
-    if kind is not TokenizeRequest:
-        service.admission.check(client_of(request.scope))
+    service.admission.check(client_of(request.scope))
     asked = schema.read(kind, parse(body, service.limits))
+    if isinstance(asked, schema.Sampling):
+        asked.check_ids(service.running.config.llama.vocab_size)
     if unknown := list(asked.model_extra or ()):
         names = [name for name in unknown if _NAME.fullmatch(name)][:_MANY]
         logger.info("%d unknown field(s) ignored: %s", len(unknown), ", ".join(names) or "odd names")
@@ -137,6 +149,7 @@ def _ids(engine: Engine, asked: TokenizeRequest) -> list[int]:
     """As a prompt has them; a picture's rows are -1."""
     if asked.prompt is not None:
         pieces = prompts.raw_pieces(asked.prompt, engine.config.video)
+        schema.check_pictures(sum(isinstance(piece, prompts.ImagePiece) for piece in pieces), "prompt")
     else:
         assert asked.messages is not None, "it has been checked"
         seen = [object()] * schema.LIMITS.images  # which pictures, does not matter
@@ -161,11 +174,14 @@ class _Route(APIRoute):
         return guarded
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _refuse(service: Service, request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         text = {404: "there is nothing at this path", 405: "this path has another method"}
         error = ApiError(error.status_code, text.get(error.status_code, "the request cannot be answered"))
     assert isinstance(error, ApiError)
+    if request.method == "POST":
+        service.metrics.ended(f"refused {error.status}")
+    request.state.said = " ".join(filter(None, (error.code, error.param)))
     return Response(error.content, error.status, error.headers)
 
 

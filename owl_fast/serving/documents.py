@@ -139,7 +139,7 @@ class Status(_Reply):
 
 _MODELS = (
     *(ChatRequest, CompletionRequest, TokenizeRequest),
-    *(ChatReply, CompletionReply, Tokens, Models, Status, Error),
+    *(ChatReply, CompletionReply, Tokens, Model, Models, Status, Error),
 )
 
 
@@ -161,6 +161,14 @@ def of(request: type[BaseModel] | None, reply: type[BaseModel]) -> dict[str, Any
         body = {"required": True, "content": {"application/json": {"schema": _ref(request)}}}
         described["openapi_extra"] = {"requestBody": body}
     return described
+
+
+def of_model() -> dict[str, Any]:
+    """How the route of one model describes itself."""
+    described = of(None, Model)
+    described["responses"][404] = described["responses"][503]
+    name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+    return described | {"openapi_extra": {"parameters": [name]}}
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Guard:
         raise ApiError(
             421,
             "this server does not answer under this host name and port; "
-            "others are named when it is started, such as --public-host 127.0.0.1:8080",
+            "others are named when it is started: --public-host NAME or NAME:PORT",
             code="unknown_host",
         )
 

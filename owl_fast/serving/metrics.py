@@ -20,15 +20,19 @@ _BETWEEN = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 # (name, what it is, its value): of the engine.
 _COUNTERS: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
     ("owl_prompt_tokens", "Positions of prompts of ended answers", lambda s: s.usage.prompt_tokens),
-    ("owl_image_tokens", "Those of pictures among them", lambda s: s.usage.image_tokens),
-    ("owl_cached_tokens", "Those found in the cache among them", lambda s: s.usage.cached_tokens),
+    ("owl_image_tokens", "Positions of pictures, among those of prompts", lambda s: s.usage.image_tokens),
+    (
+        "owl_cached_tokens",
+        "Positions of prompts that were found in the cache",
+        lambda s: s.usage.cached_tokens,
+    ),
     ("owl_generation_tokens", "Tokens of ended answers", lambda s: s.usage.completion_tokens),
     ("owl_steps", "Batches computed", lambda s: s.steps),
     ("owl_failed_steps", "Batches that failed", lambda s: s.failed_steps),
     ("owl_step_seconds", "Seconds spent in steps", lambda s: s.busy_seconds),
     ("owl_preemptions", "Running answers that had to wait again", lambda s: s.preemptions),
     ("owl_pictures", "Pictures asked for", lambda s: s.pictures),
-    ("owl_pictures_cached", "Those whose rows were in the cache", lambda s: s.pictures_cached),
+    ("owl_pictures_cached", "Pictures asked for whose rows were in the cache", lambda s: s.pictures_cached),
     ("owl_guesses", "Tokens guessed (--speculation)", lambda s: s.guesses),
     ("owl_guesses_right", "Guesses that came true", lambda s: s.guesses_right),
 )
@@ -106,7 +110,9 @@ class _OfEngine(Collector):
             yield GaugeMetricFamily(name, text, value=value(stats))
         yield GaugeMetricFamily("owl_queue_requests", "Requests that wait", value=len(waiting))
         positions = sum(ticket.positions for ticket in waiting)
-        yield GaugeMetricFamily("owl_queue_positions", "Positions of their prompts", value=positions)
+        yield GaugeMetricFamily(
+            "owl_queue_positions", "Positions of the prompts of requests that wait", value=positions
+        )
 
     def describe(self) -> Iterable[Metric]:
         return ()

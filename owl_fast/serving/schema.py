@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -84,6 +84,13 @@ class Sampling(_Strict):
         if len(set(biased)) < len(biased):
             raise ApiError(400, "logit_bias names a token twice", param="logit_bias")
 
+    def check_ids(self, vocabulary: int) -> None:
+        """ApiError for an id of no token. vocabulary: so many there are."""
+        named = {"logit_bias": map(int, self.logit_bias or ()), "stop_token_ids": self.stop_token_ids or ()}
+        for name, ids in named.items():
+            if any(token >= vocabulary for token in ids):
+                raise ApiError(400, f"{name}: ids of tokens go from 0 to {vocabulary - 1}", param=name)
+
     @property
     def longest(self) -> int | None:
         """Tokens of an answer at most; None: what the context leaves."""
@@ -152,6 +159,8 @@ class ResponseFormat(_Strict):
 
 
 class ChatRequest(Sampling):
+    source: ClassVar = "messages"
+
     messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1, le=_COUNT)] | None = None
     logprobs: bool | None = None
@@ -227,6 +236,8 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """prompt: written out, "<image>" where a picture stands; images: those pictures, an extra field."""
 
+    source: ClassVar = "prompt"
+
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=LIMITS.answers)]
     images: list[Url] | None = None
     logprobs: Logprobs | None = None
@@ -258,7 +269,7 @@ class CompletionRequest(Sampling):
             raise ApiError(400, f"prompts times n: at most {LIMITS.answers} answers", param="n")
         if self.images and len(self.texts) > 1:
             raise ApiError(400, "images go with one prompt", param="images")
-        _check_images(len(self.images or ()), "images")
+        check_pictures(len(self.images or ()), "images")
         _check_text(self.texts, "prompt")
 
     @property
@@ -307,11 +318,11 @@ def engine_messages(messages: Iterable[Message], pictures: Sequence[object]) -> 
 def check_sizes(messages: Iterable[Message]) -> None:
     """ApiError for more text or pictures than a request may have."""
     parts = [part for message in messages for part in message.parts]
-    _check_images(sum(isinstance(part, ImagePart) for part in parts), "messages")
+    check_pictures(sum(isinstance(part, ImagePart) for part in parts), "messages")
     _check_text([part.text for part in parts if isinstance(part, TextPart)], "messages")
 
 
-def _check_images(count: int, param: str) -> None:
+def check_pictures(count: int, param: str) -> None:
     if count > LIMITS.images:
         raise ApiError(
             400, f"{count} pictures came; at most {LIMITS.images}", code="too_many_images", param=param

@@ -97,7 +97,8 @@ class Service:
 
     def adapter(self, model: str) -> str:
         """Behind a model's name; ApiError if there is none."""
-        if self.running and model in self._models:
+        self.check_loaded()
+        if model in self._models:
             return self._models[model]
         raise ApiError(
             404,
@@ -107,19 +108,22 @@ class Service:
         )
 
     def models(self) -> list[dict[str, Any]]:
-        engine = self.running
+        """What clients hear of all models."""
+        self.check_loaded()
+        return [self.model(name) for name in self._models]
+
+    def model(self, name: str) -> dict[str, Any]:
+        """What clients hear of a model; ApiError if there is none."""
+        self.adapter(name)
         main = next(iter(self._models))
-        return [
-            {
-                "id": name,
-                "object": "model",
-                "created": self._since,
-                "owned_by": "owl_fast",
-                "parent": None if name == main else main,
-                "max_model_len": engine.max_context,
-            }
-            for name in self._models
-        ]
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._since,
+            "owned_by": "owl_fast",
+            "parent": None if name == main else main,
+            "max_model_len": self.running.max_context,
+        }
 
     async def pictures(self, urls: Sequence[str], client: str) -> list[object]:
         """What the URLs name, as the engine takes it; ApiError."""

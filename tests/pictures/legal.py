@@ -208,6 +208,7 @@ BOMBS = {
     "png empty data": lambda: _png_stuffed(b"IDAT", b"", LARGE // 12),
     "png profile": lambda: _png_stuffed(b"iCCP", b"k\0\0" + zlib.compress(bytes(50 << 20)), 1),
     "jpeg scans": lambda: jpeg_scans(65),
+    "jpeg run": lambda: b"\xff\xd8" + b"\xff" * LARGE,
     "jpeg segments": lambda: _jpeg_stuffed(b"\xff\xe9\0\2", LARGE),
     "jpeg comments": lambda: _jpeg_stuffed(b"\xff\xfe\0\2", LARGE),
     "jpeg fill": lambda: _jpeg_stuffed(b"\xff", LARGE),

@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 
+import httpx
 import pytest
 
 from owl_fast.prompts import IMAGE_ID
@@ -18,6 +19,7 @@ ROUTES = {
     ("POST", "/v1/completions"),
     ("POST", "/tokenize"),
     ("GET", "/v1/models"),
+    ("GET", "/v1/models/{model}"),
     ("GET", "/health"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
@@ -36,6 +38,9 @@ def test_there_are_these_routes_and_no_others() -> None:
     page = {("GET", path) for path in page_files()}
     assert routes(make_app(Service(), describe=False)) == ROUTES | page
     assert routes(make_app(Service())) == ROUTES | page | {("GET", "/openapi.json")}
+    assert routes(make_app(Service(), describe=False, measure=False)) == (
+        (ROUTES | page) - {("GET", "/metrics")}
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,6 +80,9 @@ def test_health(owls: Owls) -> None:
     with owls.client() as client:
         assert client.get("/health").json() == {"status": "ok"}
         assert client.get("/ready").json() == {"status": "ready"}
+        for path in ("/health", "/ready"):
+            reply = client.head(path)
+            assert (reply.status_code, reply.content) == (200, b"")
 
 
 def test_replies_do_not_wait_for_acknowledgements(owls: Owls) -> None:
@@ -98,6 +106,8 @@ def test_tokenize(owls: Owls) -> None:
         assert asked["tokens"].count(IMAGE_ID) == engine.config.image_rows
         assert client.post("/tokenize", json={"prompt": "x", "model": "none"}).status_code == 404
         assert client.post("/tokenize", json={}).status_code == 400
+        many = client.post("/tokenize", json={"prompt": "<image>" * 5})
+        assert (many.status_code, many.json()["error"]["code"]) == (400, "too_many_images")
 
 
 def test_the_page(owls: Owls, tmp_path: Path) -> None:
@@ -129,6 +139,18 @@ def test_unknown_fields_are_named_in_the_log(owls: Owls, caplog: pytest.LogCaptu
     assert line == "22 unknown field(s) ignored: store, x0, x1, x2, x3, x4, x5, x6"
 
 
+def test_who_leaves_before_the_reply_is_no_error(owls: Owls, caplog: pytest.LogCaptureFixture) -> None:
+    owls.idle()
+    caplog.set_level(logging.INFO)
+    asked = {"messages": asking("x"), **FIXED, "max_tokens": 1500, "ignore_eos": True}
+    with owls.client() as client, pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/chat/completions", json=asked, timeout=0.2)
+    owls.idle()
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("owl_fast")]
+    assert line.startswith("POST /v1/chat/completions 499, ")
+    assert line.endswith(" s, gone")
+
+
 def test_one_line_for_a_request(owls: Owls, caplog: pytest.LogCaptureFixture) -> None:
     owls.idle()  # what was asked before has had its line
     caplog.set_level(logging.INFO)
@@ -146,6 +168,7 @@ def test_one_line_for_a_request(owls: Owls, caplog: pytest.LogCaptureFixture) ->
     assert "answered" in lines[0]
     assert " tokens, first after " in lines[0]
     assert lines[1].startswith("POST /v1/chat/completions 404, ")
+    assert lines[1].endswith(" s, model_not_found model")
     assert lines[2].startswith("POST (no such path) 404, ")
     assert not any("CANARY" in line or data_uri()[50:80] in line for line in lines)
 

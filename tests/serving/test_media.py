@@ -21,13 +21,13 @@ from PIL import Image
 from benchmarks.memory import resident_bytes
 from owl_fast import Engine, fetch
 from owl_fast.engine.pictures import Picture
-from owl_fast.errors import ParameterError
+from owl_fast.errors import ImageError, ParameterError
 from owl_fast.images import ImageProcessor
 from owl_fast.picture_files import MAX_BYTES
 from owl_fast.serving import media
 from owl_fast.serving.errors import ApiError
 from owl_fast.serving.limits import Limits
-from owl_fast.serving.media import NO_FILE, Media
+from owl_fast.serving.media import NO_FILE, Media, read_inside
 from tests.golden_data import image_files
 from tests.pictures.encoding import SIDE, good, saved
 from tests.pictures.legal import BOMBS
@@ -354,6 +354,16 @@ def test_no_traversal_reads_anything(folder: Path, monkeypatch: pytest.MonkeyPat
         assert len(os.listdir("/proc/self/fd")) == before
     assert all(Path(path).is_relative_to(os.path.realpath(folder)) for path in opened_files)
     assert len(os.listdir("/proc/self/fd")) == handles
+
+
+def test_a_name_is_only_resolved_when_it_can_be_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resolving takes time with the square of its parts."""
+    resolved: list[str] = []
+    monkeypatch.setattr(os.path, "realpath", resolved.append)
+    for name in ("a/" * 2049, "./" * 100_000, "file:///" + "a/" * 2049):
+        with pytest.raises(ImageError):
+            read_inside(str(folder), name)
+    assert not resolved
 
 
 def test_a_file_that_becomes_a_link_is_not_followed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

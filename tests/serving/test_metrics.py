@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -26,12 +27,17 @@ def test_what_is_counted(owls: Owls) -> None:
     with owls.openai() as client:
         reply = client.chat.completions.create(messages=seen(), **FIXED)
         list(client.chat.completions.create(messages=seen(), stream=True, **FIXED))
+        for wrong in ({"model": "other"}, {"max_tokens": 0}, {"max_tokens": 10**6}):
+            with pytest.raises(openai.APIStatusError):
+                client.chat.completions.create(messages=seen(), **{**FIXED, **wrong})
     owls.idle()
     after = values(owls)
     grown = {name: after[name] - before.get(name, 0) for name in after}
     assert reply.usage is not None
     tokens = reply.usage.completion_tokens
     assert grown["owl_requests_total[answered]"] == 2
+    assert grown["owl_requests_total[refused 404]"] == 1
+    assert grown["owl_requests_total[refused 400]"] == 2
     assert grown["owl_generation_tokens_total"] == 2 * tokens
     assert grown["owl_prompt_tokens_total"] == 2 * reply.usage.prompt_tokens
     assert grown["owl_cached_tokens_total"] > 0

@@ -145,6 +145,12 @@ def test_the_written_out_door(client: openai.OpenAI) -> None:
     assert streamed[-1].choices[0].finish_reason == "stop"
 
 
+def test_a_place_without_a_picture(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="400 - the prompt has 1 <image> place") as refused:
+        client.completions.create(prompt="Human: <image>\nAI: ", **FIXED)
+    assert refused.value.param == "prompt"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_several_prompts(client: openai.OpenAI, stream: bool) -> None:
     prompts = ["Human: What is 2 + 3?\nAI: ", "Human: Hello.\nAI: "]
@@ -204,6 +210,10 @@ def test_models(client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
     assert (model.id, model.object, model.owned_by) == (MODEL, "model", "owl_fast")
     assert (model.model_extra or {})["max_model_len"] == nano().max_context
+    assert client.models.retrieve(MODEL) == model
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.models.retrieve("other")
+    assert refused.value.code == "model_not_found"
 
 
 def test_adapters_are_models() -> None:
@@ -272,6 +282,8 @@ def test_adapters_are_models() -> None:
         ),
         ({"messages": asking("", "https://secret.example/")}, openai.BadRequestError, "invalid_image", None),
         ({"messages": asking("", "/etc/secret")}, openai.BadRequestError, "invalid_image", None),
+        ({"logit_bias": {"999999": 1}}, openai.BadRequestError, None, "logit_bias"),
+        ({"extra_body": {"stop_token_ids": [999999]}}, openai.BadRequestError, None, "stop_token_ids"),
     ],
 )
 def test_errors(client: openai.OpenAI, changed: Any, kind: Any, code: str | None, param: str | None) -> None:

@@ -26,7 +26,7 @@ CHECKS = [
     *(response_schema_conformance, negative_data_rejection),
 ]
 POSTS = ("/v1/chat/completions", "/v1/completions", "/tokenize")
-GETS = ("/v1/models", "/health", "/ready")
+GETS = ("/v1/models", "/v1/models/{model}", "/health", "/ready")
 LONGEST = 20.0  # seconds for a request on a busy machine; a hang takes longer
 
 
