@@ -1,6 +1,6 @@
 """The training command under Ray Train: each worker runs the same train(), torch's DDP makes one run of them.
 
-    pip install 'owl-fast[ray]'
+    pip install -c constraints.txt '.[ray]'
     python examples/ray_train.py --workers 2 -- --stage 2 --model owl_fast/assets/owl-nano \\
         --data examples/brief.jsonl --out runs/brief --max-steps 20 --batch 8
 

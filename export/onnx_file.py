@@ -32,7 +32,7 @@ EXTERNAL_BYTES = 1 << 30
 def check_packages() -> None:
     """UnsupportedError unless what exporting takes is installed."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise UnsupportedError(f"{', '.join(missing)}: not installed; pip install 'owl-fast[onnx]'")
+        raise UnsupportedError(f"{', '.join(missing)}: not installed; pip install '.[onnx]' in the checkout")
 
 
 def write_onnx(part: PicturePart, folder: Path, metadata: Mapping[str, str]) -> Path:

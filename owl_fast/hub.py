@@ -33,7 +33,7 @@ def local_path(model: str | Path) -> Path:
     except ImportError:
         raise UnsupportedError(
             f"{model}: no such file or folder; to get it from the Hugging Face hub, "
-            "pip install 'owl-fast[hub]'"
+            "pip install '.[hub]' in the checkout"
         ) from None
     folder = Path()
     for weights in _WEIGHTS:

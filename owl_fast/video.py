@@ -171,7 +171,7 @@ def _container(file: BinaryIO, label: str, count: int) -> list[Image.Image]:
     except ImportError:
         raise UnsupportedError(
             f"{label}: no GIF, PNG or WebP animation, and other videos need PyAV, which is not installed: "
-            "pip install 'owl-fast[video]', or pass the frames as pictures"
+            "pip install '.[video]' in the checkout, or pass the frames as pictures"
         ) from None
     try:
         # A file object, not a name, and nothing to follow: what is read is what was given.

@@ -55,7 +55,7 @@ def package_rows() -> tuple[Rows, bool]:
         complete = complete and version is not None
         rows.append((name, version or f"MISSING: pip install {name}"))
     for name, (purpose, extra) in OPTIONAL.items():
-        missing = f"not installed: {purpose}; pip install 'owl-fast[{extra}]'"
+        missing = f"not installed: {purpose}; pip install '.[{extra}]' in the checkout"
         rows.append((name, _version(name) or missing))
     return [*rows, ("libowl_cpu", _library())], complete
 

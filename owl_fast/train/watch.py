@@ -66,7 +66,7 @@ class Watch:
         try:
             from owl_fast.train.curves import draw_curves, read_points
         except ImportError:
-            _log.warning("no curves are drawn: matplotlib is missing (pip install 'owl-fast[train]')")
+            _log.warning("no curves are drawn without matplotlib: pip install '.[train]' in the checkout")
             return
         draw_curves(metrics, self.out / PLOTS)
         if self.events is not None:
@@ -109,7 +109,7 @@ def _events(folder: Path) -> Callable[[dict[str, list[tuple[int, float]]]], None
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UnsupportedError(
-            "--tensorboard needs the package tensorboard: pip install 'owl-fast[tensorboard]'"
+            "--tensorboard needs the package tensorboard: pip install '.[tensorboard]' in the checkout"
         ) from None
     written: dict[str, int] = {}
     writer: list[Any] = []

@@ -30,5 +30,5 @@ def load_face(file: str, pixels: int) -> ImageFont.FreeTypeFont:
     except OSError as error:
         raise FileNotFoundError(
             f"typeface {file} is not in {folder or 'the system fonts'}; it comes with matplotlib: "
-            "pip install 'owl-fast[recipe]'"
+            "pip install '.[recipe]' in the checkout"
         ) from error

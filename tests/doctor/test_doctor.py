@@ -31,7 +31,8 @@ def test_what_is_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     told = dict(rows)
     assert not complete
     assert told["rich"] == "MISSING: pip install rich"
-    assert told["matplotlib"] == "not installed: plots of a training run; pip install 'owl-fast[train]'"
+    missing = "not installed: plots of a training run; pip install '.[train]' in the checkout"
+    assert told["matplotlib"] == missing
     assert doctor.main([]) == 1
     said = capsys.readouterr().out
     assert f"{machine.cpu_count()} core(s)" in said

@@ -32,7 +32,7 @@ def losses(folder: Path) -> list[Any]:
 
 @pytest.mark.slow
 def test_the_same_run_under_ray(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="needs the extra ray: pip install 'owl-fast[ray]'")
+    pytest.importorskip("ray", reason="needs the extra ray: pip install '.[ray]' in the checkout")
     under_ray, under_torchrun = tmp_path / "ray", tmp_path / "torchrun"
     out = run(sys.executable, "examples/ray_train.py", "--", *ARGUMENTS, "--out", str(under_ray))
     assert f"trained: {under_ray / 'final'}" in out

@@ -238,7 +238,7 @@ def test_a_missing_package_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert run(tmp_path / "out") == 1
-    assert f"{package}: not installed; pip install 'owl-fast[onnx]'" in one_line(capsys)
+    assert f"{package}: not installed; pip install '.[onnx]' in the checkout" in one_line(capsys)
 
 
 def test_mistakes_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

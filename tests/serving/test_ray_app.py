@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-ray = pytest.importorskip("ray", reason="needs the extra ray: pip install 'owl-fast[ray]'")
+ray = pytest.importorskip("ray", reason="needs the extra ray: pip install '.[ray]' in the checkout")
 
 from ray import serve  # noqa: E402
 from ray.exceptions import ActorUnavailableError  # noqa: E402

@@ -74,7 +74,7 @@ def _arrow(name: object) -> Iterator[None]:
         import pyarrow
     except ImportError:
         raise UnsupportedError(
-            f"{name}: reading Parquet needs pyarrow: pip install 'owl-fast[parquet]'"
+            f"{name}: reading Parquet needs pyarrow: pip install '.[parquet]' in the checkout"
         ) from None
     try:
         yield
