@@ -110,7 +110,9 @@ class Exchange:
             said = _message(self._response.read(MAX_REPLY_BYTES))
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(f"{self._url} does not answer ({_reason(error)})") from None
-        raise ServerError(f"{self._url} says {self._response.status}: {said or self._response.reason}")
+        status = self._response.status
+        hint = f"; did you mean {self._url}/v1?" if status == 404 and not urlsplit(self._url).path else ""
+        raise ServerError(f"{self._url} says {status}: {said or self._response.reason}{hint}")
 
     def events(self) -> Iterator[str]:
         """The data of each event until the stream ends; ServerError when it breaks off in a bad way."""

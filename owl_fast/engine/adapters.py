@@ -133,7 +133,7 @@ class Adapters:
     def _check_base(self, folder: str | Path, adapter: Adapter) -> None:
         base = adapter.base
         assert base is not None
-        rest = "load the adapter on that model, or by engine.load_adapter(name, folder, check_base=False)"
+        rest = "load the adapter on that model"
         if self._source is None:
             raise CheckpointError(
                 f"{folder}: was trained on {base.name!r:.100}, and where this model comes from is not known; "

@@ -136,6 +136,15 @@ def test_the_first_model_is_taken_and_the_key_is_sent(
 # --- errors ---
 
 
+def test_an_address_without_its_path_gets_a_hint(server: FakeServer) -> None:
+    root = server.url.removesuffix("/v1")
+    server.models = (404, {"error": {"message": "there is nothing at this path"}})
+    with pytest.raises(ServerError, match=rf"says 404: .*; did you mean {root}/v1\?"):
+        RemoteBackend(Server(f"{root}/"), None)
+    with pytest.raises(ServerError, match=r"says 404: [^;]*$"):
+        RemoteBackend(Server(f"{root}/v2"), None)
+
+
 @pytest.mark.parametrize(
     ("script", "message"),
     [

@@ -208,6 +208,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path, base: Base, said:
     with pytest.raises(CheckpointError, match=said) as caught:
         engine.load_adapter("a", folder)
     assert str(folder) in str(caught.value)
+    assert str(caught.value).endswith("; load the adapter on that model")  # who uses a command can do no more
     engine.load_adapter("a", folder, check_base=False)
     assert ask(engine, adapter="a").token_ids
 
