@@ -62,9 +62,9 @@ def read_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -
 
 
 def as_toml(settings: Mapping[str, Any]) -> str:
-    """Lines `name = value`; None is left out, as TOML has no word for it."""
-    lines = (f"{name.replace('_', '-')} = {_toml(v)}\n" for name, v in settings.items() if v is not None)
-    return "".join(lines)
+    """Lines `name = value`; None, for which TOML has no word, is a comment that shows the name."""
+    lines = ((name.replace("_", "-"), value) for name, value in settings.items())
+    return "".join(f"# {name} = ...\n" if v is None else f"{name} = {_toml(v)}\n" for name, v in lines)
 
 
 def read_toml(file: str | Path) -> dict[str, Any]:

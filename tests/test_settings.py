@@ -116,6 +116,14 @@ def test_what_print_config_writes_is_read_again(tmp_path: Path, capsys: pytest.C
     assert read(tmp_path, capsys.readouterr().out) == wanted
 
 
+def test_print_config_shows_what_is_not_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_settings(make_parser(), ["--print-config"])
+    said = capsys.readouterr().out
+    assert {"# model = ...", "# heat = ...", "top-k = 5"} <= set(said.splitlines())
+    assert read(tmp_path, said) == vars(read_settings(make_parser(), []))
+
+
 @given(
     st.dictionaries(
         st.from_regex("[a-z]+", fullmatch=True),
