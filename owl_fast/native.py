@@ -38,16 +38,25 @@ class Native:
 
 
 def candidates() -> list[Path]:
-    """Where the library may lie, best first: every folder of the package, then build/ of a checkout.
+    """Where the library may lie, best first: every folder of the package, build/ of a checkout, an install.
 
-    An editable install gives the package two folders: the sources, and the one CMake installed into.
+    An editable install gives the package two folders: the sources, and the one CMake installed into. A plain
+    install is hidden by the checkout from a `python -m` that is typed there.
     """
     folders = [Path(folder) for folder in sys.modules["owl_fast"].__path__]
     checkouts = [folder.parent for folder in folders if (folder.parent / "CMakeLists.txt").is_file()]
-    return [
-        *(folder / LIBRARY_NAME for folder in folders),
-        *(checkout / "build" / LIBRARY_NAME for checkout in checkouts),
-    ]
+    places = [*folders, *(checkout / "build" for checkout in checkouts), *_installed()]
+    return [place / LIBRARY_NAME for place in dict.fromkeys(places)]
+
+
+def _installed() -> list[Path]:
+    """The folder of the package that pip installed, if it did."""
+    from importlib import metadata
+
+    try:
+        return [Path(str(metadata.distribution("owl-fast").locate_file("owl_fast")))]
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def probe(paths: list[Path]) -> Native:

@@ -25,16 +25,21 @@ def test_abi_number_is_the_headers() -> None:
     assert int(found[1]) == native.ABI_VERSION
 
 
-def test_candidates_are_the_package_then_the_build_folder(
+def test_candidates_are_the_package_then_the_build_folder_then_an_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "checkout").mkdir()
     (tmp_path / "checkout/CMakeLists.txt").touch()
     folders = [str(tmp_path / "site/owl_fast"), str(tmp_path / "checkout/owl_fast")]
     monkeypatch.setattr(owl_fast, "__path__", folders)
+    information = tmp_path / "hidden/owl_fast-0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Name: owl-fast\nVersion: 0\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "hidden")])
     found = [str(path.relative_to(tmp_path)) for path in native.candidates()]
     name = native.LIBRARY_NAME
-    assert found == [f"site/owl_fast/{name}", f"checkout/owl_fast/{name}", f"checkout/build/{name}"]
+    places = ["site/owl_fast", "checkout/owl_fast", "checkout/build", "hidden/owl_fast"]
+    assert found == [f"{place}/{name}" for place in places]
 
 
 def test_nothing_built(tmp_path: Path) -> None:
