@@ -25,6 +25,9 @@ What it answers, and every bound: docs/serving.md.
 exit codes: 0 stopped, 1 error, 2 wrong usage, 70 the model stopped working: to be started again
 """
 
+LEAST_CONTEXT = 256  # the header and a picture alone take about 110 positions of a 7B
+LONGEST_KEYS = 64 << 10  # bytes of a file
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -46,6 +49,11 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = read_settings(parser, argv)
     if not 0 <= args.port < 1 << 16:
         parser.error(f"--port {args.port}: wanted 0 (any free one) to 65535")
+    if args.max_context < LEAST_CONTEXT:
+        parser.error(
+            f"--max-context {args.max_context}: wanted at least {LEAST_CONTEXT}, which hold the header of a "
+            "conversation, a picture, a question and an answer"
+        )
     if not (is_loopback(args.host) or has_key(args) or args.insecure_no_auth):
         parser.error(
             f"--host {args.host} can be reached by others: give a key (--api-key-file or the environment's "
@@ -142,12 +150,32 @@ def _read_key_file(name: str) -> str:
     try:
         with open(name, encoding="ascii") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & 0o077:
+            if mode & (0o037 if _is_credential(name) else 0o077):
                 raise DataError(f"{name}: others may read it (mode {mode:04o}); chmod 600 {name}")
-            return file.read(1 << 16)
+            text = file.read(LONGEST_KEYS + 1)
+        if len(text) > LONGEST_KEYS:
+            raise DataError(f"{name}: longer than {LONGEST_KEYS} bytes, which no list of keys is")
+        return text
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not plain ASCII"
         raise DataError(f"{name}: cannot be read ({reason})") from None
+
+
+def _is_credential(name: str) -> bool:
+    """Whether it is a file systemd made for this service: there the group's bits are the mask of an ACL that
+    lets the service's own user read it."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return bool(folder and os.path.dirname(os.path.realpath(name)) == os.path.realpath(folder))
+
+
+def check_adapters(args: argparse.Namespace) -> None:
+    """ParameterError for what is not NAME=DIR, and for names that stand for the model."""
+    from owl_fast.engine.adapters import BASE, DEFAULT
+    from owl_fast.summary import model_name
+
+    name = model_name(args.model)
+    for taken in options.read_adapters(args.adapter).keys() & {name, BASE, DEFAULT}:
+        raise ParameterError(f"--adapter {taken}=...: the model itself has this name; take another")
 
 
 def check_pictures(args: argparse.Namespace) -> None:

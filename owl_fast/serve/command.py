@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import logging
+import os
+import signal
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from owl_fast.command_line import ended, loading_options
 from owl_fast.errors import OwlError, ParameterError, UnsupportedError
-from owl_fast.serve.arguments import check_pictures, is_loopback, public_hosts, read_arguments, read_keys
+from owl_fast.serve.arguments import (
+    check_adapters,
+    check_pictures,
+    is_loopback,
+    public_hosts,
+    read_arguments,
+    read_keys,
+)
 from owl_fast.serving.options import read_adapters, read_list
 
 if TYPE_CHECKING:
@@ -25,13 +37,29 @@ _log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """What the epilog of --help says of exit codes."""
     args = read_arguments(argv)
-    return ended(lambda: _run(args))
+    with _ended_by_signals():
+        return ended(lambda: _run(args))
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Outright, before the server has handlers of its own: numpy and torch do not survive half an import."""
+    kept = {sign: signal.signal(sign, lambda *_: os._exit(0)) for sign in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for sign, handler in kept.items():
+            signal.signal(sign, handler)
 
 
 def _run(args: argparse.Namespace) -> int:
     service, server = _listen(args)
-    loading = _Loading(args, service, server)
-    loading.start()
+    from owl_fast.summary import model_name
+
+    name, url = model_name(args.model), url_of(*server.address)
+    print(f"loading {name}; {url} answers when it is ready", file=sys.stderr, flush=True)
+    loading = _Loading(args, name, service, server)
+    loading.thread.start()
     try:
         asyncio.run(server.serve(sockets=[server.socket]))
     finally:
@@ -39,6 +67,11 @@ def _run(args: argparse.Namespace) -> int:
         service.close()
     if loading.error is not None:
         raise loading.error
+    if loading.thread.is_alive():
+        # Stopped before it was ready. The end of the interpreter aborts when a thread is inside torch.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 
@@ -49,8 +82,9 @@ def _listen(args: argparse.Namespace) -> tuple[Service, Server]:
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        missing = f"the server needs the package {error.name}: pip install 'owl-fast[serve]'"
-        raise UnsupportedError(missing) from None
+        raise UnsupportedError(
+            f"the server needs the package {error.name}: pip install '.[serve]' in the checkout"
+        ) from None
     from owl_fast.serving.app import make_app, page_files
     from owl_fast.serving.guard import OPEN_PATHS, Guard
     from owl_fast.serving.heartbeat import watched
@@ -59,7 +93,7 @@ def _listen(args: argparse.Namespace) -> tuple[Service, Server]:
 
     keys = read_keys(args)
     check_pictures(args)
-    read_adapters(args.adapter)
+    check_adapters(args)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     service = Service()
     app = make_app(service, describe=is_loopback(args.host), lifespan=watched(service))
@@ -75,21 +109,21 @@ def _listen(args: argparse.Namespace) -> tuple[Service, Server]:
     except ValueError as error:
         raise ParameterError(str(error)) from None
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ParameterError(f"cannot listen on {args.host}, port {args.port} ({reason})") from None
+        # asyncio and socket add to the system's words what stands here already.
+        reason = (error.strerror or type(error).__name__).partition(" (while")[0]
+        hint = "; say --port N, or 0 for any free one" if error.errno == errno.EADDRINUSE else ""
+        raise ParameterError(f"cannot listen on {args.host}, port {args.port} ({reason}){hint}") from None
     return service, server
 
 
 class _Loading:
     """Reads the model in a thread of its own; error: why it could not, which ends the server."""
 
-    def __init__(self, args: argparse.Namespace, service: Service, server: Server) -> None:
+    def __init__(self, args: argparse.Namespace, name: str, service: Service, server: Server) -> None:
         self.error: OwlError | None = None
-        self._args, self._service, self._server = args, service, server
-
-    def start(self) -> None:
+        self._args, self._name, self._service, self._server = args, name, service, server
         # A daemon: Ctrl-C does not wait for the rest of a large model.
-        threading.Thread(target=self._run, name="owl_fast-load", daemon=True).start()
+        self.thread = threading.Thread(target=self._run, name="owl_fast-load", daemon=True)
 
     def _run(self) -> None:
         try:
@@ -103,13 +137,12 @@ class _Loading:
             self._server.should_exit = True
 
     def _load(self) -> None:
-        from owl_fast.summary import model_name, plan_text
+        from owl_fast.summary import plan_text
 
         begin, args = time.perf_counter(), self._args
-        name = model_name(args.model)
         engine = self._service.load(
             args.model,
-            name,
+            self._name,
             adapters=read_adapters(args.adapter),
             hosts=read_list(args.image_hosts),
             image_dir=args.image_dir,
@@ -118,7 +151,7 @@ class _Loading:
             speculation=args.speculation,
             **loading_options(args),
         )
-        plan = plan_text(name, engine, time.perf_counter() - begin)
+        plan = plan_text(self._name, engine, time.perf_counter() - begin)
         print(f"ready: {url_of(*self._server.address)} · {plan}", flush=True)
 
 

@@ -99,10 +99,45 @@ def test_keys_that_are_none(tmp_path: Path, text: str, mode: int, words: str) ->
     assert not text or text not in str(caught.value)
 
 
-@pytest.mark.parametrize("port", ["-1", "65536"])
-def test_ports_that_are_none(port: str) -> None:
-    with pytest.raises(SystemExit):
-        read_arguments(["--port", port])
+@pytest.mark.parametrize(("mode", "taken"), [(0o400, True), (0o440, True), (0o444, False), (0o460, False)])
+def test_a_credential_of_systemd_may_have_the_mask_of_an_acl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, taken: bool
+) -> None:
+    args = read_arguments(["--api-key-file", key_file(tmp_path, KEY, mode)])
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    if taken:
+        assert read_keys(args) == [KEY]
+    else:
+        with pytest.raises(OwlError, match="chmod 600"):
+            read_keys(args)
+
+
+def test_only_what_lies_in_the_folder_of_credentials_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, folder = key_file(tmp_path, KEY, 0o440), tmp_path / "credentials"
+    folder.mkdir()
+    (folder / "link").symlink_to(file)
+    for value in ("", str(folder)):
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", value)
+        for name in (file, str(folder / "link"), str(folder / "../key")):
+            with pytest.raises(OwlError, match="chmod 600"):
+                read_keys(read_arguments(["--api-key-file", name]))
+
+
+def test_a_file_of_keys_is_read_whole_or_not(tmp_path: Path) -> None:
+    lines = f"{KEY}{'-' * (64 - len(KEY) - 1)}\n" * 1024
+    assert len(read_keys(read_arguments(["--api-key-file", key_file(tmp_path, lines)]))) == 1024
+    with pytest.raises(OwlError, match="longer than 65536 bytes"):
+        read_keys(read_arguments(["--api-key-file", key_file(tmp_path, f"{lines}{KEY}")]))
+
+
+@pytest.mark.parametrize("arguments", [["--port", "-1"], ["--port", "65536"], ["--max-context", "255"]])
+def test_numbers_that_make_no_sense(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        read_arguments(arguments)
+    assert leaving.value.code == 2
+    assert f"{' '.join(arguments)}: wanted" in capsys.readouterr().err
 
 
 def test_adapters() -> None:
@@ -127,7 +162,10 @@ def test_settings_as_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     [
         (["no/such/model"], "no/such/model"),
         (["--adapter", "a=no/such/adapter"], "no/such/adapter"),
-        (["--adapter", "base=x"], "base"),
+        (["--adapter", "base=x"], "--adapter base=...: the model itself has this name"),
+        (["--adapter", "default=x"], "--adapter default=..."),
+        (["--adapter", "owl-nano=x"], "--adapter owl-nano=..."),
+        (["some/owl", "--adapter", "owl=x"], "--adapter owl=..."),
         (["--image-dir", "no/such/folder"], "folder"),
         (["--image-hosts", "127.0.0.1"], "127.0.0.1"),
         (["--public-host", "a b"], "public host"),
@@ -144,8 +182,10 @@ def test_what_cannot_be_started(arguments: list[str], words: str, capfd: pytest.
 
 def test_a_port_that_is_taken(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert serve.main(["--port", str(taken.getsockname()[1])]) == 1
-    assert "cannot listen on 127.0.0.1" in capfd.readouterr().err
+        port = taken.getsockname()[1]
+        assert serve.main(["--port", str(port)]) == 1
+    reason = "(Address already in use); say --port N, or 0 for any free one"
+    assert capfd.readouterr().err == f"error: cannot listen on 127.0.0.1, port {port} {reason}\n"
 
 
 @contextmanager
@@ -197,6 +237,31 @@ def test_the_chat_of_the_terminal_is_a_client(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (0, "The star is red.\n")
         assert f"ready: {MODEL} at " in done.stderr
         assert "6 tok" in done.stderr
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_it_loads(sign: signal.Signals) -> None:
+    """In the middle of imports, and with the thread that loads inside torch."""
+    command = [sys.executable, "-m", "owl_fast.serve", "--port", "0", "--device", "cpu"]
+    for moment in (None, 0.0, 0.2, 0.4):  # seconds after it listens
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        try:
+            assert process.stderr is not None
+            if moment is None:
+                time.sleep(0.7)
+            else:
+                line = process.stderr.readline()
+                assert re.fullmatch(
+                    r"loading owl-nano; http://127\.0\.0\.1:\d+ answers when it is ready\n", line
+                )
+                time.sleep(moment)
+            process.send_signal(sign)
+            _, err = process.communicate(timeout=25)
+            assert (process.returncode, err) == (0, "")
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def test_it_says_that_it_loads() -> None:
