@@ -16,7 +16,7 @@ import pytest
 from owl_fast.serve.arguments import build_parser
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples/serving"
-SERVER = ("-m", "owl_fast.serve")
+SERVER = ("owl-fast", "serve")
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
@@ -46,11 +46,11 @@ def compose() -> dict[str, Any]:
 
 
 def parsed(command: list[str]) -> Any:
-    """What our parser makes of `python -m owl_fast.serve ...`."""
-    python, *rest = command
-    assert Path(python).name == "python"
-    assert tuple(rest[:2]) == SERVER
-    return build_parser().parse_args(rest[2:])
+    """What our parser makes of `owl-fast serve ...`, which takes what is installed: `python -m` would take a
+    checkout in the working directory instead, which has no libowl_cpu."""
+    program, serve, *rest = command
+    assert (Path(program).name, serve) == SERVER
+    return build_parser().parse_args(rest)
 
 
 def test_the_image_starts_the_server_as_nobody_in_particular() -> None:
@@ -92,11 +92,18 @@ def test_flags_in_comments_exist() -> None:
     """They are the ones people will use."""
     text = (FOLDER / "compose.yaml").read_text(encoding="utf-8")
     (shown,) = re.findall(r"#\s+command: \[(.*)\]", text)
-    args = parsed(["python", *SERVER, *(word.strip(' "') for word in shown.split(","))])
+    args = parsed([*SERVER, *(word.strip(' "') for word in shown.split(","))])
     assert (args.quant, args.max_context) == ("int4", 4096)
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     known = build_parser().format_help()
     assert all(flag in known for flag in re.findall(r"`(--[a-z-]+)", readme))
+
+
+def test_the_image_is_built_from_what_it_needs() -> None:
+    ignored = set((FOLDER / "Dockerfile.dockerignore").read_text(encoding="utf-8").split())
+    assert {".git", ".venv", "benchmarks", "models", "runs"} <= ignored
+    needed = {"CMakeLists.txt", "LICENSE", "README.md", "constraints.txt", "export", "kernels", "owl_fast"}
+    assert not ignored & {*needed, "pyproject.toml"}
 
 
 def test_the_unit_starts_the_server_with_a_key() -> None:
@@ -119,7 +126,7 @@ def test_answers_under_way_have_their_time() -> None:
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     text = (FOLDER / "owl-fast.service").read_text(encoding="utf-8")
     there = tmp_path / "owl-fast.service"
-    there.write_text(text.replace("/opt/owl-fast/.venv/bin/python", sys.executable), encoding="utf-8")
+    there.write_text(text.replace("/opt/owl-fast/.venv/bin/owl-fast", sys.executable), encoding="utf-8")
     done = subprocess.run(["systemd-analyze", "verify", str(there)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     # 0 is closed, 10 open.
