@@ -96,7 +96,8 @@ def _listen(args: argparse.Namespace) -> tuple[Service, Server]:
     check_adapters(args)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     service = Service()
-    app = make_app(service, describe=is_loopback(args.host), lifespan=watched(service))
+    alone = is_loopback(args.host)
+    app = make_app(service, describe=alone, measure=alone or bool(keys), lifespan=watched(service))
     try:
         door = Guard(
             app,
