@@ -278,6 +278,59 @@ def test_retry_and_its_undo(page: Page, server: PageServer) -> None:
     assert server.requests[1] == server.requests[0]
     page.click("Undo")
     page.until(lambda: page.answers() == ["It is red."])
+    assert page.text("#notice") == ""
+
+
+def test_undo_brings_back_what_was_replaced_last(page: Page, server: PageServer) -> None:
+    page.ask_and_wait("What colour?")
+    for text in ("Crimson.", "Blue."):
+        server.scripts.append(answer(text))
+    page.click("Retry")
+    page.until(lambda: page.answers() == ["Crimson."] and not page.busy)
+    page.click("Edit", ".user")
+    page.active.send_keys(" Sky?")
+    page.click("Ask again")
+    page.until(lambda: page.answers() == ["Blue."] and not page.busy)
+    assert page.text("#notice > span") == "The earlier answer was replaced."
+    page.click("Undo")
+    page.until(lambda: page.texts(".message .text") == ["What colour?", "Crimson."])
+    page.click("Edit", ".assistant")
+    page.active.send_keys(" Or so.")
+    page.click("Change")
+    assert page.answers() == ["Crimson. Or so."]
+    page.click("Undo")
+    page.until(lambda: page.answers() == ["Crimson."])
+
+
+def test_undo_goes_with_the_next_step(page: Page, server: PageServer) -> None:
+    page.ask_and_wait("What colour?")
+    server.scripts.append(answer("Crimson"))
+    page.click("Retry")
+    page.until(lambda: page.answers() == ["Crimson"] and not page.busy)
+    page.click("Continue")
+    page.until(lambda: page.answers() == ["CrimsonIt is red."] and not page.busy)
+    assert page.text("#notice") == ""
+    page.click("Retry")
+    page.until(lambda: page.answers() == ["It is red."] and not page.busy)
+    page.click("Settings")
+    fill(page, "system", "Be brief.")
+    page.click("Done")
+    page.click("Undo")
+    page.until(lambda: page.all(".system") == [])
+    assert page.answers() == ["It is red."]
+
+
+def test_an_answer_that_failed_to_be_replaced_is_not_lost(page: Page, server: PageServer) -> None:
+    page.ask_and_wait("What colour?")
+    server.scripts += [(503, {"error": {"message": "busy"}})] * 2 + [answer("Crimson.")]
+    page.click("Retry")
+    page.until(lambda: page.texts(".trouble p") == ["busy"])
+    page.click("Retry")
+    page.until(lambda: len(server.requests) == 3 and page.texts(".trouble p") == ["busy"])
+    page.click("Retry")
+    page.until(lambda: page.answers() == ["Crimson."] and not page.busy)
+    page.click("Undo")
+    page.until(lambda: page.answers() == ["It is red."])
 
 
 def test_a_question_is_edited_and_asked_again(page: Page, server: PageServer) -> None:
@@ -367,6 +420,26 @@ def test_settings_are_sent_and_kept(page: Page, server: PageServer) -> None:
     assert not {*values, "stop"} - {"temperature"} & set(request)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a\nb\nc\nd\ne", "Four lines at most, please."),
+        ("x" * 257, "A line may have 256 characters at most."),
+    ],
+    ids=["many", "long"],
+)
+def test_more_stops_than_the_server_takes(text: str, said: str, page: Page, server: PageServer) -> None:
+    page.click("Settings")
+    fill(page, "stop", text)
+    page.click("Done")
+    assert page.active == page.one("#setting-stop")
+    assert page.active.get_property("validationMessage") == said
+    fill(page, "stop", "a\n\nb\nc\n" + "x" * 256)
+    page.click("Done")
+    page.ask_and_wait("?")
+    assert server.requests[0]["stop"] == ["a", "b", "c", "x" * 256]
+
+
 def test_a_model_is_chosen_and_remembered(page: Page, server: PageServer) -> None:
     server.models["data"] += [{"id": "pirate", "parent": "served-owl"}]
     page.reload()
@@ -437,12 +510,31 @@ def test_a_phone_s_width(page: Page, server: PageServer) -> None:
         page.emulate("clearDeviceMetricsOverride")
 
 
+def test_a_new_conversation_is_seen_from_its_top(page: Page, server: PageServer) -> None:
+    page.emulate("setDeviceMetricsOverride", width=1200, height=657, deviceScaleFactor=1, mobile=False)
+    try:
+        page.click("Settings")
+        fill(page, "system", "Be brief.\n" * 9)
+        page.click("Done")
+        page.ask_and_wait("?")
+        page.click("New conversation")
+        page.until(lambda: page.one("#welcome").is_displayed())
+        assert page.run("return [scroller.scrollTop, scroller.scrollHeight > scroller.clientHeight]") == [
+            0,
+            True,
+        ]
+        page.ask("?")
+        page.until(lambda: page.run("return scroller.scrollTop") > 0)
+    finally:
+        page.emulate("clearDeviceMetricsOverride")
+
+
 # --- when something goes wrong ------------------------------------------------------------------------------
 
 
 def test_the_server_s_refusal_word_for_word(page: Page, server: PageServer) -> None:
-    message = "the prompt takes 2100 positions,\nthe context has 2048; shorten it"
-    server.scripts.append((400, {"error": {"message": message, "code": "context_length_exceeded"}}))
+    message = "the model gave numbers that are none,\nnot an answer"
+    server.scripts.append((500, {"error": {"message": message}}))
     page.ask("What colour?")
     page.until(lambda: page.texts(".trouble p") == [message])
     assert page.one(".trouble").aria_role == "alert"
@@ -455,6 +547,35 @@ def test_the_server_s_refusal_word_for_word(page: Page, server: PageServer) -> N
     page.click("Take back")
     assert page.composer.get_property("value") == "More?"
     assert page.texts(".user .text") == ["What colour?"]
+
+
+def test_what_does_not_fit_is_not_tried_again(page: Page, server: PageServer) -> None:
+    error = {"error": {"message": "the prompt is too long", "code": "context_length_exceeded"}}
+    server.scripts += [(400, error), [chunk("It is "), error]]
+    page.ask("What colour?")
+    page.until(lambda: page.texts(".trouble button") == ["New conversation", "Take back"])
+    page.click("Take back", ".trouble")
+    page.composer.send_keys(Keys.ENTER)
+    page.until(lambda: page.texts(".trouble button") == ["New conversation"])
+    page.click("New conversation", ".trouble")
+    page.until(lambda: page.one("#welcome").is_displayed())
+    assert page.all(".trouble") == []
+
+
+def test_a_model_that_is_still_loading(page: Page, server: PageServer) -> None:
+    page.ask_and_wait("What colour?")
+    models, server.models = server.models, (503, {"error": {"message": "the model is loading"}})
+    page.driver.refresh()
+    page.until(lambda: page.texts(".trouble p") == ["the model is loading"])
+    assert page.texts(".trouble small") == ["Trying again …"]
+    page.click("Retry")
+    assert page.answers() == ["It is red."]
+    page.ask("Sure?")
+    page.until(lambda: page.text("#notice") == "The server has not said yet which model it has.")
+    server.models = models
+    page.ready()
+    assert page.text("#notice") == ""
+    assert page.composer.get_property("value") == "Sure?"
 
 
 def test_a_full_server_says_how_long_to_wait(page: Page, server: PageServer) -> None:
@@ -506,13 +627,13 @@ def test_a_network_that_fails(page: Page, server: PageServer) -> None:
 def test_an_api_key_is_asked_for_and_stays_in_the_tab(page: Page, server: PageServer) -> None:
     server.key = "sixteen-letters-x"
     page.driver.refresh()
-    for key in ("wrong", server.key):
-        page.until(
-            lambda: (
-                page.texts("#key-dialog .reason") == ["no valid API key; send one as Authorization: Bearer"]
-            )
-        )
-        page.until(lambda: page.active.accessible_name == "API key")
+    page.until(lambda: page.all("#key-dialog[open]"))
+    page.click("Cancel", "#key-dialog")
+    page.until(lambda: page.texts(".trouble p") == ["This server asks for an API key."])
+    page.click("Enter the API key")
+    for key, said in (("wrong", []), (server.key, ["This key was not accepted."])):
+        page.until(lambda: page.all("#key-dialog[open]") and page.active.accessible_name == "API key")
+        assert page.texts("#key-refused") == said
         page.active.send_keys(key, Keys.ENTER)
         page.until(lambda key=key: page.run("return sessionStorage.getItem('owl-api-key')") == key)
     page.ready().ask_and_wait("?")
@@ -541,6 +662,15 @@ def test_a_reload_keeps_the_conversation(side: int, page: Page, server: PageServ
     page.click("New conversation")
     page.reload()
     assert page.all(".message") == []
+
+
+def test_a_reload_keeps_what_was_not_sent(page: Page) -> None:
+    page.composer.send_keys("What colour", Keys.SHIFT, Keys.ENTER, Keys.NULL, "is it?")
+    page.reload()
+    assert page.composer.get_property("value") == "What colour\nis it?"
+    page.ask_and_wait("")
+    page.reload()
+    assert page.composer.get_property("value") == ""
 
 
 def test_a_reload_in_the_middle_keeps_what_came(page: Page, server: PageServer) -> None:
@@ -737,9 +867,7 @@ def test_the_page_and_its_server(browser: Any, tmp_path: Path) -> None:
     with real_server(tmp_path / "log", OWL_API_KEY=key) as (origin, process):
         page = Page(browser, origin)
         browser.get(origin)
-        page.until(
-            lambda: page.one("#key-dialog").is_displayed() and page.active.accessible_name == "API key"
-        )
+        page.until(lambda: page.all("#key-dialog[open]") and page.active.accessible_name == "API key")
         page.active.send_keys(key, Keys.ENTER)
         page.ready().one("#example").click()
         page.thumbs(1)

@@ -2,11 +2,14 @@
 
 const KEY = "owl-api-key"; // sessionStorage: gone with the tab
 
-/** What the server said, word for word, or what happened to the connection. status 0: it said nothing. */
+/**
+ * What the server said, word for word, or what happened to the connection. status 0: it said nothing. code:
+ * its name for the reason, if it has one.
+ */
 export class ServerError extends Error {
-  constructor(message, status = 0, retryAfter = null) {
+  constructor(message, { status = 0, code = null, retryAfter = null } = {}) {
     super(message);
-    Object.assign(this, { status, retryAfter });
+    Object.assign(this, { status, code, retryAfter });
   }
 }
 
@@ -37,7 +40,9 @@ export async function* streamAnswer(request, signal) {
     if (data === "[DONE]") return;
     const chunk = parse(data);
     if (chunk === null) throw new ServerError("The server sent something that is no part of an answer.");
-    if (chunk.error) throw new ServerError(chunk.error.message ?? String(chunk.error), response.status);
+    const { error } = chunk;
+    const { status } = response;
+    if (error) throw new ServerError(error.message ?? String(error), { status, code: error.code });
     yield chunk;
   }
   throw new ServerError("The connection broke off in the middle of the answer.");
@@ -54,13 +59,14 @@ async function call(path, options = {}) {
     throw new ServerError("The server cannot be reached. Is it running, and is this device connected?");
   }
   if (response.ok) return response;
-  const said = parse(await response.text().catch(() => ""))?.error?.message;
-  const wait = Number(response.headers.get("Retry-After")) || null;
-  throw new ServerError(
-    said ?? `The server answered ${response.status} and gave no reason.`,
-    response.status,
-    wait,
-  );
+  const { status } = response;
+  if (status === 401) throw new ServerError("This server asks for an API key.", { status });
+  const said = parse(await response.text().catch(() => ""))?.error;
+  throw new ServerError(said?.message ?? `The server answered ${status} and gave no reason.`, {
+    status,
+    code: said?.code,
+    retryAfter: Number(response.headers.get("Retry-After")) || null,
+  });
 }
 
 /** The data of each server-sent event; comments and other fields are passed over. */

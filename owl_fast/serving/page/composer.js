@@ -10,17 +10,17 @@ export class Composer {
 
   /**
    * label: of the text field. enter: what Enter does; without, a new line. answer: it is one, which has no
-   * pictures and keeps its spaces. used(): bytes of the pictures elsewhere in the conversation. say(text):
-   * tells the reader something.
+   * pictures and keeps its spaces. used(): bytes of the pictures elsewhere in the conversation.
+   * changed(text): called after every change of the text. say(text): tells the reader something.
    */
-  constructor({ label, placeholder = "", enter = null, answer = false, used = () => 0, say }) {
-    Object.assign(this, { answer, used, say });
+  constructor({ label, placeholder = "", enter = null, answer = false, used, changed = () => {}, say }) {
+    Object.assign(this, { answer, used, changed, say });
     this.text = el("textarea", {
       "aria-label": label,
       placeholder,
       rows: 1,
       enterkeyhint: enter && "send",
-      oninput: () => fit(this.text),
+      oninput: () => this.#textChanged(),
       onkeydown: (event) => {
         if (!enter || event.key !== "Enter" || event.shiftKey || event.isComposing) return;
         event.preventDefault();
@@ -89,7 +89,7 @@ export class Composer {
     this.text.value = textOf(content);
     this.#pictures = picturesOf(content).map((url, i) => ({ name: `picture ${i + 1}`, url }));
     this.#show();
-    fit(this.text);
+    this.#textChanged();
   }
 
   get empty() {
@@ -103,7 +103,12 @@ export class Composer {
   insert(text) {
     this.focus();
     this.text.setRangeText(text, this.text.selectionStart, this.text.selectionEnd, "end");
+    this.#textChanged();
+  }
+
+  #textChanged() {
     fit(this.text);
+    this.changed(this.text.value);
   }
 
   /** Pictures are taken in; text goes where the cursor is, as ever. */

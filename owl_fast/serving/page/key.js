@@ -3,8 +3,9 @@
 import { apiKey } from "./api.js";
 import { el } from "./dom.js";
 
-/** True when there is one to try; reason: why the server asks. */
-export function askKey(dialog, reason) {
+/** True when there is one to try. The one that is there already was refused. */
+export function askKey(dialog) {
+  const refused = apiKey.get() !== null;
   const input = el("input", {
     type: "password",
     id: "key",
@@ -12,19 +13,26 @@ export function askKey(dialog, reason) {
     autocomplete: "off",
     pattern: "[!-~]+",
     title: "letters, digits and signs of ASCII, without spaces",
+    "aria-invalid": refused ? "true" : null,
+    "aria-describedby": "key-about key-refused key-kept",
   });
   dialog.replaceChildren(
     el(
       "form",
       { method: "dialog" },
       el("h2", { id: "key-title" }, "This server asks for an API key"),
-      el("p", { class: "reason" }, reason),
+      el(
+        "p",
+        { id: "key-about" },
+        "A key is a password to this server. Whoever runs the server has it, and can give it to you.",
+      ),
       el(
         "div",
         { class: "field wide" },
         el("label", { for: "key" }, "API key"),
         input,
-        el("small", {}, "It stays in this tab, and is forgotten when the tab closes."),
+        refused ? el("p", { id: "key-refused" }, "This key was not accepted.") : null,
+        el("small", { id: "key-kept" }, "It stays in this tab, and is forgotten when the tab closes."),
       ),
       el(
         "div",

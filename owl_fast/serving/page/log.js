@@ -174,12 +174,14 @@ export class Log {
 /** Keeps the newest in sight until the reader scrolls up, and again once they are back at the end. */
 export class Follower {
   #scroller;
+  #end;
   #top = 0;
   following = true;
 
-  /** changed(): called when it begins or ceases to follow. */
-  constructor(scroller, content, changed) {
+  /** end(height): where the newest is in a content so high. changed(): it began or ceased to follow. */
+  constructor(scroller, content, { end, changed }) {
     this.#scroller = scroller;
+    this.#end = end;
     scroller.addEventListener(
       "scroll",
       () => {
@@ -198,7 +200,7 @@ export class Follower {
   }
 
   toEnd() {
-    this.#scroller.scrollTop = this.#scroller.scrollHeight;
+    this.#scroller.scrollTop = this.#end(this.#scroller.scrollHeight);
     this.#top = this.#scroller.scrollTop;
   }
 

@@ -20,11 +20,14 @@ import { askKey } from "./key.js";
 import { Follower, Log } from "./log.js";
 import { Meter } from "./meter.js";
 import { Settings } from "./settings.js";
-import { Store, keepChoice, readChoice } from "./store.js";
+import { Store, draft, keepChoice, readChoice } from "./store.js";
+
+const NO_MODEL = "The server has not said yet which model it has.";
 
 let entries = []; // never changed in place
 let models = [];
 let running = null; // the answer that is made now: {stop(), keep(), done}
+let replacing = null; // the entries that lost an answer, for which Undo is offered, and wait for another
 
 const log = new Log(byId("log"), {
   copy,
@@ -33,16 +36,16 @@ const log = new Log(byId("log"), {
   retry: () => retry(),
   continue: () => start(),
 });
-const follower = new Follower(
-  byId("scroller"),
-  byId("column"),
-  () => (byId("newest").hidden = follower.following),
-);
+const follower = new Follower(byId("scroller"), byId("column"), {
+  end: (height) => (turnsOf(entries).length ? height : 0), // the welcome is read from its top
+  changed: () => (byId("newest").hidden = follower.following),
+});
 const composer = new Composer({
   label: "Message",
   placeholder: "Ask something",
   enter: ask,
   used: () => pictureBytes(entries),
+  changed: draft.set,
   say,
 });
 const settings = new Settings(byId("settings-dialog"), {
@@ -50,7 +53,10 @@ const settings = new Settings(byId("settings-dialog"), {
     get: () => systemOf(entries),
     async set(text) {
       await running?.done; // an answer that is under way belongs to the old one
-      change(withSystem(entries, text));
+      const old = entries;
+      if (text === systemOf(old)) return;
+      change(withSystem(old, text));
+      sayUndo("The system text was changed.", old);
     },
   },
   changed: showState,
@@ -75,14 +81,14 @@ async function ask() {
   const content = running ? null : await composer.content();
   if (content === null || running || !connected()) return;
   composer.set("");
-  say("");
   change([...entries, { role: "user", content }]);
   start();
 }
 
-/** Has the conversation answered, or its last answer continued. */
+/** Has the conversation answered, or its last answer continued. What Undo could bring back before is past. */
 function start() {
   if (running || !connected()) return;
+  if (entries !== replacing) say("");
   const abort = new AbortController();
   running = { stop: () => abort.abort() };
   running.done = answer(abort.signal);
@@ -90,7 +96,7 @@ function start() {
 }
 
 function connected() {
-  if (!models.length) say("The server has not said yet which model it has.");
+  if (!models.length) say(NO_MODEL);
   return models.length > 0;
 }
 
@@ -137,14 +143,18 @@ async function answer(signal) {
 
 /** Says what went wrong, in the server's words, with what can be done. */
 async function trouble(failure) {
-  if (failure.status === 401 && (await askKey(byId("key-dialog"), failure.message))) return start();
+  if (failure.status === 401 && (await askKey(byId("key-dialog")))) return start();
   const known = failure instanceof ServerError ? failure.message : `This page failed: ${failure.message}`;
   const wait = failure.retryAfter ? `The server asks to wait ${failure.retryAfter} s.` : null;
-  const again =
-    entries.at(-1)?.role === "assistant"
-      ? [button("Continue", "continue", start), button("Retry", "retry", retry)]
-      : [button("Retry", "retry", start), button("Take back", "edit", takeBack)];
-  showTrouble(known, again, "trouble", wait);
+  const answered = entries.at(-1)?.role === "assistant";
+  const ways =
+    failure.code === "context_length_exceeded"
+      ? [button("New conversation", "new", startNew)] // it would not fit the next time either
+      : answered
+        ? [button("Continue", "continue", start), button("Retry", "retry", retry)]
+        : [button("Retry", "retry", start)];
+  if (!answered) ways.push(button("Take back", "edit", takeBack));
+  showTrouble(known, ways, "trouble", wait);
 }
 
 /** The unanswered question back into the composer. */
@@ -158,13 +168,20 @@ function takeBack() {
 }
 
 function retry() {
-  const old = entries;
-  change(entries.slice(0, -1));
   const same =
     settings.values.temperature === 0
       ? " At temperature 0 it stays the likeliest one; settings vary it."
       : "";
-  sayUndo(`The earlier answer was replaced.${same}`, old);
+  answerAgain(entries.slice(0, -1), `The earlier answer was replaced.${same}`);
+}
+
+/** Has `next` answered in the place of the conversation. Asking once more after a failure keeps the Undo. */
+function answerAgain(next, text) {
+  if (running || !connected()) return;
+  const old = entries;
+  change(next);
+  sayUndo(text, old);
+  replacing = next;
   start();
 }
 
@@ -195,14 +212,20 @@ function edit(entry, opener) {
     const content = await editor.content();
     const index = entries.indexOf(entry);
     if (content === null) return say("A message needs words or a picture.");
-    if (running || index < 0) return;
+    if (running || index < 0 || (again && !connected())) return;
     close();
+    const changed = sameContent(content, entry.content) ? entry : { ...entry, content };
     const old = entries;
-    const changed = { ...entry, content: sameContent(content, entry.content) ? entry.content : content };
-    change(again ? [...entries.slice(0, index), changed] : entries.with(index, changed));
-    if (!again) return;
-    if (index < old.length - 2) sayUndo("What came after this message is gone.", old);
-    start();
+    const after = old.length - 1 - index;
+    if (again && after) {
+      const text = after > 1 ? "What came after this message is gone." : "The earlier answer was replaced.";
+      return answerAgain([...old.slice(0, index), changed], text);
+    }
+    if (changed !== entry) {
+      change(old.with(index, changed));
+      sayUndo("The message was changed.", old);
+    }
+    if (again) start();
   }
   editor.buttons.append(
     button("Cancel", null, close),
@@ -265,15 +288,16 @@ async function connect() {
       break;
     } catch (failure) {
       if (failure.status === 401) {
-        if (await askKey(byId("key-dialog"), failure.message)) continue;
+        if (await askKey(byId("key-dialog"))) continue;
         return showTrouble(failure.message, [button("Enter the API key", null, connect)]);
       }
-      if (failure.message !== said) showTrouble(`${failure.message} Trying again …`);
+      if (failure.message !== said) showTrouble(failure.message, [], "trouble", "Trying again …");
       said = failure.message;
       await new Promise((done) => setTimeout(done, 2000));
     }
   }
   showTrouble(null);
+  if (byId("notice").firstChild?.textContent === NO_MODEL) say("");
   const chosen = readChoice("owl-model", null);
   byId("model").replaceChildren(
     ...models.map(({ id }) => el("option", { value: id, selected: id === chosen }, id)),
@@ -387,6 +411,7 @@ const importInput = el("input", {
 
 byId("composer").replaceWith(composer.element);
 composer.element.id = "composer";
+composer.set(draft.get());
 composer.buttons.append(send, stop);
 byId("import").after(importInput);
 byId("new").onclick = startNew;

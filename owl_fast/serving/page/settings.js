@@ -30,6 +30,9 @@ const NUMBERS = [
   ["seed", "Seed", "same seed, same answer", { step: 1 }],
 ];
 const DEFAULTS = { temperature: 0 };
+// The server's: texts that end an answer, and characters of one.
+const STOPS = 4;
+const STOP_CHARACTERS = 256;
 
 export class Settings {
   values = { ...DEFAULTS, ...readChoice(CHOICE, {}) };
@@ -50,8 +53,11 @@ export class Settings {
       rows: 1,
       "aria-describedby": "hint-stop",
       placeholder: "none",
-      oninput: () => fit(this.stop),
-      onchange: () => this.#set("stop", this.stop.value.split("\n").filter(Boolean)),
+      oninput: () => {
+        fit(this.stop);
+        this.#checkStop();
+      },
+      onchange: () => this.stop.validity.valid && this.#set("stop", this.#stops()),
     });
     this.inputs = NUMBERS.map(([name, , , attributes]) =>
       el("input", {
@@ -109,6 +115,23 @@ export class Settings {
     this.text.value = this.system.get();
     this.stop.value = (this.values.stop ?? []).join("\n");
     for (const input of this.inputs) input.value = this.values[input.name] ?? "";
+    this.#checkStop();
+  }
+
+  #stops() {
+    return this.stop.value.split("\n").filter(Boolean);
+  }
+
+  #checkStop() {
+    const stops = this.#stops();
+    const long = stops.some((text) => [...text].length > STOP_CHARACTERS);
+    this.stop.setCustomValidity(
+      stops.length > STOPS
+        ? "Four lines at most, please."
+        : long
+          ? `A line may have ${STOP_CHARACTERS} characters at most.`
+          : "",
+    );
   }
 
   #set(name, value) {

@@ -1,7 +1,9 @@
 // What a reload keeps. The conversation is in IndexedDB, which has room for pictures; one row a message,
-// under a name that only this tab knows, for a week at most. Small choices are in localStorage.
+// under a name that only this tab knows, for a week at most. Words that are not sent yet are in
+// sessionStorage, small choices in localStorage.
 
 const TAB = "owl-conversation";
+const DRAFT = "owl-draft";
 const WEEK = 7 * 24 * 3600 * 1000;
 
 export class Store {
@@ -97,6 +99,17 @@ function result(request) {
     request.onerror = () => fail(request.error);
   });
 }
+
+export const draft = {
+  get: () => sessionStorage.getItem(DRAFT) ?? "",
+  set(text) {
+    try {
+      sessionStorage.setItem(DRAFT, text);
+    } catch {
+      // Longer than there is room for.
+    }
+  },
+};
 
 export function readChoice(name, fallback) {
   try {
