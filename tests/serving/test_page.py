@@ -490,6 +490,12 @@ def test_a_phone_s_width(page: Page, server: PageServer) -> None:
             )
             assert page.run(wide) == []
             assert page.run("return document.documentElement.scrollWidth") == 375
+            # A fingertip finds it, and its words are in one line.
+            heights = (
+                "return [...document.querySelectorAll('select, button:not(#example, .pictures button)')]"
+                ".filter(e => e.checkVisibility()).map(e => [e.textContent, e.offsetHeight])"
+            )
+            assert [found for found in page.run(heights) if not 40 <= found[1] <= 48] == []
 
         fits()
         page.choose(SCENE, SIGN, TWO, SCENE)
@@ -710,6 +716,8 @@ def test_export_and_import_with_the_terminal_s_file(
     talk.save(tmp_path / "talk.json", embed=True)
     page.one("#import-file").send_keys(str(tmp_path / "talk.json"))
     page.until(lambda: page.answers() == ["Réd\n\nindeed."])
+    left = "return document.querySelector(arguments[0]).getBoundingClientRect().left"
+    assert page.run(left, ".assistant .tools svg") - page.run(left, ".assistant .text") < 2
     page.ask_and_wait("Sure?")
     assert server.requests[0]["messages"][0] == {"role": "system", "content": "Be brief."}
     assert server.requests[0]["messages"][1]["content"] == shown(SCENE, text="What <b>colour</b>?")
