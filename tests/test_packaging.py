@@ -135,6 +135,15 @@ def test_wheel_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     assert usage.startswith("usage: owl-fast")
 
 
+def test_an_install_that_the_checkout_hides(wheel: Path, checkout: Path, tmp_path: Path) -> None:
+    environment = Environment(tmp_path / "venv")
+    environment.pip("install", "--no-deps", wheel)
+    report, said = environment.report(checkout)
+    assert report["path"] == [str(checkout / "owl_fast")]
+    assert report["native"] == str(environment.site / "owl_fast" / LIBRARY)
+    assert said == ""
+
+
 def test_editable_install(checkout: Path, tmp_path: Path) -> None:
     environment = Environment(tmp_path / "venv")
     environment.pip("install", "--no-deps", "-e", checkout)
@@ -160,13 +169,16 @@ def test_editable_install(checkout: Path, tmp_path: Path) -> None:
 def test_plain_checkout(checkout: Path, tmp_path: Path) -> None:
     """Without the library: everything runs, and one line says what is missing and what it costs."""
     environment = Environment(tmp_path / "venv")
+    elsewhere = environment.site / "owl_fast-0.dist-info"  # hides the install in the shared packages
+    elsewhere.mkdir()
+    (elsewhere / "METADATA").write_text("Name: owl-fast\nVersion: 0\n", encoding="utf-8")
     report, said = environment.report(checkout)
     assert report["path"] == [str(checkout / "owl_fast")]
     assert (report["native"], report["error"]) == (None, None)
     assert report["kernels"] == str(checkout / "owl_fast/kernels/rms_norm.py")
     assert len(said.splitlines()) == 1
     assert "libowl_cpu.so is not built" in said
-    assert "slower" in said
+    assert "take longer" in said
 
 
 def test_plain_checkout_with_a_build_folder(checkout: Path, tmp_path: Path) -> None:

@@ -230,6 +230,6 @@ def test_without_pyav_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 
     data = encoded("mp4", "mpeg4")
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(UnsupportedError, match=r"owl-fast\[video\]"):
+    with pytest.raises(UnsupportedError, match=r"pip install '\.\[video\]'"):
         load_frames(Video(data))
     assert len(load_frames(Video(animation("GIF", 5)))) == 4

@@ -174,7 +174,7 @@ def test_a_misspelt_style_is_an_error() -> None:
 
 
 def test_a_missing_typeface_says_what_to_install() -> None:
-    with pytest.raises(FileNotFoundError, match=r"owl-fast\[recipe\]"):
+    with pytest.raises(FileNotFoundError, match=r"pip install '\.\[recipe\]'"):
         load_face("NoSuchFace.ttf", 20)
 
 

@@ -90,7 +90,7 @@ def test_missing_files_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UnsupportedError, match=r"owl-fast\[parquet\]"):
+    with pytest.raises(UnsupportedError, match=r"pip install '\.\[parquet\]'"):
         open_rows(path)
 
 
