@@ -35,6 +35,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _MANY = 8  # names of unknown fields in the log
 
 logger = logging.getLogger(__name__)
+Endpoint = Callable[[], Coroutine[Any, Any, Response]]
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -110,8 +111,8 @@ def make_app(
 
     if measure:
         app.add_api_route("/metrics", metrics, include_in_schema=False)
-    for path, file in page_files(page).items():
-        app.add_api_route(path, _file(file), include_in_schema=False)
+    for path, endpoint in page_endpoints(page).items():
+        app.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
     return app
 
 
@@ -122,7 +123,12 @@ def page_files(folder: Path = PAGE) -> dict[str, Path]:
     return {"/" if path == "/index.html" else path: file for path, file in named.items()}
 
 
-def _file(file: Path) -> Callable[[], Coroutine[Any, Any, Response]]:
+def page_endpoints(folder: Path = PAGE) -> dict[str, Endpoint]:
+    """Path in a URL -> what answers GET there, of the web page."""
+    return {path: _file(file) for path, file in page_files(folder).items()}
+
+
+def _file(file: Path) -> Endpoint:
     content, kind = file.read_bytes(), mimetypes.guess_type(file.name)[0]
 
     async def send() -> Response:

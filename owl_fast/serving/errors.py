@@ -55,6 +55,11 @@ _TYPES = {
 }
 
 
+def loading() -> ApiError:
+    """While there is no model yet."""
+    return ApiError(503, "the model is loading; try again soon", code="model_loading", retry_after=2)
+
+
 def internal_error(error: Exception) -> ApiError:
     """What the client hears of an error that is ours: a number to find it by in the log."""
     name = secrets.token_hex(6)

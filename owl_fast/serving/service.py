@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from owl_fast.engine.adapters import BASE, DEFAULT
 from owl_fast.engine.engine import Engine
 from owl_fast.serving.admission import Admission
-from owl_fast.serving.errors import ApiError
+from owl_fast.serving.errors import ApiError, loading
 from owl_fast.serving.limits import Limits
 from owl_fast.serving.media import Media
 from owl_fast.serving.metrics import Metrics
@@ -82,7 +82,7 @@ class Service:
     def running(self) -> Engine:
         """The engine; ApiError while it is loading."""
         if self.engine is None:
-            raise ApiError(503, "the model is loading; try again soon", code="model_loading", retry_after=2)
+            raise loading()
         return self.engine
 
     def check_loaded(self) -> None:

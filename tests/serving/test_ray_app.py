@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,14 +29,16 @@ ray = pytest.importorskip("ray", reason="needs the extra ray: pip install '.[ray
 
 from ray import serve  # noqa: E402
 from ray.exceptions import ActorUnavailableError  # noqa: E402
-from ray.serve.exceptions import BackPressureError  # noqa: E402
+from ray.serve.exceptions import DeploymentUnavailableError  # noqa: E402
 
 from owl_fast import Engine  # noqa: E402
 from owl_fast.engine.opening import BUNDLED  # noqa: E402
 from owl_fast.errors import ParameterError  # noqa: E402
 from owl_fast.serving import ray_app  # noqa: E402
+from owl_fast.serving.app import page_files  # noqa: E402
 from owl_fast.serving.errors import ApiError  # noqa: E402
-from owl_fast.serving.ray_app import Front, PictureRouter, Replica, picture_of  # noqa: E402
+from owl_fast.serving.limits import Limits  # noqa: E402
+from owl_fast.serving.ray_app import Front, PictureRouter, Replica, Roomy, picture_of  # noqa: E402
 from tests.serving.waiting import until  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +60,10 @@ def chat(picture: bytes | None, text: str, **others: Any) -> dict[str, Any]:
 
 def encoded(body: dict[str, Any]) -> bytes:
     return json.dumps(body).encode()
+
+
+def encoded_small(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 def picture(color: int) -> bytes:
@@ -115,20 +123,53 @@ def test_only_the_pictures_of_a_lost_replica_move() -> None:
 Say = Callable[[], AsyncIterator[list[dict[str, Any]]]]
 
 
-class FakeReplicas:
-    """Each call does what the next script says."""
+class Said:
+    """As Ray's generators of replies are."""
 
-    def __init__(self, *scripts: Say) -> None:
-        self.scripts, self.calls, self.given = list(scripts), 0, dict[str, Any]()
+    def __init__(self, messages: AsyncIterator[list[dict[str, Any]]]) -> None:
+        self._messages, self.cancelled = messages, False
+
+    def __aiter__(self) -> Said:
+        return self
+
+    async def __anext__(self) -> list[dict[str, Any]]:
+        return await anext(self._messages)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeReplicas:
+    """Each call does what the next script says. told: what the replicas say when all are asked."""
+
+    def __init__(self, *scripts: Say, told: Any = ()) -> None:
+        self.scripts, self.given, self.told = list(scripts), dict[str, Any](), told
+        self.said: list[Said] = []
+        self.broadcasts: list[str] = []
+
+    @property
+    def calls(self) -> int:
+        return len(self.said)
 
     def options(self, **given: Any) -> FakeReplicas:
         self.given = given
         return self
 
-    def remote(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[list[dict[str, Any]]]:
-        self.calls += 1
+    def remote(self, scope: dict[str, Any], body: bytes) -> Said:
         self.scope, self.body = scope, body
-        return self.scripts.pop(0)()
+        self.said.append(Said(self.scripts.pop(0)()))
+        return self.said[-1]
+
+    def broadcast(self, method: str) -> FakeReplicas:
+        self.broadcasts.append(method)
+        return self
+
+    def results(self, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        assert timeout_s < 10
+        assert return_exceptions
+        if isinstance(self.told, Exception):
+            raise self.told
+        return list(self.told)
 
 
 def saying(*batches: list[dict[str, Any]], error: Exception | None = None) -> Say:
@@ -141,7 +182,7 @@ def saying(*batches: list[dict[str, Any]], error: Exception | None = None) -> Sa
     return say
 
 
-def asked(replicas: FakeReplicas, only_local: bool = False, **scope: Any) -> list[dict[str, Any]]:
+async def ask(front: Front, **scope: Any) -> list[dict[str, Any]]:
     sent: list[dict[str, Any]] = []
     parts = [
         {"type": "http.request", "body": b'{"a"', "more_body": True},
@@ -154,8 +195,15 @@ def asked(replicas: FakeReplicas, only_local: bool = False, **scope: Any) -> lis
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    asyncio.run(Front(replicas, only_local)({**LOCAL, **scope}, receive, send))
+    await front({**LOCAL, **scope}, receive, send)
     return sent
+
+
+def asked(replicas: FakeReplicas, only_local: bool = False, **scope: Any) -> list[dict[str, Any]]:
+    async def run() -> list[dict[str, Any]]:
+        return await ask(Front(replicas, only_local), **scope)
+
+    return asyncio.run(run())
 
 
 def lost() -> ActorUnavailableError:
@@ -197,11 +245,144 @@ def test_a_reply_that_was_begun_has_no_end() -> None:
         asked(FakeReplicas(saying([WHOLE], error=lost())))
 
 
-def test_a_full_queue_is_429() -> None:
-    full = BackPressureError(num_queued_requests=64, max_queued_requests=64)
+FEW = replace(Limits(), waiting=4, wait=0.2)
+
+
+async def never() -> AsyncIterator[list[dict[str, Any]]]:
+    """No replica has room."""
+    await asyncio.Event().wait()
+    yield []
+
+
+async def waiting(front: Front, client: str) -> asyncio.Task[list[dict[str, Any]]]:
+    task = asyncio.create_task(ask(front, state={"client": client}))
+    await asyncio.sleep(0.01)
+    return task
+
+
+async def refusal(task: asyncio.Task[list[dict[str, Any]]]) -> tuple[int, str | None]:
     with pytest.raises(ApiError) as refused:
-        asked(FakeReplicas(saying(error=full)))
-    assert (refused.value.status, refused.value.retry_after) == (429, 1)
+        await task
+    assert int(refused.value.headers["retry-after"]) > 0
+    return refused.value.status, refused.value.code
+
+
+def test_a_full_queue_is_429_and_who_holds_most_gives_way() -> None:
+    replicas = FakeReplicas(*[never] * 9)
+
+    async def run() -> None:
+        front = Front(replicas, False, FEW)
+        greedy = [await waiting(front, "greedy") for _ in range(4)]
+        assert await refusal(await waiting(front, "greedy")) == (429, "queue_full")
+        assert replicas.calls == 4
+        modest = [await waiting(front, "modest") for _ in range(2)]
+        assert [task.done() for task in greedy + modest] == [False, False, True, True, False, False]
+        assert [said.cancelled for said in replicas.said] == [False, False, True, True, False, False]
+        assert await refusal(greedy[3]) == (429, "queue_full")
+        assert await refusal(await waiting(front, "modest")) == (429, "queue_full")
+        for task in (*greedy[:2], *modest):
+            assert await refusal(task) == (503, "overloaded")
+        assert all(said.cancelled for said in replicas.said)
+        await waiting(front, "modest")
+
+    asyncio.run(run())
+
+
+def test_who_leaves_frees_its_place() -> None:
+    replicas = FakeReplicas(*[never] * 9)
+
+    async def run() -> None:
+        front = Front(replicas, False, FEW)
+        tasks = [await waiting(front, "one") for _ in range(4)]
+        tasks[1].cancel()
+        await asyncio.sleep(0.01)
+        tasks.append(await waiting(front, "one"))
+        assert [task.done() for task in tasks] == [False, True, False, False, False]
+        assert replicas.said[1].cancelled
+
+    asyncio.run(run())
+
+
+def test_what_a_replica_has_taken_does_not_wait() -> None:
+    """It holds no place, and takes as long as it takes."""
+    taken = asyncio.Event()
+
+    async def slow() -> AsyncIterator[list[dict[str, Any]]]:
+        yield []
+        await taken.wait()
+        yield [WHOLE, LAST]
+
+    async def run() -> None:
+        front = Front(FakeReplicas(*[slow] * 9), False, FEW)
+        tasks = [await waiting(front, "one") for _ in range(9)]
+        await asyncio.sleep(1.5 * FEW.wait)
+        taken.set()
+        assert await asyncio.gather(*tasks) == [[WHOLE, LAST]] * 9
+
+    asyncio.run(run())
+
+
+def own(replicas: FakeReplicas, path: str) -> tuple[int, bytes]:
+    """What the front itself answers."""
+    start, *rest = asked(replicas, method="GET", path=path)
+    assert replicas.calls == 0
+    return start["status"], b"".join(message["body"] for message in rest)
+
+
+def test_the_page_waits_for_nobody() -> None:
+    for path, file in page_files().items():
+        assert own(FakeReplicas(), path) == (200, file.read_bytes())
+
+
+LOADING = [[], DeploymentUnavailableError("replicas"), TimeoutError()]
+
+
+@pytest.mark.parametrize(
+    ("told", "health", "ready"),
+    [
+        ([False, True, lost()], "ok", "ready"),
+        ([False, TimeoutError()], "ok", "not_ready"),
+        ([TimeoutError(), lost()], "not_ready", "not_ready"),
+        *((told, "model_loading", "model_loading") for told in LOADING),
+    ],
+)
+def test_the_front_is_as_well_as_the_best_replica(told: Any, health: str, ready: str) -> None:
+    for path, status in (("/health", health), ("/ready", ready)):
+        replicas = FakeReplicas(told=told)
+        if status in ("ok", "ready"):
+            assert own(replicas, path) == (200, encoded_small({"status": status}))
+        else:
+            with pytest.raises(ApiError) as refused:
+                own(replicas, path)
+            assert (refused.value.status, refused.value.code) == (503, status)
+
+
+def test_models_are_those_of_any_replica() -> None:
+    assert own(FakeReplicas(told=[lost(), [{"id": "owl"}]]), "/v1/models") == (
+        200,
+        encoded_small({"object": "list", "data": [{"id": "owl"}]}),
+    )
+
+
+def test_many_who_ask_how_the_replicas_are_ask_once() -> None:
+    replicas = FakeReplicas(told=[True])
+
+    async def run() -> None:
+        front = Front(replicas, False)
+        for _ in range(2):
+            await asyncio.gather(*(ask(front, method="GET", path="/ready") for _ in range(9)))
+        await asyncio.gather(
+            ask(front, method="GET", path="/ready"), ask(front, method="GET", path="/health")
+        )
+
+    asyncio.run(run())
+    assert replicas.broadcasts == ["is_ready"] * 3
+
+
+def test_requests_leave_places_of_a_replica_free() -> None:
+    replica = Roomy.__new__(Roomy)
+    replica._replica_info = SimpleNamespace(max_ongoing_requests=18)
+    assert replica.max_ongoing_requests == 18 - ray_app.ASIDE
 
 
 @pytest.mark.parametrize("client", [("192.0.2.1", 1), ("::ffff:192.0.2.1", 1), None, ("", 0)])
@@ -230,7 +411,8 @@ def test_a_replica_hands_over_all_that_has_been_said() -> None:
     async def batches() -> list[Any]:
         return [batch async for batch in replica_of(app).ask(LOCAL, b"hello")]
 
-    said = asyncio.run(batches())
+    sign, *said = asyncio.run(batches())
+    assert sign == []
     assert [message for batch in said for message in batch] == [START, PIECE, LAST]
     assert 1 <= len(said) <= 2
 
@@ -248,6 +430,7 @@ def test_who_stops_listening_ends_the_answer() -> None:
 
     async def leave() -> None:
         messages = replica_of(app).ask(LOCAL, b"")
+        assert await anext(messages) == []  # it is here
         assert await anext(messages) == [START]
         await messages.aclose()  # type: ignore[attr-defined]
         await asyncio.sleep(0)
@@ -323,7 +506,7 @@ class Cluster:
     """Two replicas of owl-nano behind one port."""
 
     def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}"
+        self.port, self._url = port, f"http://127.0.0.1:{port}"
         self._handle = serve.get_deployment_handle(ray_app.REPLICAS, "owl")
 
     def stats(self) -> dict[int, dict[str, Any]]:
@@ -507,3 +690,24 @@ def test_a_replica_that_dies_takes_nothing_else_with_it(cluster: Cluster, golden
     with ThreadPoolExecutor(8) as clients:
         assert set(clients.map(cluster.ask, [QUESTION] * 24)) == {golden}
     assert cluster.of("answered")[new] > began
+
+
+@pytest.mark.slow
+def test_a_full_server_says_how_it_is_and_who_leaves_makes_room(cluster: Cluster, golden: str) -> None:
+    body = encoded(chat(None, "Count.", max_tokens=900, ignore_eos=True, n=4))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{cluster.port}\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    clients = [socket.create_connection(("127.0.0.1", cluster.port)) for _ in range(110)]
+    for client in clients:
+        client.sendall(head.encode() + body)
+    refused: list[socket.socket] = []
+    until(lambda: bool(refused.extend(select.select(clients, [], [], 1)[0]) or refused))
+    assert refused[0].recv(100).startswith(b"HTTP/1.1 429 ")
+    assert all(cluster.of("running").values())
+    for path in ("/", "/health", "/ready", "/v1/models", "/metrics"):
+        with cluster.get(path) as reply:
+            assert reply.status == 200
+    for client in clients:
+        client.close()
+    until(lambda: not any(cluster.of("running").values()), 20, every=0.5)
+    assert cluster.ask(QUESTION) == golden
