@@ -168,16 +168,6 @@ def _is_credential(name: str) -> bool:
     return bool(folder and os.path.dirname(os.path.realpath(name)) == os.path.realpath(folder))
 
 
-def check_adapters(args: argparse.Namespace) -> None:
-    """ParameterError for what is not NAME=DIR, and for names that stand for the model."""
-    from owl_fast.engine.adapters import BASE, DEFAULT
-    from owl_fast.summary import model_name
-
-    name = model_name(args.model)
-    for taken in options.read_adapters(args.adapter).keys() & {name, BASE, DEFAULT}:
-        raise ParameterError(f"--adapter {taken}=...: the model itself has this name; take another")
-
-
 def check_pictures(args: argparse.Namespace) -> None:
     """ParameterError for hosts that are none, and for a folder that is none."""
     from owl_fast.fetch import Fetcher

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from owl_fast.command_line import ended, loading_options
 from owl_fast.errors import OwlError, ParameterError, UnsupportedError
 from owl_fast.serve.arguments import (
-    check_adapters,
     check_pictures,
     is_loopback,
     public_hosts,
@@ -89,11 +88,12 @@ def _listen(args: argparse.Namespace) -> tuple[Service, Server]:
     from owl_fast.serving.guard import OPEN_PATHS, Guard
     from owl_fast.serving.heartbeat import watched
     from owl_fast.serving.protocol import Server
-    from owl_fast.serving.service import Service
+    from owl_fast.serving.service import Service, check_names
+    from owl_fast.summary import model_name
 
     keys = read_keys(args)
     check_pictures(args)
-    check_adapters(args)
+    check_names(model_name(args.model), read_adapters(args.adapter))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     service = Service()
     alone = is_loopback(args.host)

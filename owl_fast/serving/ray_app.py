@@ -1,6 +1,6 @@
 """The server on several GPUs or machines: replicas of the same application on Ray Serve.
 
-    pip install 'owl-fast[ray,serve]'
+    pip install -c constraints.txt '.[ray,serve]'
     serve run owl_fast.serving.ray_app:build model=DIR quant=int4 replicas=2 gpus=1
 
 listens on 127.0.0.1:8000, as `python -m owl_fast.serve` does; `serve start --http-host` and a key in
@@ -190,7 +190,7 @@ class Front:
         self._replicas, self._only_local, self._limits = replicas, only_local, limits or Limits()
         self._admission = Admission(self._limits)
         self._told: dict[str, asyncio.Task[list[Any]]] = {}  # what the replicas are being asked
-        self._own: dict[str, Endpoint] = {  # GET
+        self._own: dict[str, Endpoint] = {  # GET and HEAD
             **page_endpoints(),
             "/health": self._health,
             "/ready": self._ready,
@@ -201,7 +201,7 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._only_local and not _is_local(scope):
             raise ApiError(403, "without a key (OWL_API_KEY) this server answers its own machine alone")
-        if scope["method"] == "GET" and (own := self._own.get(scope["path"])):
+        if scope["method"] in ("GET", "HEAD") and (own := self._own.get(scope["path"])):
             await (await own())(scope, receive, send)
             return
         body = await _body(receive)

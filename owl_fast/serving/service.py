@@ -10,11 +10,18 @@ from typing import Any, Protocol
 
 from owl_fast.engine.adapters import BASE, DEFAULT
 from owl_fast.engine.engine import Engine
+from owl_fast.errors import ParameterError
 from owl_fast.serving.admission import Admission
 from owl_fast.serving.errors import ApiError, loading
 from owl_fast.serving.limits import Limits
 from owl_fast.serving.media import Media
 from owl_fast.serving.metrics import Metrics
+
+
+def check_names(model: str, adapters: Collection[str]) -> None:
+    """ParameterError for an adapter with a name of the model's."""
+    for name in {model, BASE, DEFAULT}.intersection(adapters):
+        raise ParameterError(f"adapter {name}: the model itself has this name; take another")
 
 
 class PictureReader(Protocol):
@@ -49,6 +56,7 @@ class Service:
     ) -> Engine:
         """All that `open` needs, in seconds to minutes. adapters: name -> folder. hosts, image_dir: see
         media.Media. options: of Engine.from_pretrained. OwlError."""
+        check_names(name, adapters)
         engine = Engine.from_pretrained(model, **options)
         for adapter, folder in adapters.items():
             engine.load_adapter(adapter, folder)

@@ -80,7 +80,7 @@ def test_health(owls: Owls) -> None:
     with owls.client() as client:
         assert client.get("/health").json() == {"status": "ok"}
         assert client.get("/ready").json() == {"status": "ready"}
-        for path in ("/health", "/ready"):
+        for path in ("/health", "/ready", "/"):
             reply = client.head(path)
             assert (reply.status_code, reply.content) == (200, b"")
 

@@ -24,6 +24,8 @@ def test_what_is_loaded_is_left_alone_by_the_collector() -> None:
     ("wrong", "kind"),
     [
         ({"adapters": {"mine": "/no/such/folder"}}, OwlError),
+        ({"adapters": {"owl": "a"}}, ParameterError),
+        ({"adapters": {"base": "a"}}, ParameterError),
         ({"hosts": ["https://a.example"]}, ParameterError),
         ({"image_dir": "/no/such/folder"}, ParameterError),
     ],
