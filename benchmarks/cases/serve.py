@@ -49,7 +49,7 @@ SIZES = {
     "7b-random": Size(prompt=512, answer=128, seconds=30, patience=60, most=50),
     "tiny": Size(prompt=8, answer=4, seconds=1, patience=10, most=50),
 }
-CPU_SIZES = SIZES | {"7b-random": Size(prompt=32, answer=16, seconds=90, patience=120, most=2)}
+CPU_SIZES = SIZES | {"7b-random": Size(prompt=32, answer=16, seconds=60, patience=60, most=2)}
 BATCH = 8  # rows our engine computes at once, and clients that fill it
 CLOSED = Load(clients=1), Load(clients=BATCH)
 SHARES = 0.2, 0.5, 0.8, 1.0, 1.3  # of the capacity
