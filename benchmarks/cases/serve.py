@@ -55,7 +55,7 @@ CLOSED = Load(clients=1), Load(clients=BATCH)
 SHARES = 0.2, 0.5, 0.8, 1.0, 1.3  # of the capacity
 MORE, FACTOR = 3, 1.5  # loads at the most, each so many times the last one,
 KEEPS_UP = 0.9  # while such a share of what is offered is answered in time
-MARGIN = 128  # positions beside those of the text and the answer: the header of a conversation, a picture
+MARGIN = 256  # positions beside those of the text and the answer: the header of a conversation, a picture
 SERVER = [sys.executable, "-m", "owl_fast.serve"]
 TRANSFORMERS = "transformers server"
 NEEDS = "transformers.generate needs 16 bit weights or more"

@@ -269,8 +269,9 @@ def test_two_hundred_clients_for_a_minute(owls: Owls) -> None:
     assert set(few.statuses) == {"200"}
     assert set(many.statuses) <= {"200", "429", "503"}
     assert many.jain >= 0.9
-    # Sending 128 of them away, again and again, and these clients themselves take their share of the cores.
-    assert goodput[1] >= 0.75 * goodput[0]
+    # Not 0.9: sending 128 of them away, again and again, and these clients themselves take from the same two
+    # cores. 0.84 to 0.89 was measured.
+    assert goodput[1] >= 0.8 * goodput[0]
     places = owls.service.limits.waiting + owls.engine.max_batch
     assert slowest <= 1.5 * places / (len(many.seconds) / 60)
     assert owls.fixed_answer() == fixed
