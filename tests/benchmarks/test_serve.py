@@ -28,6 +28,7 @@ from benchmarks.cases.serving.load import Load, Seen, measure, percentile
 from benchmarks.harness import COUNT, Row, beside_ours
 from benchmarks.vocabulary import filled, text_of, words
 from owl_fast.errors import OwlError
+from owl_fast.serve.arguments import LEAST_CONTEXT
 from owl_fast.tokenizer import StreamDecoder, Tokenizer
 from tests.benchmarks.answering import Answering
 
@@ -43,6 +44,11 @@ def answering() -> Iterator[Answering]:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
+
+
+def test_every_size_has_a_context_that_the_server_takes() -> None:
+    for size in (*serve.SIZES.values(), *serve.CPU_SIZES.values()):
+        assert size.prompt + size.answer + serve.MARGIN >= LEAST_CONTEXT
 
 
 def plan(server: Answering, cases: list[str], **others: Any) -> Plan:
