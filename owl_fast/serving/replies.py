@@ -6,6 +6,7 @@ import itertools
 import json
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ class _Tokens:
         self.length += len(text)
 
 
-class Shape:
+class Shape(ABC):
     """Of the replies to one request. kind: of the objects; id: of this one."""
 
     kind = whole_kind = prefix = ""
@@ -112,16 +113,17 @@ class Shape:
         top = sorted((event.top_logprobs or {}).items(), key=lambda entry: -entry[1])
         return self._entry(tokens, event.token_ids[0], event.logprob, top)
 
+    @abstractmethod
     def _entry(self, tokens: _Tokens, token: int, logprob: float, top: list[tuple[int, float]]) -> Json:
-        raise NotImplementedError
+        """The logprobs of one token. top: the likeliest instead of it, best first."""
 
+    @abstractmethod
     def _choice(self, index: int, text: str | None, logprobs: Json | None, reason: str | None) -> Json:
         """Of a chunk; text None: of the last one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _written(self, index: int, text: str, logprobs: Json | None, reason: str) -> Json:
         """Of a whole reply."""
-        raise NotImplementedError
 
 
 class ChatShape(Shape):
