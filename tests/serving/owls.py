@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import dataclasses
@@ -24,6 +23,7 @@ from owl_fast.serving.limits import Limits
 from owl_fast.serving.media import Media
 from owl_fast.serving.protocol import Server
 from owl_fast.serving.service import Service
+from tests.serving.running import running
 from tests.serving.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
@@ -120,27 +120,12 @@ def serving(
         media = Media(engine.processor, service.limits, workers=1)
         service.open(engine, MODEL, media)
     app = make_app(service, lifespan=lifespan(service) if lifespan else None)
-    ready = threading.Event()
-    server = Server(
-        Guard(app, service.limits, **guard),
-        "127.0.0.1",
-        0,
-        service.limits,
-        started=lambda host, port: ready.set(),
-        on_drained=service.say_goodbye,
-    )
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[server.socket])))
-    thread.start()
     try:
-        assert ready.wait(20)
-        yield Owls(service, server)
+        with running(Guard(app, service.limits, **guard), service.limits, service.say_goodbye) as server:
+            yield Owls(service, server)
     finally:
-        server.should_exit = True
-        thread.join(30)
-        server.socket.close()
         if media is not None:
             media.close()
-        assert not thread.is_alive()
 
 
 def handles() -> int:

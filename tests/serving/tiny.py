@@ -12,7 +12,6 @@ import http.client
 import io
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from owl_fast.serving.errors import ApiError
 from owl_fast.serving.guard import Guard
 from owl_fast.serving.limits import Limits
 from owl_fast.serving.protocol import Server, run
+from tests.serving.running import running
 from tests.serving.waiting import until
 
 QUICK = dataclasses.replace(
@@ -187,18 +187,8 @@ class Running:
 @contextlib.contextmanager
 def serving(limits: Limits = QUICK, **guard: Any) -> Iterator[Running]:
     tiny = Tiny()
-    ready = threading.Event()
-    app = Guard(tiny, limits, **guard)
-    server = Server(app, "127.0.0.1", 0, limits, started=lambda host, port: ready.set())
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[server.socket])))
-    thread.start()
-    try:
-        assert ready.wait(20)
+    with running(Guard(tiny, limits, **guard), limits) as server:
         yield Running(server, tiny)
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 @dataclass
