@@ -66,11 +66,10 @@ def _run(args: argparse.Namespace) -> int:
         service.close()
     if loading.error is not None:
         raise loading.error
-    if loading.thread.is_alive():
-        # Stopped before it was ready. The end of the interpreter aborts when a thread is inside torch.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    if loading.thread.is_alive():  # stopped before it was ready
+        from owl_fast.serving.heartbeat import leave
+
+        leave(0)
     return 0
 
 

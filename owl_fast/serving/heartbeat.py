@@ -75,11 +75,11 @@ def _compute(device: torch.device) -> None:
     torch.ones(1, device=device).sum().item()
 
 
-def leave() -> NoReturn:
-    """Without a look at what hangs."""
+def leave(code: int = EXIT_CODE) -> NoReturn:
+    """Without a look at what hangs, or at threads inside torch, with which the interpreter's end aborts."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(EXIT_CODE)
+    os._exit(code)
 
 
 def watched(service: Service) -> Callable[[object], AbstractAsyncContextManager[None]]:
