@@ -2,8 +2,7 @@
 
 `Pump` is that thread: it steps the loop while asynchronous answers are under way, hands their events to the
 event loops that wait for them, and ends soon after the last answer. Prompts are read in a few others
-(`Readers`).
-The event loop itself never waits for a step or a picture.
+(`Readers`). The event loop itself never waits for a step or a picture.
 """
 
 from __future__ import annotations

@@ -74,10 +74,10 @@ class RequestMaker:
                 f"a {type(prompts).__name__} came; wanted a text, a list of messages or a list of requests"
             )
         common = chosen(params, options)
-        several = list(prompts)
-        places = [f"request {index}: " if len(several) > 1 else "" for index in range(len(several))]
+        listed = list(prompts)
+        where = "request {}: " if len(listed) > 1 else ""
         items = [
-            self.reader.read_item(item, where, adapter) for item, where in zip(several, places, strict=True)
+            self.reader.read_item(item, where.format(index), adapter) for index, item in enumerate(listed)
         ]
         return [self(item, common, client=client) for item in items]
 
