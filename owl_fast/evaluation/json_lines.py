@@ -1,0 +1,92 @@
+"""Files of one JSON object a line: read strictly, or added to line by line, each on disk when it is said."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from owl_fast.errors import DataError, DiskError, LockedError
+from owl_fast.training.rows.json_rows import parse_object
+
+MAX_BYTES = 64 << 20  # OwlEval's largest file has 0.1 MB
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(FILE:LINE, the object) of every line that is not empty; DataError names the first that is none."""
+    for number, line in enumerate(_read(path).splitlines(), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield where, parse_object(line, where)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) > MAX_BYTES:
+        raise DataError(f"{path}: more than {MAX_BYTES >> 20} MiB; wanted a file of questions or answers")
+    return data
+
+
+class LineFile:
+    """A file that one process at a time adds lines to. A line is there whole or not at all, also after a
+    crash: a last line without an end is taken away when the file is opened.
+
+    lines: what was there, in order. LockedError when another process adds to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+        try:
+            self._lock()
+            data = _read(path)
+            self._end = data.rfind(b"\n") + 1
+            os.ftruncate(self._file, self._end)
+            self.lines = list(read_lines(path))
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(f"{self.path}: another process writes it; wait for it, or stop it") from None
+        except OSError:
+            pass  # a file system without locks
+
+    def append(self, value: Mapping[str, Any]) -> None:
+        """On disk when this returns; DiskError, and nothing is added, when it cannot be."""
+        line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
+        try:
+            written = os.pwrite(self._file, line, self._end)
+            if written < len(line):
+                raise OSError(0, "disk full")
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, self._end)
+            raise DiskError(f"{self.path}: cannot be written ({error.strerror})") from None
+        self._end += len(line)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def __enter__(self) -> LineFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

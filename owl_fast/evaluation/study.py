@@ -1,0 +1,104 @@
+"""A study: a folder in which the answers of systems to one set of questions are gathered and judged.
+
+study.json              where the data set with the pictures is
+questions.jsonl         a copy of its questions
+answers/SYSTEM.jsonl    in OwlEval's own format, one file a system
+records/SYSTEM.json     how answers of ours were made (record.py)
+ratings/RATER.jsonl     grades (ratings.py)
+pairs/JUDGE.jsonl       scores of answers beside a reference's (ratings.py)
+report.html, report.json
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from owl_fast.errors import DataError
+from owl_fast.evaluation.owleval import QUESTIONS, Answers, Question, read_answers, read_questions
+from owl_fast.files import read_json, write_json
+
+STUDY, ANSWERS, RECORDS, RATINGS, PAIRS = "study.json", "answers", "records", "ratings", "pairs"
+
+
+@dataclass(frozen=True)
+class Study:
+    """data: the folder of the data set. answers: by system, in the order of their names."""
+
+    folder: Path
+    data: Path
+    questions: Sequence[Question]
+    answers: Mapping[str, Answers]
+
+
+def open_study(folder: Path, sources: Sequence[Path] = (), data: Path | None = None) -> Study:
+    """The study in a folder, begun there if there is none; `data` is the data set, told at least once.
+
+    sources: files of answers, or folders of them, that are added. DataError when they or the data set differ
+    from what the study holds.
+    """
+    data = _begun(folder, data)
+    questions = read_questions(folder / QUESTIONS)
+    for path in _files(sources):
+        _add(path, folder, questions)
+    found = [read_answers(path, questions) for path in sorted((folder / ANSWERS).glob("*.jsonl"))]
+    return Study(folder, data, questions, {answers.system: answers for answers in found})
+
+
+def slug(name: str) -> str:
+    """A name as a file's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "unnamed"
+
+
+def _begun(folder: Path, data: Path | None) -> Path:
+    """The data set's folder; the study is there afterwards."""
+    known = folder / STUDY
+    if known.is_file():
+        kept = Path(str(read_json(known).get("data")))
+        if data is None:
+            return kept
+        if (data / QUESTIONS).read_bytes() != (folder / QUESTIONS).read_bytes():
+            raise DataError(
+                f"{data / QUESTIONS}: not the questions of {folder}; choose a new folder for them"
+            )
+    elif data is None:
+        raise DataError(f"{folder}: no study is there; name the data set it is about with --data DIR")
+    else:
+        read_questions(data / QUESTIONS)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(data / QUESTIONS, folder / QUESTIONS)
+    write_json(known, {"data": str(data.resolve())})
+    return data
+
+
+def _files(sources: Sequence[Path]) -> list[Path]:
+    """Files of answers at each place: itself, or those of a study, a data set or a plain folder."""
+    found: list[Path] = []
+    for source in sources:
+        folders = [folder for name in (ANSWERS, "answer") if (folder := source / name).is_dir()]
+        folder = folders[0] if folders else source
+        files = [source] if source.is_file() else sorted(folder.glob("*.jsonl"))
+        files = [file for file in files if file.name != QUESTIONS]
+        if not files:
+            raise DataError(
+                f"{source}: no files of answers there; wanted FILE.jsonl or a folder of such files"
+            )
+        found += files
+    return found
+
+
+def _add(path: Path, folder: Path, questions: Sequence[Question]) -> None:
+    answers = read_answers(path, questions)
+    place = folder / ANSWERS / f"{slug(answers.system)}.jsonl"
+    if place.is_file():
+        if place.read_bytes() != path.read_bytes():
+            raise DataError(
+                f"{path}: other answers of {answers.system} than {place} has; "
+                "give them another model_id, or begin a new study"
+            )
+        return
+    place.parent.mkdir(exist_ok=True)
+    shutil.copyfile(path, place)

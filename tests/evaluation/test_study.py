@@ -1,0 +1,78 @@
+"""A study is begun, added to and opened again; its files of lines survive a crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from owl_fast.errors import DataError, LockedError
+from owl_fast.evaluation.json_lines import LineFile
+from owl_fast.evaluation.ratings import Pair, Rating, read_pairs, read_ratings
+from owl_fast.evaluation.study import open_study
+from tests.evaluation.small_set import QUESTIONS, answers_of, small_set, write_lines
+
+
+def test_systems_are_added_and_kept(tmp_path: Path) -> None:
+    data = small_set(tmp_path / "data")
+    (tmp_path / "more").mkdir()
+    one = write_lines(tmp_path / "one_answer.jsonl", answers_of("one:v1", "abcd"))
+    write_lines(tmp_path / "more" / "two.jsonl", answers_of("two", "abc"))
+    begun = open_study(tmp_path / "study", [one, tmp_path / "more"], data)
+    assert list(begun.answers) == ["one:v1", "two"]
+    again = open_study(tmp_path / "study", [one])
+    assert (again.data, list(again.answers), len(again.questions)) == (data, ["one:v1", "two"], 4)
+    assert open_study(tmp_path / "third", [tmp_path / "study"], data).answers == again.answers
+
+
+def test_other_answers_or_questions_are_refused(tmp_path: Path) -> None:
+    data = small_set(tmp_path / "data")
+    one = write_lines(tmp_path / "one.jsonl", answers_of("one", "abcd"))
+    open_study(tmp_path / "study", [one], data)
+    with pytest.raises(DataError, match="other answers of one than"):
+        open_study(tmp_path / "study", [write_lines(one, answers_of("one", "abce"))])
+    write_lines(data / "questions.jsonl", QUESTIONS[:2])
+    with pytest.raises(DataError, match="not the questions of"):
+        open_study(tmp_path / "study", data=data)
+    with pytest.raises(DataError, match="name the data set it is about with --data"):
+        open_study(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no files of answers there"):
+        open_study(tmp_path / "study", [tmp_path / "nowhere"])
+
+
+def test_a_torn_line_is_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    with LineFile(path) as file:
+        file.append({"n": 1})
+        file.append({"n": 2})
+        with pytest.raises(LockedError):
+            LineFile(path)
+    path.write_bytes(path.read_bytes() + b'{"n": 3')
+    with LineFile(path) as file:
+        assert [fields["n"] for _, fields in file.lines] == [1, 2]
+        file.append({"n": 4})
+    assert path.read_text().splitlines() == ['{"n": 1}', '{"n": 2}', '{"n": 4}']
+
+
+def test_the_last_rating_counts(tmp_path: Path) -> None:
+    first, last = Rating("ann", 1, "one", "B", "ab"), Rating("ann", 1, "one", "A", "a")
+    judged = Rating("judge", 1, "one", "C", "", "some-model")
+    pair = Pair("judge", 1, "one", "gpt", True, 7, 8.5)
+    with LineFile(tmp_path / "ratings" / "ann.jsonl") as file:
+        file.append(first.to_dict())
+        file.append(last.to_dict())
+    with LineFile(tmp_path / "ratings" / "judge.jsonl") as file:
+        file.append(judged.to_dict())
+    with LineFile(tmp_path / "pairs" / "judge.jsonl") as file:
+        file.append(pair.to_dict())
+    assert read_ratings(tmp_path) == [last, judged]
+    assert read_pairs(tmp_path) == [pair]
+
+
+def test_a_line_that_is_no_rating(tmp_path: Path) -> None:
+    (tmp_path / "ratings").mkdir()
+    path = tmp_path / "ratings" / "ann.jsonl"
+    for change in ({"grade": "E"}, {"question_id": "1"}, {"rater": None}, {"abilities": "a,x"}):
+        write_lines(path, [{**Rating("ann", 1, "one", "B").to_dict(), **change}])
+        with pytest.raises(DataError, match=r"ann\.jsonl:1: no rating; wanted rater"):
+            read_ratings(tmp_path)
