@@ -43,6 +43,7 @@ EXTERNAL = {
     "chat": INFERENCE | {"prompt_toolkit", "rich"},
     "data": INFERENCE | {"rich"},
     "doctor": INFERENCE | {"rich"},
+    "evaluation": INFERENCE | {"jinja2"},
     "hub": {"huggingface_hub"},
     "settings": INFERENCE | {"tomli"},
     "train": INFERENCE | {"matplotlib"},
