@@ -44,8 +44,15 @@ def open_study(folder: Path, sources: Sequence[Path] = (), data: Path | None = N
     questions = read_questions(folder / QUESTIONS)
     for path in _files(sources):
         _add(path, folder, questions)
-    found = [read_answers(path, questions) for path in sorted((folder / ANSWERS).glob("*.jsonl"))]
-    return Study(folder, data, questions, {answers.system: answers for answers in found})
+    found: dict[str, Answers] = {}
+    for path in sorted((folder / ANSWERS).glob("*.jsonl")):
+        answers = read_answers(path, questions)
+        if answers.system in found:
+            raise DataError(
+                f"{path}: more answers of {answers.system}; wanted one file a system in {ANSWERS}/"
+            )
+        found[answers.system] = answers
+    return Study(folder, data, questions, found)
 
 
 def slug(name: str) -> str:

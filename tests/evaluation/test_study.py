@@ -40,6 +40,14 @@ def test_other_answers_or_questions_are_refused(tmp_path: Path) -> None:
         open_study(tmp_path / "study", [tmp_path / "nowhere"])
 
 
+def test_a_system_in_two_files(tmp_path: Path) -> None:
+    one = write_lines(tmp_path / "one.jsonl", answers_of("one", "abcd"))
+    study = open_study(tmp_path / "study", [one], small_set(tmp_path / "data")).folder
+    write_lines(study / "answers" / "more.jsonl", answers_of("one", "ab"))
+    with pytest.raises(DataError, match=r"one\.jsonl: more answers of one; wanted one file a system"):
+        open_study(study)
+
+
 def test_a_torn_line_is_taken_away(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     with LineFile(path) as file:
