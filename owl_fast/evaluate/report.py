@@ -33,7 +33,7 @@ NAMES = ("report.json", "report.html")
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m owl_fast.evaluate owleval report",
-        description="The figures and tables of the paper (arXiv 2304.14178) from a study's answers and ratings.",
+        description="The paper's figures and tables (arXiv 2304.14178) from a study's answers and ratings.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -76,7 +76,7 @@ def _records(study: Study) -> dict[str, dict[str, Any]]:
 
 
 def _write(contents: Mapping[Path, str]) -> None:
-    """Each beside its place, and renamed when all are on the disk; else DiskError, and what was there stays."""
+    """Each beside its place, renamed when all are on the disk; DiskError, and what was there stays."""
     beside = {path: path.with_name(f".{path.name}.{uuid4().hex}") for path in contents}
     try:
         for path, content in contents.items():
@@ -85,7 +85,9 @@ def _write(contents: Mapping[Path, str]) -> None:
         for path, new in beside.items():
             os.replace(new, path)
     except OSError as error:
-        raise DiskError(f"{next(iter(contents)).parent}: no report can be written ({error.strerror})") from None
+        raise DiskError(
+            f"{next(iter(contents)).parent}: no report can be written ({error.strerror})"
+        ) from None
     finally:
         for new in beside.values():
             new.unlink(missing_ok=True)
@@ -104,4 +106,6 @@ def _main_table(numbers: Mapping[str, Any]) -> str:
             share = f"{good / of_it['ratings']:.0%}" if of_it["ratings"] else "-"
             lines.append(f"{name:<{width}} {counts}  {of_it['ratings']:7}  {share:>6}  {failed:14}")
         lines.append("")
-    return "\n".join(lines) if lines else "no ratings yet: the report shows the answers and what is odd in them"
+    return (
+        "\n".join(lines) if lines else "no ratings yet: the report shows the answers and what is odd in them"
+    )

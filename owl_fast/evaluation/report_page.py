@@ -18,7 +18,7 @@ TEMPLATES = Path(__file__).parent / "page"
 
 
 def report_page(report: Mapping[str, Any], study: Study, ratings: Sequence[Rating], texts: bool) -> str:
-    """report: what tables.report made, with title and note. texts: whether questions and answers stand there."""
+    """report: what tables.report made, with title and note. texts: whether to show questions and answers."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -52,7 +52,7 @@ def _ids(numbers: Sequence[int]) -> str:
 
 
 def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f} %" if whole else "–"
+    return f"{100 * part / whole:.0f}\u202f%" if whole else "–"
 
 
 def _plain(number: float | None, digits: int = 2) -> str:

@@ -1,4 +1,4 @@
-"""The numbers of a report on a study: what report.json holds (its keys: docs/evaluation.md) and the page shows.
+"""The numbers of a report on a study: report.json (its keys: docs/evaluation.md), which the page shows.
 
 Every rating counts once, also where several raters graded an answer. People are counted together, each model
 apart: no number mixes them. What belongs to no answer of the study is set aside and counted there.
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from owl_fast.evaluation.agreement import kappa, weighted_kappa
-from owl_fast.evaluation.owleval import ABILITIES, SETS, Answers, Question
+from owl_fast.evaluation.owleval import ABILITIES, SETS, Answers
 from owl_fast.evaluation.ratings import GRADES, Pair, Rating
 from owl_fast.evaluation.study import Study
 
@@ -66,7 +66,9 @@ def _groups(ratings: Iterable[Rating]) -> dict[str | None, list[Rating]]:
     found: dict[str | None, list[Rating]] = defaultdict(list)
     for rating in ratings:
         found[rating.model].append(rating)
-    return {model: found[model] for model in sorted(found, key=lambda model: (model is not None, model or ""))}
+    return {
+        model: found[model] for model in sorted(found, key=lambda model: (model is not None, model or ""))
+    }
 
 
 def _order(names: Iterable[str], groups: Mapping[str | None, Sequence[Rating]]) -> list[str]:
@@ -161,7 +163,9 @@ def _agreement(ratings: Sequence[Rating]) -> list[Table]:
     raters = sorted(grades, key=lambda rater: (rater[1] is not None, rater[1] or "", rater[0]))
     found = []
     for one, other in itertools.combinations(raters, 2):
-        pairs = [(grades[one][answer], grades[other][answer]) for answer in grades[one].keys() & grades[other]]
+        pairs = [
+            (grades[one][answer], grades[other][answer]) for answer in grades[one].keys() & grades[other]
+        ]
         if pairs:
             found.append(
                 {
