@@ -103,6 +103,9 @@ class Pair:
         }
         if not all(isinstance(fields.get(name), kind) for name, kind in kinds.items()):  # type: ignore[arg-type]
             raise DataError(f"{where}: no pair of scores; wanted {', '.join(kinds)}")
+        for name in ("score", "reference_score"):
+            if not 1 <= fields[name] <= 10:
+                raise DataError(f"{where}: {name} is {fields[name]}; wanted 1 to 10")
         return cls(*(fields[name] for name in kinds))
 
 
