@@ -18,8 +18,8 @@ PAGE = ROOT / "docs" / "example-report.html"
 TITLE = "Example report: OwlEval’s published answers, made-up ratings"
 NOTE = (
     "The grades, ticks and scores on this page are made up: drawn by lot, in the same way for every system "
-    "(a failed answer gets D). They show what a report looks like and say nothing about these systems. The answers are the ones "
-    "published with OwlEval; what is said of their files is so."
+    "(a failed answer gets D). They show what a report looks like and say nothing about these systems. "
+    "The answers are the ones published with OwlEval; what is said of their files is so."
 )
 MODEL, REFERENCE = "made-up-model", "llava-13b"
 
