@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 from owl_fast.errors import DataError, DiskError, LockedError
+from owl_fast.files import sync
 from owl_fast.training.rows.json_rows import parse_object
 
 MAX_BYTES = 64 << 20  # OwlEval's largest file has 0.1 MB
@@ -33,6 +36,27 @@ def _read(path: Path) -> bytes:
     if len(data) > MAX_BYTES:
         raise DataError(f"{path}: more than {MAX_BYTES >> 20} MiB; wanted a file of questions or answers")
     return data
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    # A lone surrogate has no UTF-8 form: it becomes an escape such as \\ud83e, which JSON reads back.
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """A file with this content, on disk for good, or the one that was there and DiskError."""
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise DiskError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 class LineFile:
@@ -69,7 +93,7 @@ class LineFile:
 
     def append(self, value: Mapping[str, Any]) -> None:
         """On disk when this returns; DiskError, and nothing is added, when it cannot be."""
-        line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
+        line = _line(value)
         try:
             written = os.pwrite(self._file, line, self._end)
             if written < len(line):
@@ -80,8 +104,16 @@ class LineFile:
             raise DiskError(f"{self.path}: cannot be written ({error.strerror})") from None
         self._end += len(line)
 
+    def rewrite(self, values: Iterable[Mapping[str, Any]]) -> None:
+        """These lines instead of all that were there, and no more after them; DiskError, and nothing is
+        changed, when they cannot be."""
+        replace_file(self.path, b"".join(map(_line, values)))
+        self.close()
+
     def close(self) -> None:
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def __enter__(self) -> LineFile:
         return self

@@ -40,12 +40,12 @@ def open_study(folder: Path, sources: Sequence[Path] = (), data: Path | None = N
     sources: files of answers, or folders of them, that are added. DataError when they or the data set differ
     from what the study holds.
     """
-    data = _begun(folder, data)
+    data = begin_study(folder, data)
     questions = read_questions(folder / QUESTIONS)
     for path in _files(sources):
         _add(path, folder, questions)
     found: dict[str, Answers] = {}
-    for path in sorted((folder / ANSWERS).glob("*.jsonl")):
+    for path in _answered(folder):
         answers = read_answers(path, questions)
         if answers.system in found:
             raise DataError(
@@ -55,30 +55,44 @@ def open_study(folder: Path, sources: Sequence[Path] = (), data: Path | None = N
     return Study(folder, data, questions, found)
 
 
+def _answered(folder: Path) -> list[Path]:
+    """Files of answers; one that is still empty is of a system that has just begun."""
+    return [path for path in sorted((folder / ANSWERS).glob("*.jsonl")) if path.stat().st_size]
+
+
 def slug(name: str) -> str:
     """A name as a file's."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "unnamed"
 
 
-def _begun(folder: Path, data: Path | None) -> Path:
-    """The data set's folder; the study is there afterwards."""
+def begin_study(folder: Path, data: Path | None) -> Path:
+    """The data set's folder; the study is there afterwards. DataError as of open_study."""
     known = folder / STUDY
-    if known.is_file():
-        kept = Path(str(read_json(known).get("data")))
-        if data is None:
-            return kept
-        if (data / QUESTIONS).read_bytes() != (folder / QUESTIONS).read_bytes():
-            raise DataError(
-                f"{data / QUESTIONS}: not the questions of {folder}; choose a new folder for them"
-            )
-    elif data is None:
-        raise DataError(f"{folder}: no study is there; name the data set it is about with --data DIR")
-    else:
-        read_questions(data / QUESTIONS)
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(data / QUESTIONS, folder / QUESTIONS)
-    write_json(known, {"data": str(data.resolve())})
+    try:
+        if known.is_file():
+            kept = Path(str(read_json(known).get("data")))
+            if data is None:
+                return kept
+            if _questions(data) != (folder / QUESTIONS).read_bytes():
+                raise DataError(
+                    f"{data / QUESTIONS}: not the questions of {folder}; choose a new folder for them"
+                )
+        elif data is None:
+            raise DataError(f"{folder}: no study is there; name the data set it is about with --data DIR")
+        else:
+            questions = _questions(data)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / QUESTIONS).write_bytes(questions)
+        write_json(known, {"data": str(data.resolve())})
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: no study can be here ({error.strerror})") from None
     return data
+
+
+def _questions(data: Path) -> bytes:
+    """The file of questions, once it is known to be one."""
+    read_questions(data / QUESTIONS)
+    return (data / QUESTIONS).read_bytes()
 
 
 def _files(sources: Sequence[Path]) -> list[Path]:
