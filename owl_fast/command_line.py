@@ -84,19 +84,20 @@ def open_model(args: argparse.Namespace) -> Source:
     return open_source(local_path(args.model), **model_options(args))
 
 
-def add_data_flags(parser: argparse._ActionsContainer) -> None:
-    """How the files of a SPEC are read."""
+def add_data_flags(parser: argparse._ActionsContainer, bad_rows: bool = True) -> None:
+    """How the files of a SPEC are read. bad_rows: whether they may be left out."""
     add = parser.add_argument
     add("--format", metavar="NAME", help="of the data, instead of what its content tells")
     add("--images", metavar="DIR", help="where picture paths start (default: each file's own folder)")
     add("--columns", metavar="OURS=THEIRS,...", help="names of columns, as in image=filepath,caption=title")
-    add(
-        "--bad-cap",
-        type=float,
-        default=0.001,
-        metavar="X",
-        help="of --skip-bad: share of rows (default: 0.001)",
-    )
+    if bad_rows:
+        add(
+            "--bad-cap",
+            type=float,
+            default=0.001,
+            metavar="X",
+            help="of --skip-bad: share of rows (default: 0.001)",
+        )
 
 
 def data_options(args: argparse.Namespace) -> dict[str, Any]:

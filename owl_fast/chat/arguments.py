@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from owl_fast.chat.sampling import SETTINGS
+from owl_fast.chat.sampling import add_sampling_flags
 from owl_fast.command_line import add_loading_flags
 from owl_fast.settings import add_settings_flags
 
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_question(parser.add_argument_group("question"))
     _add_model(parser.add_argument_group("model"))
-    _add_sampling(parser.add_argument_group("answer"))
+    add_sampling_flags(parser.add_argument_group("answer"))
     _add_screen(parser.add_argument_group("screen"))
     add_settings_flags(parser)
     return parser
@@ -69,15 +69,6 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--api-key-file",
         metavar="FILE",
         help="key for --url (default: the environment's OWL_API_KEY, if set)",
-    )
-
-
-def _add_sampling(group: argparse._ArgumentGroup) -> None:
-    for name, (kind, text) in SETTINGS.items():
-        metavar = "N" if kind is int else "X"
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
-    group.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="ends the answer; repeatable"
     )
 
 

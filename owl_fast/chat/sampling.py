@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,6 +25,21 @@ SETTINGS: dict[str, tuple[type, str]] = {
     "seed": (int, "of the draws: same seed, same answer"),
 }
 NAMES = (*SETTINGS, "stop")
+
+
+def add_sampling_flags(group: argparse._ActionsContainer, **defaults: float) -> None:
+    """defaults: of a command whose own are others."""
+    for name, (kind, text) in SETTINGS.items():
+        default = defaults.get(name)
+        if default is not None:
+            text = f"{text.partition(' (default')[0]} (default: {default})"
+        metavar = "N" if kind is int else "X"
+        group.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text, default=default
+        )
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="ends the answer; repeatable"
+    )
 
 
 def from_flags(flags: Mapping[str, Any]) -> SamplingParams:
