@@ -43,7 +43,7 @@ EXTERNAL = {
     "chat": INFERENCE | {"prompt_toolkit", "rich"},
     "data": INFERENCE | {"rich"},
     "doctor": INFERENCE | {"rich"},
-    "evaluation": INFERENCE | {"jinja2"},
+    "evaluation": INFERENCE | {"jinja2", "sacrebleu"},
     "hub": {"huggingface_hub"},
     "settings": INFERENCE | {"tomli"},
     "train": INFERENCE | {"matplotlib"},

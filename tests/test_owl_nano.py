@@ -11,7 +11,7 @@ import pytest
 from owl_fast import CheckpointError, Engine
 from owl_fast.checkpoints.manifest import Manifest
 from owl_fast.engine.opening import BUNDLED
-from recipes.owl_nano.evaluate import evaluate
+from recipes.owl_nano.evaluate import cases, evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 12_000_000
@@ -84,8 +84,8 @@ def test_the_command_of_the_readme_prints_the_answer_alone() -> None:
     assert "demonstration" in done.stderr
 
 
-def test_unseen_pictures_of_another_program() -> None:
-    rates = evaluate(None, "blind", per_task=6, seed=7)
+def test_unseen_pictures_of_another_program(engine: Engine) -> None:
+    rates = evaluate(engine, "blind", cases("blind", 6, 7), bar=False)
     right = sum(rate * count for rate, count in rates.values())
     total = sum(count for _, count in rates.values())
     assert right / total >= 0.85, rates  # the full table is in the model card

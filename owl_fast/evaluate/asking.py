@@ -103,9 +103,8 @@ def record_of(
     """prompt: beside the template. data: hashes of what is asked."""
     from owl_fast.evaluation import record
 
-    options = loading_options(args)
     settings = {
-        "model": record.model_settings(args.model, args.adapter, options.pop("vision", None), options),
+        "model": record.model_settings(args.model, args.adapter, loading_options(args)),
         "prompt": {**record.prompt_settings(args.system), **prompt},
         "decoding": record.decoding_settings(params),
         "data": data,

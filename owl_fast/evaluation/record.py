@@ -38,14 +38,13 @@ HELD = ("dtype", "quant", "quant_vision", "kv_cache", "exact")
 TOLD = ("tokenizer", "config", "vision_heads", "abstractor_heads")  # those that open_source takes
 
 
-def model_settings(
-    model: str | None, adapter: str | None, vision: str | None, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def model_settings(model: str | None, adapter: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Hashes of the weights, and how they are to be held. options: of Engine.from_pretrained."""
     told = {name: options[name] for name in TOLD if name in options}
     source = open_source(BUNDLED if model is None else local_path(model), **told)
     adapter_folder = source.adapter if adapter is None else local_path(adapter)
     held = {name: options.get(name) for name in HELD}
+    vision = options.get("vision")
     return {
         "weights_sha256": weights_sha256(source.weights),
         "adapter_sha256": None

@@ -1,17 +1,15 @@
-"""Acceptance: the finished folder answers held-out questions through the engine, greedily, at most 40 tokens.
+"""Acceptance: a model answers held-out questions through the engine, greedily, at most 40 tokens.
 
-`python -m recipes.owl_nano.evaluate FOLDER [--drawing own|blind|both] [--per-task N] [--json FILE]`
+`python -m owl_fast.evaluate nano` is the command.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
@@ -21,7 +19,7 @@ from owl_fast import Engine
 from recipes.owl_nano import draw, draw_blind
 from recipes.owl_nano.dialogues import WEIGHTS, Dialogue, about_pair, ask_about
 from recipes.owl_nano.questions import Turn
-from recipes.owl_nano.scoring import acceptance_table, accuracies, is_right
+from recipes.owl_nano.scoring import accuracies, is_right
 from recipes.owl_nano.text_tasks import ask_reverse, ask_small_talk, ask_sum, ask_thing
 from recipes.owl_nano.world import Scene, sample_scene
 
@@ -32,6 +30,8 @@ DRAWINGS: dict[str, Callable[[Scene, random.Random, int], Image]] = {
 SIZES = (112, 160, 224)
 TASKS = (*WEIGHTS, "compare", "sums", "text")
 MAX_TOKENS = 40
+BATCH = 16
+CONTEXT = 512  # is enough for the longest of them
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,18 @@ class Case:
     pictures: tuple[Image, ...]
 
 
-def cases(drawing: str, per_task: int, seed: int) -> list[Case]:
+def cases(drawing: str, per_task: int, seed: int, bar: bool = False) -> list[Case]:
     """per_task conversations of each task; every scene holds a combination or number never trained."""
     rng = random.Random(f"{seed}-{drawing}")
     found: dict[str, list[Case]] = defaultdict(list)
-    for task in TASKS:
-        while len(found[task]) < per_task:
-            dialogue = _dialogue(rng, task)
-            if dialogue is not None:
-                pictures = tuple(DRAWINGS[drawing](s, rng, rng.choice(SIZES)) for s in dialogue.scenes)
-                found[task].append(Case(task, dialogue, pictures))
+    with tqdm(total=len(TASKS) * per_task, desc=f"{drawing}, drawing", unit="case", disable=not bar) as done:
+        for task in TASKS:
+            while len(found[task]) < per_task:
+                dialogue = _dialogue(rng, task)
+                if dialogue is not None:
+                    pictures = tuple(DRAWINGS[drawing](s, rng, rng.choice(SIZES)) for s in dialogue.scenes)
+                    found[task].append(Case(task, dialogue, pictures))
+                    done.update()
     return [case for task in TASKS for case in found[task]]
 
 
@@ -96,43 +98,31 @@ def judged(case: Case, answers: tuple[str, ...]) -> list[tuple[str, bool]]:
     return [(turn.task, is_right(turn, answer)) for turn, answer in zip(turns, answers, strict=True)]
 
 
+def cases_sha256(found: Iterable[Case]) -> str:
+    """Over what is asked, what is wanted and every pixel."""
+    digest = hashlib.sha256()
+    for case in found:
+        digest.update(f"{case.task} {case.dialogue.turns}\n".encode())
+        for picture in case.pictures:
+            digest.update(f"{picture.size}\n".encode() + picture.tobytes())
+    return digest.hexdigest()
+
+
 def evaluate(
-    folder: Path | None, drawing: str, per_task: int, seed: int, wrong: int = 0
+    engine: Engine, drawing: str, found: Sequence[Case], wrong: int = 0, bar: bool = True
 ) -> dict[str, tuple[float, int]]:
     """Accuracy and number of answers per task; wrong: examples of wrong answers printed per task."""
-    engine = Engine.from_pretrained(folder, device="cpu", max_context=512, max_batch=16)
     results: list[tuple[str, bool]] = []
     shown: dict[str, int] = defaultdict(int)
-    waiting = cases(drawing, per_task, seed)
-    for start in tqdm(range(0, len(waiting), 16), desc=drawing, unit="batch"):
-        for case, answers in answer_all(engine, waiting[start : start + 16]):
-            verdicts = judged(case, answers)
-            results += verdicts
-            for turn, answer, (task, right) in zip(case.dialogue.turns, answers, verdicts, strict=True):
-                if not right and shown[task] < wrong:
-                    shown[task] += 1
-                    print(f"  {task}: {turn.question} -> {answer!r}, wanted {turn.answer!r}")
+    with tqdm(total=len(found), desc=drawing, unit="case", disable=not bar) as done:
+        for start in range(0, len(found), BATCH):
+            batch = list(found[start : start + BATCH])
+            for case, answers in answer_all(engine, batch):
+                verdicts = judged(case, answers)
+                results += verdicts
+                for turn, answer, (task, right) in zip(case.dialogue.turns, answers, verdicts, strict=True):
+                    if not right and shown[task] < wrong:
+                        shown[task] += 1
+                        done.write(f"  {task}: {turn.question} -> {answer!r}, wanted {turn.answer!r}")
+            done.update(len(batch))
     return accuracies(results)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, nargs="?", help="default: the bundled model")
-    parser.add_argument("--drawing", choices=(*DRAWINGS, "both"), default="both")
-    parser.add_argument("--per-task", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--wrong", type=int, default=0, help="wrong answers to print per task")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    report = {}
-    for drawing in DRAWINGS if options.drawing == "both" else (options.drawing,):
-        report[drawing] = evaluate(options.folder, drawing, options.per_task, options.seed, options.wrong)
-        print(f"\n{drawing}\n{acceptance_table(report[drawing])}", flush=True)
-    if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

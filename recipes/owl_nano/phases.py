@@ -24,7 +24,7 @@ from recipes.owl_nano import settings
 from recipes.owl_nano.card import model_card
 from recipes.owl_nano.drills import LATER, Curriculum
 from recipes.owl_nano.encoding import Encoder
-from recipes.owl_nano.evaluate import evaluate
+from recipes.owl_nano.evaluate import BATCH, CONTEXT, cases, evaluate
 from recipes.owl_nano.held_out import HeldOut
 from recipes.owl_nano.initialise import initialise, prepare_abstractor
 from recipes.owl_nano.language import exact_matches, gate_sets, train_language
@@ -209,8 +209,10 @@ class Phases:
 
     def evaluate(self) -> None:
         report = {}
+        model = self.out / "owl-nano"
+        engine = Engine.from_pretrained(model, device="cpu", max_context=CONTEXT, max_batch=BATCH)
         for drawing in ("own", "blind"):
-            report[drawing] = evaluate(self.out / "owl-nano", drawing, 200, 1)
+            report[drawing] = evaluate(engine, drawing, cases(drawing, 200, 1))
             print(f"\n{drawing}\n{acceptance_table(report[drawing])}", flush=True)
         seconds = read_json(self.out / TIMES)
         card = model_card(report["own"], report["blind"], seconds)

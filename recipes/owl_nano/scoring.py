@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from owl_fast.evaluation.intervals import wilson
 from recipes.owl_nano.questions import Turn
 
 _UNSPACED = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")
@@ -81,18 +82,42 @@ def accuracies(results: Iterable[tuple[str, bool]]) -> dict[str, tuple[float, in
     return {task: (right / total, total) for task, (right, total) in counts.items()}
 
 
-def acceptance_table(measured: dict[str, tuple[float, int]]) -> str:
-    """Markdown: one row per task with the target beside it."""
-    lines = ["| task | accuracy | target | |", "|---|---|---|---|"]
+def acceptance_table(measured: Mapping[str, tuple[float, int]]) -> str:
+    """Markdown: one row per task with its 95 % interval, and the target beside it. A target is missed for
+    sure when the whole interval lies below it."""
+    lines = ["| task | accuracy | 95 % | n | target | |", "|---|---|---|---|---|---|"]
     for task, target in TARGETS.items():
-        accuracy, total = measured.get(task, (float("nan"), 0))
+        accuracy, total = measured.get(task, (0.0, 0))
         kind = "must" if target.must else "goal"
-        verdict = "reached" if accuracy >= target.accuracy else "missed"
-        lines.append(f"| {task} | {accuracy:.3f} (n={total}) | {kind} >= {target.accuracy:.2f} | {verdict} |")
+        high = wilson(round(accuracy * total), total)[1]
+        missed = "missed, perhaps by chance" if high >= target.accuracy else "missed"
+        verdict = "reached" if accuracy >= target.accuracy else missed
+        verdict = verdict if total else "not asked"
+        lines.append(f"| {task} | {_shown(accuracy, total)} | {kind} {target.accuracy:.2f} | {verdict} |")
     total = sum(n for _, n in measured.values())
     overall = sum(a * n for a, n in measured.values()) / max(1, total)
-    lines.append(f"| all | {overall:.3f} (n={total}) | | |")
-    return "\n".join(lines)
+    lines.append(f"| all | {_shown(overall, total)} | | |")
+    return aligned(lines)
+
+
+def _shown(accuracy: float, total: int) -> str:
+    low, high = wilson(round(accuracy * total), total)
+    return f"{accuracy:.3f} | {low:.3f} to {high:.3f} | {total}"
+
+
+def aligned(lines: Sequence[str]) -> str:
+    """The same table with its columns under each other."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "| "
+        + " | ".join(
+            "-" * width if set(cell) == {"-"} else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        )
+        + " |"
+        for row in rows
+    )
 
 
 def ablation_table(rates: dict[str, dict[str, float]]) -> str:
