@@ -13,6 +13,7 @@ COMMANDS = {
     "data": "check, count and repack training data",
     "quantize": "write a model folder in fewer bits, which loads in seconds",
     "train": "train the vision side, or tune a model to instructions",
+    "evaluate": "how good a model is: OwlEval, owl-nano's questions, captions, short answers",
     "export.onnx": "write the vision tower as an ONNX file",
     "completion": "print what lets a shell complete these commands",
 }

@@ -151,8 +151,9 @@ def run(args: argparse.Namespace, params: SamplingParams, job: Job, record: Reco
                 f"{job.answers}: answers are there, and no {record.path.name} that says how they were made; "
                 "choose another --name or --out"
             )
+        numbers = [line.get(job.number) for _, line in file.lines]
+        record.check(job.free([number for number in numbers if isinstance(number, int)]))
         lines = _kept(file, job)
-        record.check(job.free(lines.keys()))
         left = len(job.ids) - len(lines)
         if left:
             _ask(args, params, job, record, file, lines)

@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace, params: SamplingParams) -> int:
 
     def free(known: Collection[int]) -> list[str]:
         """A picture that nobody has answered a question on may have been mended."""
-        used = {by_id[number].image for number in known}
+        used = {by_id[number].image for number in known if number in by_id}
         return [f"data.pictures.{image}" for image in pictures if image not in used]
 
     job = Job(
