@@ -73,7 +73,7 @@ def compare(
         raise DataError(f"{out}: not a folder; choose one for {ANSWERS} and {SCORES}")
     options = ReadOptions(**data_options(args), progress=not args.plain)
     datasets = open_datasets(args.data, options)
-    found = cases(datasets, captions, args.limit)
+    found = cases(datasets, captions, args.limit, not args.plain)
     questions = {question.id: question for case in found for question in case.questions}
     case_of = {question.id: case for case in found for question in case.questions}
     data = {"files": [dataset.describe() for dataset in datasets], "limit": args.limit}

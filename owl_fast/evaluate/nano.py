@@ -85,9 +85,7 @@ def _run(args: argparse.Namespace) -> None:
     from owl_fast.evaluation import record as records
     from owl_fast.evaluation.record import Record
 
-    out = None if args.out is None else Path(args.out)
-    if out is not None and out.exists():
-        raise DataError(f"{out}: is there already; choose a new file")
+    out = None if args.out is None else _new_file(Path(args.out))
     questions, marks = recipe()
     drawings = list(questions.DRAWINGS) if args.drawing == "both" else [args.drawing]
     bar = not args.plain
@@ -118,6 +116,17 @@ def _run(args: argparse.Namespace) -> None:
     record.runs[-1] |= {"answered": count, "seconds": round(time.perf_counter() - begin, 2)}
     record.write({"questions": count, "answered": count, "missing": 0}, scores=scores)
     print(f"\n{out}: {count} answers in {record.runs[-1]['seconds']} s")
+
+
+def _new_file(path: Path) -> Path:
+    """Said before minutes of work: DataError when it is there already, or cannot be."""
+    if path.exists():
+        raise DataError(f"{path}: is there already; choose a new file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
 
 
 def _score(marks: Any, task: str, accuracy: float, count: int) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tqdm import tqdm
+
 from owl_fast.errors import DataError, ParameterError
 from owl_fast.evaluation.answering import Talk
 from owl_fast.evaluation.record import file_sha256
@@ -58,7 +60,9 @@ class Case:
         return [_sha256(source) for source in _pictures(self.dataset[self.index])]
 
 
-def cases(datasets: Sequence[Dataset], captions: bool, limit: int | None = None) -> list[Case]:
+def cases(
+    datasets: Sequence[Dataset], captions: bool, limit: int | None = None, bar: bool = False
+) -> list[Case]:
     """In the order of their first rows. captions: whether rows may be a picture and its caption; if not, each
     has to ask something. limit: of cases. DataError for a row that is bad, or has nothing to compare with."""
     found: dict[Any, Case] = {}
@@ -68,7 +72,8 @@ def cases(datasets: Sequence[Dataset], captions: bool, limit: int | None = None)
             raise ParameterError(
                 f"{dataset.name}: a weight of {dataset.weight:g}; all rows are asked, leave it out"
             )
-        for index in range(len(dataset)):
+        rows = tqdm(range(len(dataset)), f"reading {dataset.name}", unit="row", leave=False, disable=not bar)
+        for index in rows:
             row = dataset[index]
             if isinstance(row, Caption) and not captions:
                 raise DataError(f"{row.record}: a caption, and no question; `evaluate caption` is for those")

@@ -237,6 +237,13 @@ def test_answers_without_a_record(owleval: Run, tmp_path: Path, capsys: pytest.C
     assert "answers are there, and no small.json" in capsys.readouterr().err
 
 
+def test_one_process_at_a_time(owleval: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with LineFile(tmp_path / "study/answers/owl-nano.jsonl"):
+        assert owleval() == 6
+    assert "another process writes it" in capsys.readouterr().err
+    assert owleval() == 0
+
+
 def test_disk_full(
     owleval: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

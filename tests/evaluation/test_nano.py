@@ -27,6 +27,8 @@ def test_the_table_and_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert set(record["settings"]["data"]["sha256"]) == {"blind"}
     assert main(words) == 1
     assert "nano.json: is there already" in capsys.readouterr().err
+    assert main([*words[:-1], str(out / "below.json")]) == 1
+    assert "below.json: cannot be written (" in capsys.readouterr().err
 
 
 def test_without_a_checkout(
