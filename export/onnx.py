@@ -67,12 +67,13 @@ def _write(args: argparse.Namespace) -> None:
     from owl_fast import ops
     from owl_fast.checkpoints import load_model
     from owl_fast.checkpoints.writer import check_new, whole_folder
-    from owl_fast.export.onnx_file import OPSET, Gap, Session, check_packages, write_onnx
+    from owl_fast.engine.onnx_vision import Session, check_packages
+    from owl_fast.export.onnx_file import OPSET, PACKAGES, Gap, write_onnx
     from owl_fast.export.pictures import PicturePart
     from owl_fast.quantization.whole import dequantize_
     from owl_fast.summary import size_text
 
-    check_packages()
+    check_packages(*PACKAGES)
     out = Path(args.out)
     if out.is_symlink():
         raise CheckpointError(f"{out}: a link; name the folder itself")
@@ -80,7 +81,7 @@ def _write(args: argparse.Namespace) -> None:
     source = _source(args)
     metadata = _metadata(source, args)
     with _bar(source, args) as progress:
-        model = load_model(source, dtype=torch.float32, language=False, progress=progress)
+        model = load_model(source, dtype=torch.float32, without=("language_model",), progress=progress)
     dequantize_(model)
     part = PicturePart(model, args.part)
     batches = _batches(part.image_size)
@@ -115,16 +116,17 @@ def _source(args: argparse.Namespace) -> Source:
 def _metadata(source: Source, args: argparse.Namespace) -> dict[str, str]:
     """What a user of the file has to know, as texts; lists and truths in JSON."""
     import owl_fast
-    from owl_fast.checkpoints import weights_sha256
+    from owl_fast.checkpoints.fingerprint import part_sha256
+    from owl_fast.engine.onnx_vision import DIGEST, PART, PARTS, SIZE
     from owl_fast.images import RESCALE
 
     processor = source.processor()
     return {
         "owl_fast": owl_fast.__version__,
-        "part": args.part,
+        PART: args.part,
         "dtype": args.dtype,
-        "weights_sha256": weights_sha256(source.weights),
-        "image_size": str(processor.size),
+        DIGEST: part_sha256(source, PARTS[args.part]),
+        SIZE: str(processor.size),
         "resize": "crop" if processor.crop else "squeeze",
         "resample": "bicubic",
         "rgb_before_resize": json.dumps(processor.rgb_first),

@@ -1,4 +1,4 @@
-"""A torch module as an ONNX file, and that file in ONNX Runtime."""
+"""A torch module as an ONNX file, and how far what that computes is from what it should."""
 
 from __future__ import annotations
 
@@ -6,33 +6,22 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import owl_fast
 from owl_fast import ops
-from owl_fast.errors import UnsupportedError
+from owl_fast.engine.onnx_vision import FILE, INPUT, OUTPUT
 from owl_fast.export.pictures import PicturePart
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18  # the one torch's exporter writes in; attention of opset 23 is no faster in ONNX Runtime on a CPU
-INPUT, OUTPUT, BATCH = "pixels", "features", "batch"
-FILE = "model.onnx"
-# Above it weights go to FILE.data: a protobuf message ends at 2 GiB, and is in memory several times over.
+BATCH = "batch"
+# Above it weights go to DATA: a protobuf message ends at 2 GiB, and is in memory several times over.
 EXTERNAL_BYTES = 1 << 30
-
-
-def check_packages() -> None:
-    """UnsupportedError unless what exporting takes is installed."""
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise UnsupportedError(f"{', '.join(missing)}: not installed; pip install '.[onnx]' in the checkout")
 
 
 def write_onnx(part: PicturePart, folder: Path, metadata: Mapping[str, str]) -> Path:
@@ -85,26 +74,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-class Session:
-    """An ONNX file in ONNX Runtime on the CPU: pixels (N, 3, S, S) -> features, float32.
-
-    threads: of one operation; 0 lets ONNX Runtime choose.
-    """
-
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._session: onnxruntime.InferenceSession = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        (features,) = self._session.run([OUTPUT], {INPUT: pixels.numpy()})
-        return torch.from_numpy(features)
 
 
 class Gap(NamedTuple):

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from owl_fast.models.owl import Owl
 
-PARTS = ("vision", "vision+abstractor")
-
 
 class PicturePart(nn.Module):
     """Pixels (N, 3, S, S), normalised -> features (N, 1 + P, E) of "vision", or the rows (N, Q + 1, C) that
@@ -29,7 +27,7 @@ class PicturePart(nn.Module):
         self.query_tokens = model.query_tokens if joined else None
 
     def forward(self, pixels: Tensor) -> Tensor:
-        features = self.vision_model(pixels.to(self.vision_model.embeddings.cls_token.dtype))
+        features = self.vision_model(pixels)
         if self.abstractor is not None:
             features = self.abstractor(self.query_tokens, features)
         return features.float()

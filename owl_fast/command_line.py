@@ -44,6 +44,7 @@ def add_loading_flags(parser: argparse._ActionsContainer) -> None:
         choices=["auto", "none", "int8", "int4"],
         help="of the language model's weights; auto (default): the largest precision that fits",
     )
+    add("--vision", metavar="onnx:DIR", help="pictures go through what export.onnx wrote, in ONNX Runtime")
     add("--quant-vision", choices=["none", "int8"], help="of the vision tower's weights (default: none)")
     add(
         "--kv-cache",
@@ -61,7 +62,7 @@ def add_loading_flags(parser: argparse._ActionsContainer) -> None:
 # The flags of add_loading_flags that Engine.from_pretrained takes.
 LOADING = (
     *("tokenizer", "vision_heads", "abstractor_heads", "device", "dtype", "quant", "quant_vision"),
-    *("kv_cache", "exact", "config"),
+    *("vision", "kv_cache", "exact", "config"),
 )
 
 

@@ -43,6 +43,7 @@ EXTERNAL = {
     "chat": INFERENCE | {"prompt_toolkit", "rich"},
     "data": INFERENCE | {"rich"},
     "doctor": INFERENCE | {"rich"},
+    "engine": INFERENCE | {"onnx", "onnxruntime"},
     "evaluation": INFERENCE | {"jinja2", "sacrebleu"},
     "hub": {"huggingface_hub"},
     "settings": INFERENCE | {"tomli"},

@@ -6,11 +6,11 @@ import copy
 import tempfile
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from benchmarks.timing import Contender, Timer, wall_timer
-from owl_fast.export.onnx_file import Session, check_packages, write_onnx
+from owl_fast.engine.onnx_vision import Session, check_packages
+from owl_fast.export.onnx_file import PACKAGES, write_onnx
 from owl_fast.export.pictures import PicturePart
 from owl_fast.models.owl import Owl
 
@@ -19,12 +19,12 @@ NAME = "ONNX Runtime fp32"
 
 def encoder(model: Owl) -> Session:
     """In float32, on as many threads as torch has; what was exported is in memory alone."""
-    check_packages()
+    check_packages(*PACKAGES)
     part = copy.deepcopy(PicturePart(model, "vision+abstractor")).float()
     with tempfile.TemporaryDirectory() as folder:
         path = write_onnx(part, Path(folder), {})
         del part  # a 7B model leaves little room beside it
-        return Session(path, torch.get_num_threads())
+        return Session(path)
 
 
 def contender(model: Owl, pixels: Tensor) -> Contender:

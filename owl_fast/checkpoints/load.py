@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -32,15 +32,15 @@ def load_model(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
     allow_nonfinite: bool = False,
-    language: bool = True,
+    without: Collection[str] = (),
 ) -> Owl:
     """The model of a source, or of whatever open_source finds at a path, in eval mode, without gradients.
 
     dtype: float32, bfloat16 or float16; None keeps the file's. quantization: of weights that the files hold
     as they are; None keeps them so. Quantized files stay what they are, and another quantization of them is
     refused. progress(bytes done, bytes in all) is called after each tensor. Weights are mapped and copied, or
-    quantized, tensor by tensor: anonymous memory stays near the size of the model as it is held. language:
-    False leaves the language model on the meta device, without memory.
+    quantized, tensor by tensor: anonymous memory stays near the size of the model as it is held. without:
+    names of Owl's parts that stay on the meta device, without memory.
 
     Raises CheckpointError unless every tensor is there once, in the shape the config asks for, and every
     tensor of the files is used or knowingly dropped (Layout.names); when the bytes do not match the checksums
@@ -56,8 +56,9 @@ def load_model(
     model = empty_model(config)
     model = model.to(dtype or _common_dtype(source)).requires_grad_(False).eval()
     # Memory that is reserved is not resident: pages appear as the copies below fill them.
-    for part in model.children() if language else (model.vision_model, model.abstractor):
-        part.to_empty(device=device)
+    for name, part in model.named_children():
+        if name not in without:
+            part.to_empty(device=device)
     model.to_empty(device=device, recurse=False)
     _fill(source, model, progress, allow_nonfinite)
     if source.adapter is not None:

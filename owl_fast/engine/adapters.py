@@ -11,6 +11,7 @@ from owl_fast.checkpoints.folder import WeightFolder
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.names import views
 from owl_fast.engine.carried import SideBySide, StandIns
+from owl_fast.engine.onnx_vision import onnx_tower
 from owl_fast.errors import CheckpointError, ParameterError, UnsupportedError
 from owl_fast.hub import local_path
 from owl_fast.lora import LANGUAGE_MODEL, Adapter, lora_slots, read_adapter
@@ -59,6 +60,8 @@ class Adapters:
         """From a folder or the hub, on the model's device; CheckpointError if it does not fit the model."""
         folder = local_path(folder)
         adapter = read_adapter(empty_model(self._model.config), folder)
+        if (tower := onnx_tower(self._model)) is not None:
+            tower.check_adapter(folder, adapter)
         if adapter.base is not None and check_base:
             self._check_base(folder, adapter)
         for part in adapter.pairs:

@@ -30,6 +30,7 @@ from owl_fast.engine.inputs import InputReader, PreparedPrompt, Prompt, PromptIt
 from owl_fast.engine.kv_cache import KVCache, cache_dtype
 from owl_fast.engine.loop import Loop
 from owl_fast.engine.making import RequestMaker, chosen
+from owl_fast.engine.onnx_vision import onnx_tower
 from owl_fast.engine.opening import open_model
 from owl_fast.engine.outputs import Output, joined
 from owl_fast.engine.pictures import PICTURE_CACHE_MB, PictureCache
@@ -41,7 +42,7 @@ from owl_fast.engine.runner import Runner
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.engine.scheduler import Scheduler
 from owl_fast.engine.stream import Stream
-from owl_fast.errors import PromptError
+from owl_fast.errors import PromptError, UnsupportedError
 from owl_fast.fetch import Fetcher
 from owl_fast.images import ImageProcessor
 from owl_fast.machine import cpu_count
@@ -103,14 +104,23 @@ class Engine:
         self.max_batch = max_batch
         self._source = source
         self._weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        tower = onnx_tower(model)
+        if tower is not None:
+            self._weights += tower.file.nbytes
         self._adapters = Adapters(model, source)
         self._reader = InputReader(
-            tokenizer, processor, model.config.image_rows, Fetcher(allow_urls), model.config.video
+            tokenizer,
+            processor,
+            model.config.image_rows,
+            Fetcher(allow_urls),
+            model.config.video,
+            tower is not None,
         )
         blocks = setup.blocks(model.config)
         kept_as = cache_dtype(kv_cache, model.dtype)
         cache = KVCache(llama, blocks, kept_as, model.device)
-        held = f"{source.path if source else id(model)} {kept_as}"
+        seen_by = "" if tower is None else tower.file.path  # other last bits than the model's own tower
+        held = f"{source.path if source else id(model)} {kept_as} {seen_by}"
         self._make = RequestMaker(
             self._reader,
             self._adapters,
@@ -145,6 +155,7 @@ class Engine:
         dtype: str | torch.dtype = "auto",
         quant: str | None = None,
         quant_vision: str | None = None,
+        vision: str | None = None,
         adapter: str | Path | None = None,
         tokenizer: str | Path | None = None,
         config: str | Path | Mapping[str, Any] | None = None,
@@ -170,8 +181,10 @@ class Engine:
         bf16 on CUDA (fp16 on GPUs without it), on a CPU fp32, or bf16 from a billion weights on.
         quant: "int8" or "int4" quantizes the language model's linear weights while they are read, "none"
         leaves them, "auto" takes the largest precision that fits the device; by default they are as in the
-        files. quant_vision: "int8" does it to the vision tower; kv_cache: "int8" to the keys and values, of
-        which twice as many fit (docs/quantization.md). max_context to exact: as Engine takes them.
+        files. quant_vision: "int8" does it to the vision tower; vision: "onnx:DIR" sends pictures through
+        the ONNX file that export.onnx wrote of this model (docs/exports.md). kv_cache: "int8" quantizes keys
+        and values, of which twice as many fit (docs/quantization.md). max_context to exact: as Engine takes
+        them.
         adapter: a folder with a LoRA adapter, used by every request that names no other. tokenizer, config,
         vision_heads, abstractor_heads, lora_alpha: what the files do not tell, such as a .pth of the first
         release (see open_source). allow_urls: hosts from which pictures may be fetched (fetch.py), none
@@ -193,6 +206,7 @@ class Engine:
             dtype=dtype,
             quant=quant,
             quant_vision=quant_vision,
+            vision=vision,
             sizes=sizes,
             adapter=adapter,
             progress=progress,
@@ -380,6 +394,8 @@ class Engine:
         it. UnsupportedError if it was trained on weights held otherwise, which other_precision allows.
         format: "safetensors" or "bin", the latter not for quantized weights.
         """
+        if (tower := onnx_tower(self.model)) is not None:
+            raise UnsupportedError(f"parts of the model lie in {tower.file.path}; load it without vision=")
         chosen = self._adapters.find(adapter)
         if chosen is not None and not other_precision:
             self._adapters.check_precision(chosen)

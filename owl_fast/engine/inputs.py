@@ -47,7 +47,7 @@ class InputReader:
     """Tokenizes prompts and loads their pictures. PromptError and ImageError for what does not fit.
 
     videos: whether the model takes them. If not, a video in a message counts as so many pictures, as the
-    original's demonstration did.
+    original's demonstration did. pictures_only: what the model's pictures go through takes none all the same.
     """
 
     tokenizer: Tokenizer
@@ -55,6 +55,7 @@ class InputReader:
     image_rows: int
     fetcher: Fetcher
     videos: bool = False
+    pictures_only: bool = False
 
     def read(
         self, prompt: Prompt, images: Sequence[object] | None = None, adapter: str | None = None
@@ -118,6 +119,11 @@ class InputReader:
             return self.processor(picture)
         if not self.videos:
             raise UnsupportedError("this model takes no videos; put it into a message, or pass its frames")
+        if self.pictures_only:
+            raise UnsupportedError(
+                "a video came, and an ONNX file sees pictures alone; load the model without vision=, or pass "
+                "frames as pictures"
+            )
         return torch.stack([self.processor.frame(frame) for frame in load_frames(picture)])
 
 

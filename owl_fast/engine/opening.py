@@ -11,8 +11,9 @@ import torch
 
 from owl_fast.checkpoints import load_model, open_source
 from owl_fast.checkpoints.folder import WeightFolder
+from owl_fast.engine.onnx_vision import OnnxFile
 from owl_fast.engine.placement import pick_device, pick_dtype
-from owl_fast.engine.plan import Setup, choose
+from owl_fast.engine.plan import NONE, Setup, choose
 from owl_fast.errors import CheckpointError, ParameterError
 from owl_fast.hub import local_path
 from owl_fast.images import ImageProcessor
@@ -40,6 +41,7 @@ def open_model(
     dtype: str | torch.dtype,
     quant: str | None,
     quant_vision: str | None,
+    vision: str | None,
     sizes: Mapping[str, Any],
     adapter: str | Path | None,
     progress: Callable[[int, int], None] | None,
@@ -56,11 +58,18 @@ def open_model(
         raise CheckpointError("the bundled model owl-nano is not in this installation; give a model folder")
     place = pick_device(device)
     source = open_source(folder, **told)
+    file = None if vision is None else OnnxFile.open(vision)
+    if file is not None:
+        if quant_vision not in (None, NONE):
+            raise ParameterError(
+                f"quant_vision {quant_vision!r} came, and {vision} is held as it was exported"
+            )
+        file.check(source)
     if adapter is not None and source.adapter is not None:
         raise ParameterError(f"{path} is an adapter itself; name its base as the model to use another")
     tokenizer, processor = source.tokenizer(), source.processor()
     kind = pick_dtype(dtype, place, source.config)
-    setup = Setup(place, kind, **sizes)
+    setup = Setup(place, kind, onnx=file, **sizes)
     setup.blocks(source.config)  # an error here, rather than after the weights are there
     config = choose(source.config, setup, quant, quant_vision)
     model = load_model(
@@ -70,6 +79,9 @@ def open_model(
         device=place,
         progress=progress,
         allow_nonfinite=allow_nonfinite,
+        without=() if file is None else file.modules,
     )
+    if file is not None:
+        file.put_into(model)
     lay_out_(model)
     return Opened(model, tokenizer, processor, source.weights, adapter or source.adapter)

@@ -12,6 +12,7 @@ from owl_fast.checkpoints.names import PACKED, views
 from owl_fast.config import LANGUAGE_SCHEMES, VISION_SCHEMES, OwlConfig, Quantization
 from owl_fast.engine.blocks import BLOCK_SIZE, cache_blocks
 from owl_fast.engine.kv_cache import cache_dtype, position_bytes
+from owl_fast.engine.onnx_vision import OnnxFile
 from owl_fast.engine.pictures import PICTURE_CACHE_MB
 from owl_fast.engine.reports import Memory, activation_bytes
 from owl_fast.errors import ParameterError, UnsupportedError
@@ -26,7 +27,7 @@ SPARE = 1.1  # free memory over the plan: what the plan cannot know, and what ot
 class Setup:
     """What a model is to be run with, as Engine takes it; ParameterError where that makes no sense.
 
-    dtype: of all that is not quantized.
+    dtype: of all that is not quantized. onnx: what pictures go through in the place of the model's own parts.
     """
 
     device: torch.device
@@ -39,6 +40,7 @@ class Setup:
     picture_cache_mb: int = PICTURE_CACHE_MB
     speculation: int = 0
     exact: bool = False
+    onnx: OnnxFile | None = None
 
     def __post_init__(self) -> None:
         positions = self.max_context if self.cache_positions is None else self.cache_positions
@@ -78,7 +80,7 @@ class Setup:
         """The plan for a model held as config.quantization says, without adapters."""
         kept_as = cache_dtype(self.kv_cache, self.dtype)
         return Memory(
-            weights=weight_bytes(config, self.dtype),
+            weights=weight_bytes(config, self.dtype, self.onnx),
             adapters=0,
             cache=self.blocks(config) * BLOCK_SIZE * position_bytes(config.llama, kept_as),
             pictures=self.picture_cache_mb * 2**20,
@@ -89,11 +91,13 @@ class Setup:
         return self.memory(config).total * SPARE <= machine.free_memory(self.device)
 
 
-def weight_bytes(config: OwlConfig, dtype: torch.dtype) -> int:
-    return sum(
+def weight_bytes(config: OwlConfig, dtype: torch.dtype, onnx: OnnxFile | None = None) -> int:
+    held = sum(
         view.nbytes if name.endswith(PACKED) else view.numel() * dtype.itemsize
         for name, view in views(empty_model(config)).items()
+        if onnx is None or not name.startswith(onnx.modules)
     )
+    return held if onnx is None else held + onnx.nbytes
 
 
 def choose(config: OwlConfig, setup: Setup, quant: str | None, quant_vision: str | None) -> OwlConfig:

@@ -17,6 +17,7 @@ from owl_fast import ops
 from owl_fast.engine.adapters import Adapters
 from owl_fast.engine.graphs import BUCKETS, DecodeGraphs, PictureGraph, Recorder
 from owl_fast.engine.kv_cache import KVCache
+from owl_fast.engine.onnx_vision import onnx_tower
 from owl_fast.engine.pictures import PictureCache
 from owl_fast.engine.scheduler import Span, StepPlan
 from owl_fast.lora import Adapter
@@ -54,7 +55,8 @@ class Runner:
             recorder,
             sizes,
         )
-        self._picture = PictureGraph(model.encode_images, recorder) if device.type == "cuda" else None
+        records = device.type == "cuda" and onnx_tower(model) is None  # ONNX Runtime has its own stream
+        self._picture = PictureGraph(model.encode_images, recorder) if records else None
 
     def hold_adapters(self, used: Iterable[Adapter | None]) -> None:
         """Between two steps: have ready what is loaded and what requests use, and nothing else."""

@@ -64,7 +64,7 @@ class Owl(nn.Module):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """pixels (n, 3, S, S), normalised -> (n, Q + 1, C): the rows that stand for each picture."""
-        return self.abstract(self.vision_model(pixels.to(self.device, self.dtype)))
+        return self.abstract(self.vision_model(pixels))
 
     def encode_videos(self, frames: Tensor) -> Tensor:
         """frames (n, T, 3, S, S), normalised -> (n, Q + 1, C): the rows that stand for each video.
@@ -72,8 +72,7 @@ class Owl(nn.Module):
         Only models with config.video take videos.
         """
         assert self.temporal_query_tokens is not None
-        pixels = frames.to(self.device, self.dtype).flatten(0, 1)
-        features = self.vision_model(pixels, frames.shape[1])  # (n * T, 1 + P, E)
+        features = self.vision_model(frames.flatten(0, 1), frames.shape[1])  # (n * T, 1 + P, E)
         queries = torch.cat((self.query_tokens, self.temporal_query_tokens), dim=1)
         return self.abstractor.forward_videos(queries, features.view(len(frames), -1, features.shape[-1]))
 

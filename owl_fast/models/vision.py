@@ -18,7 +18,7 @@ from owl_fast.models.temporal import LocalTemporal
 
 
 class VisionEmbeddings(nn.Module):
-    """Patches, class row and learned positions."""
+    """Patches, class row and learned positions. Pixels may come from anywhere in any dtype."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class VisionEmbeddings(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         weight = self.patch_embed.get_parameter("weight")
-        patches = F.conv2d(pixels, weight, stride=self.patch_size)  # (N, E, S/p, S/p)
+        patches = F.conv2d(pixels.to(weight), weight, stride=self.patch_size)  # (N, E, S/p, S/p)
         rows = patches.flatten(2).transpose(1, 2)  # (N, P, E)
         cls = self.cls_token.expand(rows.shape[0], -1, -1)
         return self.pre_layernorm(torch.cat((cls, rows), dim=1) + self.position_embedding)

@@ -63,7 +63,9 @@ DEPLOYED: Mapping[str, Any] = {
     **{"adapters": "", "image_hosts": "", "image_dir": ""},
 }
 ENGINE: Mapping[str, type] = {
-    **dict.fromkeys(("model", "device", "dtype", "quant", "quant_vision", "kv_cache", "adapter"), str),
+    **dict.fromkeys(
+        ("model", "device", "dtype", "quant", "quant_vision", "vision", "kv_cache", "adapter"), str
+    ),
     **dict.fromkeys(("max_context", "max_batch", "cache_positions", "picture_cache_mb", "speculation"), int),
 }
 _PICTURE = re.compile(rb'"url"\s*:\s*"([^"\\]+)"')  # within a text a quotation mark has a backslash before it
@@ -325,9 +327,9 @@ def build(args: dict[str, Any]) -> Application:
 
     args, as texts or numbers: replicas, and cpus and gpus of each; name, of the model to clients; with commas
     between them: public_hosts, names beside those of loopback, adapters, as NAME=DIR, and image_hosts;
-    image_dir; model, device, dtype, quant, quant_vision, kv_cache, adapter, max_context, max_batch,
-    cache_positions, picture_cache_mb, speculation of Engine.from_pretrained. ParameterError: an argument that
-    is none of these, a key that is none.
+    image_dir; model, device, dtype, quant, quant_vision, vision, kv_cache, adapter, max_context,
+    max_batch, cache_positions, picture_cache_mb, speculation of Engine.from_pretrained. ParameterError: an
+    argument that is none of these, a key that is none.
     """
     limits, settings, options = Limits(), *_settings(args)
     environment_keys()  # those of the front are in its own environment

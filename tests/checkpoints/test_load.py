@@ -89,7 +89,7 @@ def test_weights_are_rounded_once_to_the_dtype_asked_for(dtype: torch.dtype) -> 
 def test_a_model_without_its_language_model(micro: Path, quantization: Quantization | None) -> None:
     """The same but for memory: files are checked as ever."""
     whole = load_model(micro, quantization=quantization)
-    model = load_model(micro, quantization=quantization, language=False)
+    model = load_model(micro, quantization=quantization, without=("language_model",))
     for name, wanted in whole.state_dict().items():
         found = model.state_dict()[name]
         assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype), name
@@ -98,7 +98,7 @@ def test_a_model_without_its_language_model(micro: Path, quantization: Quantizat
     del tensors["language_model.lm_head.weight"]
     write_tensors(micro / "model.safetensors", tensors)
     with pytest.raises(CheckpointError, match="1 tensors are missing"):
-        load_model(micro, language=False)
+        load_model(micro, without=("language_model",))
 
 
 def test_progress_counts_the_bytes_of_the_files() -> None:

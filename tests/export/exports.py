@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from owl_fast.checkpoints import load_model, open_source
+from owl_fast.engine.onnx_vision import FILE
 from owl_fast.engine.opening import BUNDLED
 from owl_fast.export import onnx as command
-from owl_fast.export.onnx_file import FILE
 from owl_fast.export.pictures import PicturePart
 from owl_fast.images import ImageProcessor
 from tests.golden_data import FirstRelease, Golden, image_files

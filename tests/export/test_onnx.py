@@ -13,7 +13,8 @@ from owl_fast import Engine, ops, quantize
 from owl_fast.checkpoints import load_model
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.config import OwlConfig, Quantization, VisionConfig
-from owl_fast.export.onnx_file import FILE, Gap, Session, write_onnx
+from owl_fast.engine.onnx_vision import FILE, Session
+from owl_fast.export.onnx_file import Gap, write_onnx
 from owl_fast.export.pictures import PicturePart
 from owl_fast.models.layers import init_weights
 from recipes.owl_nano.evaluate import answer_all, cases, judged

@@ -16,11 +16,13 @@ import torch
 
 import owl_fast
 from owl_fast import lora
-from owl_fast.checkpoints import load_model, weights_sha256
+from owl_fast.checkpoints import load_model, open_source
+from owl_fast.checkpoints.fingerprint import part_sha256
 from owl_fast.checkpoints.manifest import Manifest
+from owl_fast.engine.onnx_vision import FILE, PARTS, Session
 from owl_fast.export import onnx as command
 from owl_fast.export import onnx_file
-from owl_fast.export.onnx_file import FILE, OPSET, PACKAGES, Session
+from owl_fast.export.onnx_file import OPSET, PACKAGES
 from owl_fast.images import CLIP_MEAN, CLIP_STD
 from tests.export.exports import MODELS
 
@@ -60,7 +62,7 @@ def test_the_file_says_what_it_is(exported: Callable[[str, str, str], Path]) -> 
         "owl_fast": owl_fast.__version__,
         "part": "vision",
         "dtype": "fp32",
-        "weights_sha256": weights_sha256(MICRO),
+        "part_sha256": part_sha256(open_source(MICRO), PARTS["vision"]),
         "image_size": str(side),
         "resize": "squeeze",
         "resample": "bicubic",
