@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from owl_fast.command_line import add_model_flags, ended, open_model
 from owl_fast.errors import CheckpointError, ParameterError
@@ -17,6 +17,7 @@ from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from tqdm import tqdm
 
     from owl_fast.checkpoints import Source
     from owl_fast.export.onnx_file import Gap
@@ -26,6 +27,7 @@ examples:
   python -m owl_fast.export.onnx models/mplug-owl-llama-7b --out owl-vision
   python -m owl_fast.export.onnx MAGAer13/mplug-owl-llama-7b --out owl-rows --part vision+abstractor
   python -m owl_fast.export.onnx instruction_tuned.pth --vision-heads 16 --out owl-vision --dtype fp16
+  python -m owl_fast.export.onnx models/mplug-owl-llama-7b --out owl-int8 --int8 --data 'photos/**/*.jpg'
 
 DIR/model.onnx takes pixels (batch, 3, S, S), normalised, and gives features (batch, 1 + patches, width) of
 the tower, or with the abstractor the rows (batch, queries + 1, width) that stand for a picture in a prompt;
@@ -33,8 +35,14 @@ both float32. Its metadata tells how to make pixels of a picture, and which weig
 """
 CHECKED = (1, 2, 3)  # pictures in a batch
 # What may lie between ONNX Runtime and torch in float32: per unit of the largest feature, as that is where
-# float32 rounds; and for float16 the cosine of a row.
-MOST_ERROR, LEAST_COSINE = 1e-4, 0.999
+# float32 rounds; for float16 the cosine of a row, and for int8 the mean over rows.
+MOST_ERROR, LEAST_COSINE, LEAST_MEAN = 1e-4, 0.999, 0.98
+
+ADVICE = {
+    "fp32": "",
+    "fp16": "; float16 may be too narrow for these weights: take fp32",
+    "int8": "; 8 bits may be too few for these weights: take fp16, or --data of other pictures",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +56,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("model", metavar="MODEL", help="folder, .pth file or hub id; quantized weights are written dense")
     add("--out", required=True, metavar="DIR", help="folder to write, new or empty")
     add("--part", choices=["vision", "vision+abstractor"], default="vision", help="default: vision")
-    add("--dtype", choices=["fp32", "fp16"], default="fp32", help="of the weights (default: fp32)")
+    add("--dtype", choices=["fp32", "fp16"], help="of the weights (default: fp32)")
+    add(
+        "--int8",
+        action="store_true",
+        help="weights in 8 bits, and what they multiply, calibrated on pictures",
+    )
+    add("--data", metavar="PICTURES", help="of --int8: a folder, or a pattern in quotes (default: built in)")
     add_model_flags(parser, tokenizer=False)
     add("--plain", action="store_true", help="no progress")
     add_settings_flags(parser)
@@ -68,39 +82,63 @@ def _write(args: argparse.Namespace) -> None:
     from owl_fast.checkpoints import load_model
     from owl_fast.checkpoints.writer import check_new, whole_folder
     from owl_fast.engine.onnx_vision import Session, check_packages
+    from owl_fast.export.int8 import pictures, write_int8
     from owl_fast.export.onnx_file import OPSET, PACKAGES, Gap, write_onnx
     from owl_fast.export.pictures import PicturePart
     from owl_fast.quantization.whole import dequantize_
     from owl_fast.summary import size_text
 
+    dtype = _dtype(args)
     check_packages(*PACKAGES)
     out = Path(args.out)
     if out.is_symlink():
         raise CheckpointError(f"{out}: a link; name the folder itself")
     check_new(out)  # before minutes of work
     source = _source(args)
-    metadata = _metadata(source, args)
-    with _bar(source, args) as progress:
-        model = load_model(source, dtype=torch.float32, without=("language_model",), progress=progress)
+    seen = pictures(args.data, source.processor()) if args.int8 else None
+    metadata = _metadata(source, args.part, dtype, "" if seen is None else seen.told)
+    with _bar(args, source.weights.nbytes, "B") as bar:
+        model = load_model(
+            source,
+            dtype=torch.float32,
+            without=("language_model",),
+            progress=lambda done, total: bar.update(done - bar.n),
+        )
     dequantize_(model)
     part = PicturePart(model, args.part)
-    batches = _batches(part.image_size)
+    batches = _batches(part.image_size) if seen is None else seen.compare
     with torch.inference_mode(), ops.kernels(False):
         wanted = [part(pixels) for pixels in batches]
     with whole_folder(out) as folder:
         _say(args, "writing the graph ...")
-        path = write_onnx(part.half() if args.dtype == "fp16" else part, folder, metadata)
+        if seen is None:
+            path = write_onnx(part.half() if dtype == "fp16" else part, folder, metadata)
+        else:
+            with _bar(args, len(seen.calibrate), "picture") as bar:
+                path = write_int8(part, folder, metadata, seen.calibrate, bar)
         size = sum(file.stat().st_size for file in folder.iterdir())
         _say(args, "comparing ONNX Runtime with torch ...")
         run = Session(path)
         gap = Gap.between([run(pixels) for pixels in batches], wanted)
-        _check(gap, args.dtype)
+        _check(gap, dtype)
+    compared = f"batches of {', '.join(map(str, CHECKED))} pictures"
+    if seen is not None:
+        compared = f"{sum(map(len, batches))} pictures"
+        print(f"calibrated on {len(seen.calibrate)} of {seen.told}")
     print(
-        f"{out / path.name}: {args.part} in {args.dtype}, opset {OPSET}, {size_text(size)}\n"
-        f"ONNX Runtime {version('onnxruntime')} and torch in fp32, batches of {', '.join(map(str, CHECKED))} "
-        f"pictures: largest difference {gap.error:.1e} in numbers up to {gap.largest:.3g}, "
-        f"least cosine {gap.cosine:.7f}"
+        f"{out / path.name}: {args.part} in {dtype}, opset {OPSET}, {size_text(size)}\n"
+        f"ONNX Runtime {version('onnxruntime')} and torch in fp32, {compared}: largest difference "
+        f"{gap.error:.1e} in numbers up to {gap.largest:.3g}, "
+        f"least cosine {gap.cosine:.7f}, mean {gap.mean:.7f}"
     )
+
+
+def _dtype(args: argparse.Namespace) -> str:
+    if args.int8 and args.dtype is not None:
+        raise ParameterError(f"--int8 and --dtype {args.dtype}: name one of them")
+    if args.data is not None and not args.int8:
+        raise ParameterError("--data: pictures to calibrate --int8 on, which is not asked for")
+    return "int8" if args.int8 else args.dtype or "fp32"
 
 
 def _source(args: argparse.Namespace) -> Source:
@@ -113,7 +151,7 @@ def _source(args: argparse.Namespace) -> Source:
     return source
 
 
-def _metadata(source: Source, args: argparse.Namespace) -> dict[str, str]:
+def _metadata(source: Source, part: str, dtype: str, calibrated: str) -> dict[str, str]:
     """What a user of the file has to know, as texts; lists and truths in JSON."""
     import owl_fast
     from owl_fast.checkpoints.fingerprint import part_sha256
@@ -123,9 +161,9 @@ def _metadata(source: Source, args: argparse.Namespace) -> dict[str, str]:
     processor = source.processor()
     return {
         "owl_fast": owl_fast.__version__,
-        PART: args.part,
-        "dtype": args.dtype,
-        DIGEST: part_sha256(source, PARTS[args.part]),
+        PART: part,
+        "dtype": dtype,
+        DIGEST: part_sha256(source, PARTS[part]),
         SIZE: str(processor.size),
         "resize": "crop" if processor.crop else "squeeze",
         "resample": "bicubic",
@@ -133,15 +171,16 @@ def _metadata(source: Source, args: argparse.Namespace) -> dict[str, str]:
         "rescale_factor": str(RESCALE),
         "image_mean": json.dumps(processor.mean),
         "image_std": json.dumps(processor.std),
+        **({"calibrated_on": calibrated} if calibrated else {}),
     }
 
 
 @contextmanager
-def _bar(source: Source, args: argparse.Namespace) -> Iterator[Callable[[int, int], None]]:
+def _bar(args: argparse.Namespace, total: int, unit: str) -> Iterator[tqdm[Any]]:
     from tqdm import tqdm
 
-    with tqdm(total=source.weights.nbytes, unit="B", unit_scale=True, disable=args.plain) as bar:
-        yield lambda done, total: bar.update(done - bar.n)
+    with tqdm(total=total, unit=unit, unit_scale=unit == "B", disable=args.plain) as bar:
+        yield bar
 
 
 def _batches(side: int) -> list[Tensor]:
@@ -158,12 +197,16 @@ def _say(args: argparse.Namespace, text: str) -> None:
 
 
 def _check(gap: Gap, dtype: str) -> None:
-    small, alike = gap.error <= MOST_ERROR * max(1.0, gap.largest), gap.cosine >= LEAST_COSINE
-    if not (small if dtype == "fp32" else alike):  # NaN is neither
+    good = {
+        "fp32": gap.error <= MOST_ERROR * max(1.0, gap.largest),
+        "fp16": gap.cosine >= LEAST_COSINE,
+        "int8": gap.mean >= LEAST_MEAN,
+    }
+    if not good[dtype]:  # NaN is none of it
         raise CheckpointError(
             f"ONNX Runtime gives other features than torch: off by {gap.error:.1e} in numbers up to "
-            f"{gap.largest:.3g}, cosine {gap.cosine:.5f}; nothing was written"
-            + ("; float16 may be too narrow for these weights: take fp32" if dtype == "fp16" else "")
+            f"{gap.largest:.3g}, cosine {gap.cosine:.5f}, mean {gap.mean:.5f}; nothing was written"
+            + ADVICE[dtype]
         )
 
 

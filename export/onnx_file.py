@@ -62,6 +62,17 @@ def _describe(model: Any, metadata: Mapping[str, str]) -> None:
     model.metadata_props.update(metadata)
 
 
+def put_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """The same for a file that another program has written, checked as write_onnx does it."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    model.producer_name, model.producer_version = "owl_fast", owl_fast.__version__
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """What torch's exporter says to those who develop it, users need not read."""
@@ -78,15 +89,18 @@ def _quiet() -> Iterator[None]:
 
 class Gap(NamedTuple):
     """How far features are from others. error: the largest absolute difference, of values up to `largest`.
-    cosine: of the row that points elsewhere the most."""
+    cosine: of the row that points elsewhere the most; mean: of all rows."""
 
     error: float
     largest: float
     cosine: float
+    mean: float
 
     @classmethod
     def between(cls, ours: Sequence[Tensor], wanted: Sequence[Tensor]) -> Gap:
         """Batches of features, pair by pair. NaN in any of them is NaN in the gap."""
         a, b = (torch.cat([batch.flatten(0, -2) for batch in side]).double() for side in (ours, wanted))
         cosines = torch.cosine_similarity(a, b, dim=-1)
-        return cls(float((a - b).abs().max()), float(b.abs().max()), float(cosines.min()))
+        return cls(
+            float((a - b).abs().max()), float(b.abs().max()), float(cosines.min()), float(cosines.mean())
+        )
