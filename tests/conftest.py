@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,20 @@ def cpu_library() -> ctypes.CDLL:
     if found.library is None:
         pytest.skip(f"{found.reason}; `make native` builds it")
     return found.library
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], Path]:
+    """The ONNX file of one of export.exports.MODELS, a part and a dtype, made once."""
+    from tests.export.exports import MODELS
+
+    @functools.cache
+    def file(name: str, part: str, dtype: str) -> Path:
+        out = tmp_path_factory.mktemp("exported") / f"{name}-{part}-{dtype}"
+        flags = ("--int8",) if dtype == "int8" else ("--dtype", dtype)
+        return MODELS[name].export(out, "--part", part, *flags)
+
+    return file
 
 
 @pytest.fixture(params=["avx512_bf16", "avx512_vnni", "avx_vnni", "avx2", "neon_dotprod", "portable"])

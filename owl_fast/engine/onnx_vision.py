@@ -22,6 +22,7 @@ from owl_fast.checkpoints import Source
 from owl_fast.checkpoints.fingerprint import part_sha256
 from owl_fast.checkpoints.manifest import Manifest
 from owl_fast.errors import CheckpointError, ParameterError, UnsupportedError
+from owl_fast.files import is_there
 from owl_fast.lora import Adapter
 from owl_fast.models.owl import Owl
 
@@ -63,13 +64,15 @@ class OnnxFile:
         size = _regular(path)
         if size > MAX_BYTES:
             raise CheckpointError(f"{path}: {size} bytes; no ONNX file is so large; {ANEW}")
+        data = _regular(beside) if is_there(beside) else 0
+        if (manifest := Manifest.read(folder)) is not None:
+            manifest.check()
         held = _read(path)
         places = set(_places(held))
         if others := places - {DATA}:
             raise CheckpointError(f"{path}: weights lie in {min(others)!r:.120}; wanted {DATA} beside it")
-        data = _regular(beside) if places else 0
-        if (manifest := Manifest.read(folder)) is not None:
-            manifest.check()
+        if places and not data:
+            raise CheckpointError(f"{beside}: no such file, and {FILE} has its weights there")
         told = {entry.key: entry.value for entry in held.metadata_props}
         part, side, digest = (told.get(key, "") for key in (PART, SIZE, DIGEST))
         if part not in PARTS or not side.isdecimal() or not digest:
