@@ -163,7 +163,8 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # a dozen types that have nothing in common
-            raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({error!s:.300}); {ANEW}") from None
+            said = " ".join(str(error).split())
+            raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({said:.300}); {ANEW}") from None
         running = self._session.get_providers()
         if self._device.type == "cuda" and CUDA not in running:
             raise UnsupportedError(

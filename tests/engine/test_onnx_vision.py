@@ -190,7 +190,7 @@ def beside(folder: Path) -> Path:
     model = onnx.load(folder / FILE)
     shutil.rmtree(folder)
     folder.mkdir()
-    onnx.save(model, folder / FILE, save_as_external_data=True, location=DATA, size_threshold=0)
+    onnx.save(model, folder / FILE, save_as_external_data=True, location=DATA, size_threshold=256)
     write_manifest(folder)
     return folder
 
@@ -205,7 +205,7 @@ def test_weights_in_a_file_of_their_own(beside: Path) -> None:
 
 def lies_at(location: str) -> Callable[[onnx.ModelProto], None]:
     def edit(model: onnx.ModelProto) -> None:
-        entries = model.graph.initializer[3].external_data
+        entries = next(w.external_data for w in model.graph.initializer if w.external_data)
         next(entry for entry in entries if entry.key == "location").value = location
 
     return edit
@@ -308,8 +308,8 @@ def test_caches_of_two_towers_are_told_apart(folder: Path) -> None:
 def test_owl_nano_in_a_conversation(exported: Exported) -> None:
     path = exported("owl-nano", ROWS, "fp32")
     chats = [load("owl-nano", file).chat(temperature=0, max_tokens=40) for file in (path, None)]
-    for text, images in (("What color is the star?", [EXAMPLES / "scene.png"]), ("Where is it?", None)):
-        ours, wanted = (chat.ask(text, images=images) for chat in chats)
+    for text, images in (("What color is the star?", [EXAMPLES / "scene.png"]), ("Where is it?", [])):
+        ours, wanted = (chat(text, images) for chat in chats)
         assert ours.text == wanted.text
 
 

@@ -70,9 +70,10 @@ def test_what_is_rounded(exported: Exported) -> None:
     rounded = [weight for weight in weights if weight.dtype == numpy.int8 and weight.ndim == 2]
     assert len(rounded) > 20
     assert {int(abs(weight).max()) for weight in rounded} <= {63, 64}
-    assert not [
+    large = [
         weight.shape for weight in weights if weight.dtype == numpy.float32 and weight.size > 192 * 192 * 3
     ]
+    assert large == [(192, 3, 14, 14)]  # of the patches
     told = {entry.key: entry.value for entry in model.metadata_props}
     assert (told["dtype"], told["part"]) == ("int8", ROWS)
     assert told["calibrated_on"] == "32 built-in pictures"
@@ -177,7 +178,7 @@ def test_mistakes_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--dtype", "fp16"], "--int8 and --dtype fp16: name one"),
         (["--data", str(tmp_path / "empty")], "no pictures; wanted a folder or a pattern"),
         (["--data", str(tmp_path / "nowhere")], "no pictures"),
-        (["--data", str(tmp_path / "broken")], "a.png: no readable PNG"),
+        (["--data", str(tmp_path / "broken")], "a.png': no readable PNG"),
     ):
         assert run(out, *flags) == 1
         assert said in error_of(capsys)

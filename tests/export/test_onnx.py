@@ -71,8 +71,12 @@ def test_half_precision_points_the_same_way(exported: Exported) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_owl_nano_answers_the_same(dtype: str, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine.from_pretrained(device="cpu", dtype="fp32", max_context=256)
+def test_owl_nano_answers_the_same(dtype: str, exported: Exported) -> None:
+    file = exported("owl-nano", ROWS, dtype)
+    engines = [
+        Engine.from_pretrained(device="cpu", dtype="fp32", max_context=256, vision=vision)
+        for vision in (None, f"onnx:{file.parent}")
+    ]
     asked = [
         ("scene.png", "What color is the star?"),
         ("two.png", "Is there a red star?"),
@@ -88,14 +92,12 @@ def test_owl_nano_answers_the_same(dtype: str, exported: Exported, monkeypatch: 
         for file, text in asked
     ]
 
-    def answers() -> tuple[list[str], torch.Tensor]:
+    def answers(engine: Engine) -> tuple[list[str], torch.Tensor]:
         texts = [engine.generate(m, temperature=0, max_tokens=40).text for m in messages]
         scores = [sum(engine.score(m, None, text)) for m, text in zip(messages, texts, strict=True)]
         return texts, torch.tensor(scores)
 
-    texts, scores = answers()
-    monkeypatch.setattr(engine._runner.model, "encode_images", Session(exported("owl-nano", ROWS, dtype)))
-    texts_of_file, scores_of_file = answers()
+    (texts, scores), (texts_of_file, scores_of_file) = map(answers, engines)
     assert texts_of_file == texts
     assert (scores_of_file - scores).abs().max() < (1e-4 if dtype == "fp32" else 1e-2)
 
@@ -140,12 +142,12 @@ def test_more_than_a_protobuf_message_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_owl_nanos_scores(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_owl_nanos_scores(exported: Exported) -> None:
     """Held-out questions: as many right answers with the float16 file as with torch, within one per task."""
-    engine = Engine.from_pretrained(device="cpu", max_context=512, max_batch=16)
     questions = cases("blind", per_task=20, seed=1)
 
-    def scores() -> dict[str, tuple[float, int]]:
+    def scores(vision: str | None = None) -> dict[str, tuple[float, int]]:
+        engine = Engine.from_pretrained(device="cpu", max_context=512, max_batch=16, vision=vision)
         done = [
             pair
             for start in range(0, len(questions), 16)
@@ -154,6 +156,6 @@ def test_owl_nanos_scores(exported: Exported, monkeypatch: pytest.MonkeyPatch) -
         return accuracies([verdict for case, said in done for verdict in judged(case, said)])
 
     wanted = scores()
-    monkeypatch.setattr(engine._runner.model, "encode_images", Session(exported("owl-nano", ROWS, "fp16")))
-    for task, (accuracy, count) in scores().items():
+    file = exported("owl-nano", ROWS, "fp16")
+    for task, (accuracy, count) in scores(f"onnx:{file.parent}").items():
         assert abs(accuracy - wanted[task][0]) * count <= 1.01, task
