@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> list[Row]:
         plain.NAME: partial(wall_timer, plain.plain(encode), device),
         compiled.NAME: compiled.contender(lambda: model.encode_images(pixels[None]), device, args.no_compile),
         onnx_runtime.NAME: onnx_runtime.contender(model, pixels[None]),
+        onnx_runtime.INT8: onnx_runtime.contender(model, pixels[None], onnx_runtime.INT8),
     }
     where = "vision", f"{title(args.model, model)} 1 picture", "latency"
     return race(where, device, picture_effort(model), contenders, SECONDS)

@@ -26,7 +26,10 @@ from owl_fast.models.owl import Owl
 CPU = torch.device("cpu")
 PEERS = {
     "decode": {plain.NAME, transformers_llama.EAGER, transformers_llama.STATIC, compiled.NAME},
-    "vision": {"owl_fast, vision tower int8", plain.NAME, compiled.NAME, onnx_runtime.NAME},
+    "vision": {
+        *("owl_fast, vision tower int8", plain.NAME, compiled.NAME),
+        *(onnx_runtime.NAME, onnx_runtime.INT8),
+    },
     "prefill": {plain.NAME, transformers_llama.EAGER, compiled.NAME},
 }
 
@@ -198,7 +201,9 @@ def test_onnx_runtime_computes_the_same() -> None:
     pixels = models.pixels_of(model)[None]
     with torch.inference_mode():
         wanted = model.encode_images(pixels)
-    torch.testing.assert_close(onnx_runtime.encoder(model)(pixels), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(onnx_runtime.encoder(model, pixels)(pixels), wanted, rtol=1e-4, atol=1e-4)
+    rounded = onnx_runtime.encoder(model, pixels, onnx_runtime.INT8)(pixels)
+    assert 0.99 < torch.cosine_similarity(rounded, wanted, dim=-1).mean() < 1 - 1e-7
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
