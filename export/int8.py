@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from owl_fast.doctor.pairs import groups
 from owl_fast.engine.onnx_vision import FILE, INPUT
@@ -93,7 +92,7 @@ def write_int8(
     folder: Path,
     metadata: Mapping[str, str],
     calibrate: Sequence[Tensor],
-    bar: tqdm[Any],
+    progress: Callable[[int, int], None],
 ) -> Path:
     """FILE in an empty folder, as write_onnx gives it but in 8 bits. part: in float32, on the CPU; its
     weights change, and what it computes stays."""
@@ -106,7 +105,7 @@ def write_int8(
         quantize_static(
             dense,
             folder / FILE,
-            _Reader(calibrate, bar),
+            _Reader(calibrate, progress),
             op_types_to_quantize=["MatMul"],
             per_channel=True,
             # 7 bits: two products of 8 fit into 16 bits, where processors without VNNI add them up.
@@ -123,15 +122,15 @@ def write_int8(
 class _Reader:
     """Pictures as the quantizer asks for them."""
 
-    def __init__(self, pixels: Iterable[Tensor], bar: tqdm[Any]) -> None:
-        self._rest, self._bar = iter(pixels), bar
+    def __init__(self, pixels: Sequence[Tensor], progress: Callable[[int, int], None]) -> None:
+        self._pixels, self._progress, self._done = pixels, progress, 0
 
     def get_next(self) -> dict[str, object] | None:
-        pixels = next(self._rest, None)
-        if pixels is None:
+        if self._done == len(self._pixels):
             return None
-        self._bar.update()
-        return {INPUT: pixels.numpy()}
+        self._done += 1
+        self._progress(self._done, len(self._pixels))
+        return {INPUT: self._pixels[self._done - 1].numpy()}
 
 
 @contextmanager

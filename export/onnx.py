@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from owl_fast.command_line import add_model_flags, ended, open_model
+from owl_fast.command_line import add_model_flags
 from owl_fast.errors import CheckpointError, ParameterError
+from owl_fast.export.command import bar, exported, new_folder, plain_source, say
 from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from tqdm import tqdm
 
     from owl_fast.checkpoints import Source
     from owl_fast.export.onnx_file import Gap
@@ -70,9 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when the folder is there, 1 when it cannot be made, 2 for wrong usage, 130 after Ctrl-C."""
+    """0 when the folder is there, 1 when it cannot be made, 2 for wrong usage; else as command.exported."""
     args = read_settings(build_parser(), argv)
-    return ended(lambda: _write(args))
+    return exported(lambda: _write(args))
 
 
 def _write(args: argparse.Namespace) -> None:
@@ -80,7 +77,7 @@ def _write(args: argparse.Namespace) -> None:
 
     from owl_fast import ops
     from owl_fast.checkpoints import load_model
-    from owl_fast.checkpoints.writer import check_new, whole_folder
+    from owl_fast.checkpoints.writer import whole_folder
     from owl_fast.engine.onnx_vision import Session, check_packages
     from owl_fast.export.int8 import pictures, write_int8
     from owl_fast.export.onnx_file import OPSET, PACKAGES, Gap, write_onnx
@@ -90,34 +87,26 @@ def _write(args: argparse.Namespace) -> None:
 
     dtype = _dtype(args)
     check_packages(*PACKAGES)
-    out = Path(args.out)
-    if out.is_symlink():
-        raise CheckpointError(f"{out}: a link; name the folder itself")
-    check_new(out)  # before minutes of work
-    source = _source(args)
+    out = new_folder(args.out)
+    source = plain_source(args)
     seen = pictures(args.data, source.processor()) if args.int8 else None
     metadata = _metadata(source, args.part, dtype, "" if seen is None else seen.told)
-    with _bar(args, source.weights.nbytes, "B") as bar:
-        model = load_model(
-            source,
-            dtype=torch.float32,
-            without=("language_model",),
-            progress=lambda done, total: bar.update(done - bar.n),
-        )
+    with bar(source.weights.nbytes, args) as progress:
+        model = load_model(source, dtype=torch.float32, without=("language_model",), progress=progress)
     dequantize_(model)
     part = PicturePart(model, args.part)
     batches = _batches(part.image_size) if seen is None else seen.compare
     with torch.inference_mode(), ops.kernels(False):
         wanted = [part(pixels) for pixels in batches]
     with whole_folder(out) as folder:
-        _say(args, "writing the graph ...")
+        say(args, "writing the graph ...")
         if seen is None:
             path = write_onnx(part.half() if dtype == "fp16" else part, folder, metadata)
         else:
-            with _bar(args, len(seen.calibrate), "picture") as bar:
-                path = write_int8(part, folder, metadata, seen.calibrate, bar)
+            with bar(len(seen.calibrate), args, "picture") as progress:
+                path = write_int8(part, folder, metadata, seen.calibrate, progress)
         size = sum(file.stat().st_size for file in folder.iterdir())
-        _say(args, "comparing ONNX Runtime with torch ...")
+        say(args, "comparing ONNX Runtime with torch ...")
         run = Session(path)
         gap = Gap.between([run(pixels) for pixels in batches], wanted)
         _check(gap, dtype)
@@ -139,16 +128,6 @@ def _dtype(args: argparse.Namespace) -> str:
     if args.data is not None and not args.int8:
         raise ParameterError("--data: pictures to calibrate --int8 on, which is not asked for")
     return "int8" if args.int8 else args.dtype or "fp32"
-
-
-def _source(args: argparse.Namespace) -> Source:
-    source = open_model(args)
-    if source.adapter is not None:
-        raise ParameterError(
-            f"{args.model}: an adapter; merge it first, and export what "
-            "Engine.from_pretrained(ADAPTER).save_pretrained(DIR, adapter='default') writes"
-        )
-    return source
 
 
 def _metadata(source: Source, part: str, dtype: str, calibrated: str) -> dict[str, str]:
@@ -175,25 +154,12 @@ def _metadata(source: Source, part: str, dtype: str, calibrated: str) -> dict[st
     }
 
 
-@contextmanager
-def _bar(args: argparse.Namespace, total: int, unit: str) -> Iterator[tqdm[Any]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=unit, unit_scale=unit == "B", disable=args.plain) as bar:
-        yield bar
-
-
 def _batches(side: int) -> list[Tensor]:
     """Batches of normalised noise (N, 3, S, S), the same in every run."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(count, 3, side, side, generator=generator) for count in CHECKED]
-
-
-def _say(args: argparse.Namespace, text: str) -> None:
-    if not args.plain:
-        print(text, file=sys.stderr, flush=True)
 
 
 def _check(gap: Gap, dtype: str) -> None:

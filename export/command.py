@@ -1,0 +1,96 @@
+"""What the commands that export share: where they write, what they read, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from owl_fast.command_line import SIGNALLED, ended, open_model
+from owl_fast.errors import CheckpointError, ParameterError
+
+if TYPE_CHECKING:
+    from owl_fast.checkpoints import Source
+
+
+def exported(work: Callable[[], None]) -> int:
+    """0 when all is written, 1 after one line about what is wrong, 130 after Ctrl-C, 143 after SIGTERM; what
+    was begun is cleared away first."""
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        return ended(work)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(SIGNALLED + number)
+
+
+def new_folder(name: str) -> Path:
+    """The folder to write; CheckpointError for a link, and unless it is new or empty."""
+    from owl_fast.checkpoints.writer import check_new
+
+    folder = _no_link(name)
+    check_new(folder)  # before minutes of work
+    return folder
+
+
+def new_file(name: str, ending: str) -> Path:
+    """The file to write; CheckpointError if something has its name, or it ends otherwise."""
+    file = _no_link(name)
+    if file.suffix != ending:
+        raise ParameterError(f"--out {name}: wanted a file whose name ends in {ending}")
+    if file.exists():
+        raise CheckpointError(f"{file}: exists; choose a new name")
+    return file
+
+
+def _no_link(name: str) -> Path:
+    path = Path(name)
+    if path.is_symlink():
+        raise CheckpointError(f"{path}: a link; name what it leads to, or something new")
+    return path
+
+
+def check_room(path: Path, nbytes: int) -> None:
+    """CheckpointError unless the disk where `path` is to be has so many bytes free."""
+    from owl_fast.summary import size_text
+
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if (free := shutil.disk_usage(there).free) < nbytes:
+        raise CheckpointError(
+            f"{path}: takes {size_text(nbytes)}, and {size_text(free)} are free; make room or choose "
+            "another disk"
+        )
+
+
+def plain_source(args: argparse.Namespace) -> Source:
+    """The model at args.model; ParameterError for an adapter."""
+    source = open_model(args)
+    if source.adapter is not None:
+        raise ParameterError(
+            f"{args.model}: an adapter; merge it first, and export what "
+            f"python -m owl_fast.export.merged BASE {args.model} --out DIR writes"
+        )
+    return source
+
+
+@contextmanager
+def bar(total: int, args: argparse.Namespace, unit: str = "B") -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes, or other units; gives what is to be called with how many are done, and all."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=unit, unit_scale=unit == "B", disable=args.plain) as shown:
+        yield lambda done, total: shown.update(done - shown.n)
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    if not args.plain:
+        print(text, file=sys.stderr, flush=True)
