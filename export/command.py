@@ -44,11 +44,12 @@ def new_folder(name: str) -> Path:
 
 def new_file(name: str, ending: str) -> Path:
     """The file to write; CheckpointError if something has its name, or it ends otherwise."""
+    from owl_fast.checkpoints.writer import check_new_file
+
     file = _no_link(name)
     if file.suffix != ending:
         raise ParameterError(f"--out {name}: wanted a file whose name ends in {ending}")
-    if file.exists():
-        raise CheckpointError(f"{file}: exists; choose a new name")
+    check_new_file(file)
     return file
 
 

@@ -91,6 +91,20 @@ class Quantization:
         parts = [self.scheme and self.scheme + group, self.vision and f"vision {self.vision}"]
         return ", ".join(part for part in parts if part)
 
+    @classmethod
+    def from_text(cls, text: str) -> Quantization:
+        """What str() has written, as adapters say it; CheckpointError for anything else."""
+        parts = dict.fromkeys(("scheme", "vision"), "") | {
+            "vision" if part.startswith("vision ") else "scheme": part.removeprefix("vision ")
+            for part in text.split(", ")
+        }
+        scheme, _, group = parts["scheme"].partition("-g")
+        found = cls(scheme or None, parts["vision"] or None, int(group) if group.isdecimal() else INT4_GROUP)
+        if str(found) != text:
+            raise CheckpointError(f"{text!r:.60} is no quantization; wanted such as {cls('int4', 'int8')}")
+        found.validate()
+        return found
+
     def validate(self) -> None:
         for name, value, known in (
             ("scheme", self.scheme, LANGUAGE_SCHEMES),

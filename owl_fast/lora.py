@@ -25,6 +25,7 @@ from owl_fast.checkpoints.peft import CONFIG_FILE, PREFIX
 from owl_fast.checkpoints.peft import LoraConfig as LoraConfig
 from owl_fast.checkpoints.tensorfile import check_values, read_tensors, write_tensors
 from owl_fast.checkpoints.writer import whole_folder
+from owl_fast.config import Quantization
 from owl_fast.errors import CheckpointError, UnsupportedError
 from owl_fast.files import is_there, read_json, write_json
 from owl_fast.models.fusion import module_sources
@@ -58,6 +59,10 @@ class Base:
         ):
             raise CheckpointError(f"{path}: wanted the strings name, sha256 and quantization (or null)")
         return cls(name, sha256, quantization)
+
+    def is_of(self, sha256: str, held: Quantization | None) -> bool:
+        """Whether weights of this sha256, held so, are its own, or were made of them."""
+        return self.sha256 in (sha256, held.base_sha256 if held else None)
 
 
 @dataclass(frozen=True, eq=False)

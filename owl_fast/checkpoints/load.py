@@ -54,7 +54,7 @@ def load_model(
     config = _quantized(source, quantization)
     _check(source, source.layout.places(views(empty_model(source.config)), source.config))
     model = empty_model(config)
-    model = model.to(dtype or _common_dtype(source)).requires_grad_(False).eval()
+    model = model.to(dtype or common_dtype(source)).requires_grad_(False).eval()
     # Memory that is reserved is not resident: pages appear as the copies below fill them.
     for name, part in model.named_children():
         if name not in without:
@@ -127,7 +127,8 @@ def _check(source: Source, places: Mapping[str, Place]) -> None:
         )
 
 
-def _common_dtype(source: Source) -> torch.dtype:
+def common_dtype(source: Source) -> torch.dtype:
+    """Of a source's weights, quantized ones aside; CheckpointError if they are of several."""
     found = {
         source.weights.entries[name].info.dtype: name
         for name, to in source.targets.items()

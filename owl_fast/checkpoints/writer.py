@@ -20,7 +20,7 @@ from owl_fast.checkpoints.manifest import write_manifest
 from owl_fast.checkpoints.names import PACKED, slots, views
 from owl_fast.checkpoints.tensorfile import TensorInfo, write_tensors
 from owl_fast.errors import CheckpointError, UnsupportedError
-from owl_fast.files import sync, write_json
+from owl_fast.files import is_there, sync, write_json
 from owl_fast.models.layers import PackedWeight
 from owl_fast.models.owl import Owl
 
@@ -54,6 +54,31 @@ def save_model(
     its shape and dtype; quantized weights are then written dense, in the model's dtype. The folder appears
     whole or not at all. A model with an adapter attached is refused: merge it, or save the adapter.
     """
+    with whole_folder(folder) as target:
+        write_model(
+            model,
+            target,
+            format=format,
+            shard_bytes=shard_bytes,
+            side_files=side_files,
+            tokenizer=tokenizer,
+            preprocessor=preprocessor,
+            change=change,
+        )
+
+
+def write_model(
+    model: Owl,
+    target: Path,
+    *,
+    format: str = "safetensors",
+    shard_bytes: int = SHARD_BYTES,
+    side_files: str | Path | None = None,
+    tokenizer: bytes | None = None,
+    preprocessor: Mapping[str, Any] | None = None,
+    change: Callable[[str, Tensor], Tensor] | None = None,
+) -> None:
+    """What save_model writes, into a folder that is there (of whole_folder)."""
     if format not in FORMATS:
         raise UnsupportedError(f"format {format!r}: wanted one of {', '.join(FORMATS)}")
     plain = {name for name, _ in empty_model(model.config).named_parameters()}
@@ -65,24 +90,24 @@ def save_model(
     config = model.config if change is None else replace(model.config, quantization=None)
     if config.quantization is not None and format != "safetensors":
         raise UnsupportedError(f"format {format!r}: quantized weights are written as safetensors alone")
-    infos, tensors = _tensors(model, dense=change is not None)
-    with whole_folder(folder) as target:
-        read = tensors if change is None else lambda name: change(name, tensors(name))
-        write_weights(target, infos, read, format=format, shard_bytes=shard_bytes)
-        raw = config.to_dict()
-        if len(dtypes := {info.dtype for name, info in infos.items() if not name.endswith(PACKED)}) == 1:
-            raw["torch_dtype"] = str(dtypes.pop()).removeprefix("torch.")
-        write_json(target / "config.json", raw)
-        if side_files is not None:
-            copy_side_files(side_files, target)
-        if tokenizer is not None:
-            (target / "tokenizer.model").write_bytes(tokenizer)
-        if preprocessor is not None:
-            write_json(target / "preprocessor_config.json", preprocessor)
+    infos, tensors = held_tensors(model, dense=change is not None)
+    read = tensors if change is None else lambda name: change(name, tensors(name))
+    write_weights(target, infos, read, format=format, shard_bytes=shard_bytes)
+    raw = config.to_dict()
+    if len(dtypes := {info.dtype for name, info in infos.items() if not name.endswith(PACKED)}) == 1:
+        raw["torch_dtype"] = str(dtypes.pop()).removeprefix("torch.")
+    write_json(target / "config.json", raw)
+    if side_files is not None:
+        copy_side_files(side_files, target)
+    if tokenizer is not None:
+        (target / "tokenizer.model").write_bytes(tokenizer)
+    if preprocessor is not None:
+        write_json(target / "preprocessor_config.json", preprocessor)
 
 
-def _tensors(model: Owl, dense: bool) -> tuple[dict[str, TensorInfo], Callable[[str], Tensor]]:
-    """What there is to write, and each of it by name. dense: quantized weights as what they stand for."""
+def held_tensors(model: Owl, dense: bool) -> tuple[dict[str, TensorInfo], Callable[[str], Tensor]]:
+    """What there is to write, by the checkpoint's names, and each of it by name. dense: quantized weights as
+    what they stand for."""
     held, plain = _Held(model), model.config if not dense else replace(model.config, quantization=None)
     infos = {
         name: TensorInfo(tuple(view.shape), held.dtype(name, view))
@@ -176,6 +201,12 @@ def _plan(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
     return shards
 
 
+def check_new_file(file: Path) -> None:
+    """CheckpointError if anything has this name."""
+    if is_there(file):
+        raise CheckpointError(f"{file}: exists; choose a new name")
+
+
 def check_new(folder: Path) -> None:
     """CheckpointError unless there is nothing of this name, or an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -205,3 +236,25 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """A name beside `file`: what is written there becomes the file, on disk for good, if the block ends well.
+
+    It must be new; its parents are made. OSErrors in the block become CheckpointErrors.
+    """
+    check_new_file(file)
+    file = file.parent.resolve() / file.name
+    partial = file.with_name(f".{file.name}.{uuid4().hex[:8]}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        sync(partial)
+        check_new_file(file)  # a rename would replace it
+        partial.rename(file)
+        sync(file.parent)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
