@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from owl_fast.errors import CheckpointError, ParameterError
 
 if TYPE_CHECKING:
     from owl_fast.checkpoints import Source
+    from owl_fast.config import OwlConfig
 
 
 def exported(work: Callable[[], None]) -> int:
@@ -70,6 +72,14 @@ def check_room(path: Path, nbytes: int) -> None:
             f"{path}: takes {size_text(nbytes)}, and {size_text(free)} are free; make room or choose "
             "another disk"
         )
+
+
+def dense_numbers(config: OwlConfig, part: str = "") -> int:
+    """How many the dense model has, or the part of it whose names begin so."""
+    from owl_fast.checkpoints.load import empty_model
+
+    weights = empty_model(replace(config, quantization=None)).named_parameters()
+    return sum(weight.numel() for name, weight in weights if name.startswith(part))
 
 
 def plain_source(args: argparse.Namespace) -> Source:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from owl_fast.command_line import add_model_flags
 from owl_fast.errors import CheckpointError, OwlError, UnsupportedError
-from owl_fast.export.command import bar, check_room, exported, new_folder, plain_source, say
+from owl_fast.export.command import bar, check_room, dense_numbers, exported, new_folder, plain_source, say
 from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
@@ -75,7 +74,6 @@ def _write(args: argparse.Namespace) -> None:
 
     from owl_fast.checkpoints import load_model
     from owl_fast.checkpoints.load import common_dtype, empty_model
-    from owl_fast.checkpoints.names import views
     from owl_fast.checkpoints.writer import whole_folder, write_model
     from owl_fast.engine.placement import DTYPES
     from owl_fast.export.logits import Gap, Prompts
@@ -88,8 +86,7 @@ def _write(args: argparse.Namespace) -> None:
     dtype = common_dtype(source) if args.dtype == "auto" else DTYPES[args.dtype]
     path = local_path(args.adapter)
     adapter = read_adapter(empty_model(source.config), path).to(torch.device("cpu"), dtype)
-    dense = views(empty_model(replace(source.config, quantization=None)))
-    check_room(out, sum(weight.numel() for weight in dense.values()) * dtype.itemsize)
+    check_room(out, dense_numbers(source.config) * dtype.itemsize)
     _check_base(path, adapter.base, source)
     trained, held = _precisions(path, adapter.base, source, args.other_precision)
     prompts = Prompts.of(source)

@@ -15,6 +15,9 @@ COMMANDS = {
     "train": "train the vision side, or tune a model to instructions",
     "evaluate": "how good a model is: OwlEval, owl-nano's questions, captions, short answers",
     "export.onnx": "write the vision tower as an ONNX file",
+    "export.merged": "write a model with an adapter merged into it",
+    "export.llm": "write the language model as a folder for transformers",
+    "export.gguf": "write the language model as a file for llama.cpp",
     "completion": "print what lets a shell complete these commands",
 }
 

@@ -12,7 +12,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {
-    *("av", "fastapi", "huggingface_hub", "matplotlib", "onnx", "onnxruntime", "onnxscript", "peft"),
+    *(
+        "av",
+        "fastapi",
+        "gguf",
+        "google",
+        "huggingface_hub",
+        "matplotlib",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "peft",
+    ),
     *("prompt_toolkit", "ray", "rich", "starlette", "transformers", "triton", "uvicorn"),
 }
 LIMIT_SECONDS = 0.2
@@ -65,7 +76,9 @@ def test_unknown_name_lists_what_there_is() -> None:
     assert re.search(r"no attribute 'Owl'.*\bEngine\b.*\bOwlConfig\b", run("-c", code).stdout)
 
 
-@pytest.mark.parametrize("command", ["chat", "export.onnx", "serve"])
+@pytest.mark.parametrize(
+    "command", ["chat", "export.gguf", "export.llm", "export.merged", "export.onnx", "serve"]
+)
 def test_commands_start_light(command: str) -> None:
     assert loaded_by(f"import owl_fast.{command}") & (HEAVY | {"torch"}) == set()
 

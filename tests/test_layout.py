@@ -53,7 +53,7 @@ EXTERNAL = {
     "serve": INFERENCE | {"fastapi", "prometheus_client", "uvicorn"},
     "serving": INFERENCE
     | {"fastapi", "h11", "prometheus_client", "pydantic", "pydantic_core", "ray", "starlette", "uvicorn"},
-    "export": INFERENCE | {"onnx", "onnxruntime", "onnxscript"},
+    "export": INFERENCE | {"gguf", "onnx", "onnxruntime", "onnxscript"},
 }
 MAX_LINES = 500
 

@@ -35,11 +35,12 @@ from benchmarks.harness import COUNT, Row, absent, row
 from benchmarks.peers import llama_cpp_server
 from benchmarks.steps import OURS
 from benchmarks.timing import attempt, machine, release
-from benchmarks.vocabulary import filled, words
+from benchmarks.vocabulary import words
 from owl_fast.checkpoints import save_model
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.engine.placement import pick_device, pick_dtype
 from owl_fast.errors import OwlError
+from owl_fast.export.vocabulary import filled
 from owl_fast.images import ImageProcessor
 from owl_fast.models.owl import Owl
 from owl_fast.tokenizer import Tokenizer

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.vocabulary import BYTE, NORMAL, filled, pieces
 from owl_fast.config import LlamaConfig
+from owl_fast.export.gguf_file import add_words, describe, file_name, shapes
+from owl_fast.export.vocabulary import BYTE, NORMAL, Piece, filled, pieces
 
 DEVIATION = 0.02
 # Of each scheme: weights in a block, its fields in order, and values of the fields that are not random. Those
@@ -50,24 +51,8 @@ def gguf_file(folder: Path, config: LlamaConfig, scheme: str, vocabulary: bytes 
 
 
 def tensors(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, outputs first."""
-    width, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
-    kv = config.num_key_value_heads * head
-    layer = {
-        "attn_norm": (width,),
-        "attn_q": (width, width),
-        "attn_k": (kv, width),
-        "attn_v": (kv, width),
-        "attn_output": (width, width),
-        "ffn_norm": (width,),
-        "ffn_gate": (inner, width),
-        "ffn_up": (inner, width),
-        "ffn_down": (width, inner),
-    }
-    found: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.vocab_size, width)}
-    for index in range(config.num_hidden_layers):
-        found |= {f"blk.{index}.{name}.weight": shape for name, shape in layer.items()}
-    return found | {"output_norm.weight": (width,), "output.weight": (config.vocab_size, width)}
+    """Names in the file and shapes, outputs first."""
+    return {file_name(name): shape for name, shape in shapes(config).items()}
 
 
 def _write(path: Path, config: LlamaConfig, scheme: str, vocabulary: bytes | None) -> None:
@@ -75,11 +60,11 @@ def _write(path: Path, config: LlamaConfig, scheme: str, vocabulary: bytes | Non
 
     kind = gguf.GGMLQuantizationType[scheme]
     writer = gguf.GGUFWriter(path, "llama")
-    _describe(writer, config)
+    describe(writer, config)
     if vocabulary is None:
         writer.add_tokenizer_model("no_vocab")
     else:
-        _add_words(writer, filled(vocabulary, config.vocab_size))
+        add_words(writer, _words(filled(vocabulary, config.vocab_size)), config)
     shapes = tensors(config)
     for name, shape in shapes.items():
         size = _bytes(shape, scheme)
@@ -100,30 +85,9 @@ def _write(path: Path, config: LlamaConfig, scheme: str, vocabulary: bytes | Non
     writer.close()
 
 
-def _describe(writer: Any, config: LlamaConfig) -> None:
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-
-
-def _add_words(writer: Any, vocabulary: bytes) -> None:
-    """Byte pieces become words too: random ones make no character, and would be held back. The other kinds
-    have the same numbers in both formats."""
-    texts, scores, kinds = zip(*pieces(vocabulary), strict=True)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(texts)
-    writer.add_token_scores(scores)
-    writer.add_token_types([NORMAL if kind == BYTE else kind for kind in kinds])
-    writer.add_unk_token_id(0)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_add_bos_token(True)
+def _words(vocabulary: bytes) -> list[Piece]:
+    """Byte pieces become words too: random ones make no character, and would be held back."""
+    return [p._replace(kind=NORMAL if p.kind == BYTE else p.kind) for p in pieces(vocabulary)]
 
 
 def _bytes(shape: tuple[int, ...], scheme: str) -> int:

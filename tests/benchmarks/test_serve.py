@@ -26,8 +26,9 @@ from benchmarks.cases.serving.asked import DIFFERENT, KINDS, SHARED, TEXT, Asker
 from benchmarks.cases.serving.client import ANSWERED, FAILED, REFUSED, UNFINISHED, Client, Outcome, Plan
 from benchmarks.cases.serving.load import Load, Seen, measure, percentile
 from benchmarks.harness import COUNT, Row, beside_ours
-from benchmarks.vocabulary import filled, text_of, words
+from benchmarks.vocabulary import text_of, words
 from owl_fast.errors import OwlError
+from owl_fast.export.vocabulary import filled
 from owl_fast.serve.arguments import LEAST_CONTEXT
 from owl_fast.tokenizer import StreamDecoder, Tokenizer
 from tests.benchmarks.answering import Answering
