@@ -84,8 +84,8 @@ def describe(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
 
 
 def add_words(writer: gguf.GGUFWriter, words: Sequence[Piece], config: LlamaConfig) -> None:
-    """words: one for every row of the head. If some are taken whole, whoever tokenizes has to put the space in
-    front that SentencePiece puts there: llama.cpp would put one behind each of them too."""
+    """words: one for every row of the head. If some are taken whole, texts have to come with the space that
+    SentencePiece puts in front: llama.cpp would put one behind each of these too."""
     # Pieces that are taken whole are looked for in the text as it comes, and printed as they are.
     shown = [w._replace(text=w.text.replace("▁", " ")) if w.kind == USER_DEFINED else w for w in words]
     texts, scores, kinds = zip(*shown, strict=True)

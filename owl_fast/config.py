@@ -100,7 +100,7 @@ class Quantization:
         }
         scheme, _, group = parts["scheme"].partition("-g")
         found = cls(scheme or None, parts["vision"] or None, int(group) if group.isdecimal() else INT4_GROUP)
-        if str(found) != text:
+        if not text or str(found) != text:
             raise CheckpointError(f"{text!r:.60} is no quantization; wanted such as {cls('int4', 'int8')}")
         found.validate()
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -257,4 +257,5 @@ def whole_file(file: Path) -> Iterator[Path]:
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be written ({error.strerror or error})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, or no place where it could be
+            partial.unlink()
