@@ -229,7 +229,7 @@ def test_signals_at_random_moments(number: int, export: Export, tmp_path: Path) 
     assert begin().wait() == 0
     seconds = time.monotonic() - start
     generator, ended = random.Random(number), 0
-    for _ in range(12):
+    for _ in range(6):
         process = begin()
         time.sleep(generator.uniform(0.3, 1.0) * seconds)
         process.send_signal(number)
