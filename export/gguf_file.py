@@ -159,9 +159,10 @@ class Plan(NamedTuple):
         if self.kind == gguf.GGMLQuantizationType.BF16:
             return weight.bfloat16().contiguous().view(torch.int16).numpy().view(np.uint8)
         numbers = weight.float().contiguous().numpy()
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # what that makes is looked for
             data: NDArray[Any] = gguf.quantize(numbers, self.kind)
-        if not np.isfinite(data if data.dtype != np.uint8 else gguf.dequantize(data, self.kind)).all():
+            back = data if data.dtype != np.uint8 else gguf.dequantize(data, self.kind)
+        if not np.isfinite(back).all():
             raise CheckpointError(
                 f"{self.name} holds numbers beyond {self.kind.name.lower()}; take bf16 or f32"
             )
