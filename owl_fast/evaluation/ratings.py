@@ -6,7 +6,7 @@ answer replaces the earlier one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ GRADES = {
     "C": "follows the question, but with large errors",
     "D": "beside the question, or wrong",
 }
+JUDGE = "judge "  # what the names of raters begin with that are models
 
 
 @dataclass(frozen=True)
 class Rating:
-    """shown: letters of the abilities the answer shows, of those its question asks for. model: the one that
-    rated, None for a person."""
+    """grade: of GRADES, or "" while there is none (not yet, or taken back). shown: letters of the abilities
+    the answer shows, of those its question asks for. model: the one that rated, None for a person."""
 
     rater: str
     question: int
@@ -57,7 +58,7 @@ class Rating:
         if (
             not names
             or type(number) is not int
-            or grade not in GRADES
+            or not (grade == "" or grade in GRADES)
             or not set(letters) <= ABILITIES.keys()
         ):
             raise DataError(
@@ -110,12 +111,19 @@ class Pair:
 
 
 def read_ratings(folder: Path) -> list[Rating]:
-    """The last rating of each rater on each answer, of all raters of a study."""
+    """The last rating of each rater on each answer, of all raters of a study; without those that have no
+    grade."""
+    found = last_ratings(_lines(folder / RATINGS))
+    return [rating for rating in found.values() if rating.grade]
+
+
+def last_ratings(lines: Iterable[tuple[str, dict[str, Any]]]) -> dict[tuple[str, int, str], Rating]:
+    """By rater, question and system, of lines as read_lines gives them."""
     found: dict[tuple[str, int, str], Rating] = {}
-    for where, fields in _lines(folder / RATINGS):
+    for where, fields in lines:
         rating = Rating.from_dict(fields, where)
         found[rating.rater, rating.question, rating.system] = rating
-    return list(found.values())
+    return found
 
 
 def read_pairs(folder: Path) -> list[Pair]:

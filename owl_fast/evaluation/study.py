@@ -62,7 +62,7 @@ def _answered(folder: Path) -> list[Path]:
 
 def slug(name: str) -> str:
     """A name as a file's."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "unnamed"
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "unnamed"
 
 
 def begin_study(folder: Path, data: Path | None) -> Path:

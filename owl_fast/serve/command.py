@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import logging
 import os
 import signal
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from owl_fast.command_line import ended, loading_options
-from owl_fast.errors import OwlError, ParameterError, UnsupportedError
+from owl_fast.errors import OwlError, ParameterError
 from owl_fast.serve.arguments import (
     check_pictures,
     is_loopback,
@@ -24,6 +23,7 @@ from owl_fast.serve.arguments import (
     read_arguments,
     read_keys,
 )
+from owl_fast.serving.listening import cannot_listen, check_packages, url_of
 from owl_fast.serving.options import read_adapters, read_list
 
 if TYPE_CHECKING:
@@ -75,14 +75,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _listen(args: argparse.Namespace) -> tuple[Service, Server]:
     """OwlError for what makes no sense, before a model is loaded for it."""
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise UnsupportedError(
-            f"the server needs the package {error.name}: pip install '.[serve]' in the checkout"
-        ) from None
+    check_packages()
     from owl_fast.serving.app import make_app, page_files
     from owl_fast.serving.guard import OPEN_PATHS, Guard
     from owl_fast.serving.heartbeat import watched
@@ -109,10 +102,7 @@ def _listen(args: argparse.Namespace) -> tuple[Service, Server]:
     except ValueError as error:
         raise ParameterError(str(error)) from None
     except OSError as error:
-        # asyncio and socket add to the system's words what stands here already.
-        reason = (error.strerror or type(error).__name__).partition(" (while")[0]
-        hint = "; say --port N, or 0 for any free one" if error.errno == errno.EADDRINUSE else ""
-        raise ParameterError(f"cannot listen on {args.host}, port {args.port} ({reason}){hint}") from None
+        raise cannot_listen(args.host, args.port, error) from None
     return service, server
 
 
@@ -153,8 +143,3 @@ class _Loading:
         )
         plan = plan_text(self._name, engine, time.perf_counter() - begin)
         print(f"ready: {url_of(*self._server.address)} · {plan}", flush=True)
-
-
-def url_of(host: str, port: int) -> str:
-    named = f"[{host}]" if ":" in host else host
-    return f"http://{named}:{port}"

@@ -9,7 +9,7 @@ import pytest
 from owl_fast.errors import DataError, LockedError
 from owl_fast.evaluation.json_lines import LineFile
 from owl_fast.evaluation.ratings import Pair, Rating, read_pairs, read_ratings
-from owl_fast.evaluation.study import open_study
+from owl_fast.evaluation.study import open_study, slug
 from tests.evaluation.small_set import QUESTIONS, answers_of, small_set, write_lines
 
 
@@ -77,13 +77,18 @@ def test_the_last_rating_counts(tmp_path: Path) -> None:
     assert read_pairs(tmp_path) == [pair]
 
 
-def test_scores_that_are_none(tmp_path: Path) -> None:
-    (tmp_path / "pairs").mkdir()
-    path = tmp_path / "pairs" / "judge.jsonl"
-    for score in (0, 11, float("nan")):
-        write_lines(path, [{**Pair("judge", 1, "one", "gpt", True, 7, 8.5).to_dict(), "score": score}])
-        with pytest.raises(DataError, match=rf"judge\.jsonl:1: score is {score}; wanted 1 to 10"):
-            read_pairs(tmp_path)
+def test_a_rating_that_was_taken_back_is_none(tmp_path: Path) -> None:
+    (tmp_path / "ratings").mkdir()
+    lines = [Rating("ann", 1, "one", "B"), Rating("ann", 2, "one", "", "a"), Rating("ann", 1, "one", "")]
+    write_lines(tmp_path / "ratings" / "ann.jsonl", [line.to_dict() for line in lines[:2]])
+    assert read_ratings(tmp_path) == lines[:1]
+    write_lines(tmp_path / "ratings" / "ann.jsonl", [line.to_dict() for line in lines])
+    assert read_ratings(tmp_path) == []
+
+
+def test_names_as_files() -> None:
+    names = ("mPLUG_Owl_7b:v1", "Ann Lee", "李雷", "../../etc", "***")
+    assert [slug(name) for name in names] == ["mPLUG_Owl_7b-v1", "Ann-Lee", "李雷", "etc", "unnamed"]
 
 
 def test_a_line_that_is_no_rating(tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ export async function* streamAnswer(request, signal) {
   throw new ServerError("The connection broke off in the middle of the answer.");
 }
 
-async function call(path, options = {}) {
+/** The server's reply; ServerError when it refuses or cannot be reached. */
+export async function call(path, options = {}) {
   const key = apiKey.get();
   const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   let response;

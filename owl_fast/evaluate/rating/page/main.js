@@ -1,0 +1,353 @@
+// The page: questions one after another, and every mark on disk before it is shown.
+
+import { followAppearance } from "./house/appearance.js";
+import { call } from "./house/api.js";
+import { byId, button, el, tool } from "./house/dom.js";
+import { Sheet, TICKS, rubric } from "./sheet.js";
+
+const NAME = "owl-rater"; // sessionStorage: each tab has its own rater
+const KEYS = [
+  ["a b c d", "grade the answer"],
+  ["i v o t r m", "tick an ability, or untick it: the letter underlined in its name"],
+  ["s", "tick all of them, or none"],
+  ["1 … 9", "choose an answer"],
+  ["j k ↓ ↑", "the next answer, the one before"],
+  ["Enter n", "the next question"],
+  ["p", "the question before"],
+  ["u", "undo the last change"],
+  ["z", "enlarge the picture; once more: closer; Esc: back"],
+  ["e", "earlier turns of the conversation"],
+];
+
+let study; // what the server says of itself
+let rater;
+let questions = [];
+let at = 0;
+let chosen = 0;
+let sheet = null; // null: no question is shown
+let finishing = false; // the last answer was rated just now
+let queue = Promise.resolve(); // one change after another
+const history = []; // what undo takes back: {question, answer, before}
+let missed = null; // the answer whose change was not saved
+
+// --- the server ---
+
+const post = async (path, body) => {
+  const headers = { "Content-Type": "application/json" };
+  return (await call(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
+};
+
+/** change(answer): what to send, or null. Whatever fails is said, and nothing looks as if it were saved. */
+function save(question, answer, change, undone = null) {
+  queue = queue.then(async () => {
+    const body = change(answer);
+    const before = { grade: answer.grade, shown: answer.shown };
+    const left = unrated();
+    try {
+      Object.assign(answer, await post("rate", { rater, question: question.id, answer: answer.id, ...body }));
+    } catch (error) {
+      if (undone) history.push(undone);
+      missed = answer;
+      showTrouble(`${placeOf(question, answer)} was not saved: ${error.message}`);
+      return;
+    }
+    if (!undone) history.push({ question, answer, before });
+    if (missed === answer) showTrouble("");
+    finishing ||= left > 0 && unrated() === 0;
+    refresh();
+    announce(`${placeOf(question, answer)}: ${answer.grade || "no grade"}, ${answer.shown.length} ticked, saved`);
+  });
+}
+
+/** What other tabs have saved meanwhile. */
+function catchUp() {
+  queue = queue.then(async () => {
+    try {
+      const now = await post("open", { rater });
+      const known = new Map(questions.flatMap(({ answers }) => answers.map((one) => [one.id, one])));
+      for (const { answers } of now.questions)
+        for (const { id, grade, shown } of answers) if (known.has(id)) Object.assign(known.get(id), { grade, shown });
+      refresh();
+    } catch (error) {
+      showTrouble(error.message);
+    }
+  });
+}
+
+// --- marks ---
+
+const question = () => questions[at];
+const answer = () => question().answers[chosen];
+
+function grade(number, letter) {
+  choose(number);
+  save(question(), answer(), () => ({ grade: letter }));
+}
+
+function tick(number, letter) {
+  choose(number);
+  if (!question().abilities.includes(letter)) return;
+  save(question(), answer(), ({ shown }) => ({
+    shown: shown.includes(letter) ? shown.filter((one) => one !== letter) : [...shown, letter],
+  }));
+}
+
+function tickAll() {
+  const all = question().abilities;
+  if (all.length) save(question(), answer(), ({ shown }) => ({ shown: shown.length < all.length ? all : [] }));
+}
+
+function undo() {
+  queue = queue.then(() => {
+    const last = history.pop();
+    if (!last) return announce("There is nothing to undo");
+    const number = questions.indexOf(last.question);
+    if (!sheet || number !== at) show(number);
+    choose(last.question.answers.indexOf(last.answer));
+    save(last.question, last.answer, () => last.before, last);
+  });
+}
+
+// --- from question to question ---
+
+const complete = ({ answers }) => answers.every((one) => one.grade !== "");
+const unrated = () => questions.flatMap(({ answers }) => answers).filter((one) => one.grade === "").length;
+
+function next() {
+  queue = queue.then(() => {
+    const open = questions.findIndex((one) => !complete(one));
+    if (open < 0 && (finishing || at === questions.length - 1)) showEnd();
+    else show(at < questions.length - 1 ? at + 1 : open);
+  });
+}
+
+function previous() {
+  queue = queue.then(() => show(sheet ? Math.max(0, at - 1) : at));
+}
+
+function show(number) {
+  at = number;
+  finishing = false;
+  sheet = new Sheet(question(), study, { choose, grade, tick, look });
+  byId("main").replaceChildren(sheet.asked, sheet.answers);
+  byId("main").scrollTop = 0;
+  refresh();
+  const first = question().answers.findIndex((one) => one.grade === "");
+  announce(`Question ${number + 1} of ${questions.length}: ${question().text}`);
+  choose(Math.max(0, first));
+  if (!wide.matches) byId("main").scrollTop = 0; // the question first, where the answers are below it
+}
+
+function choose(number) {
+  if (number < 0 || number >= question().answers.length) return;
+  chosen = number;
+  sheet.choose(number);
+}
+
+function showEnd() {
+  finishing = false;
+  sheet = null;
+  byId("main").replaceChildren(
+    el(
+      "section",
+      { class: "start" },
+      el("h1", {}, "Everything is rated"),
+      el("p", {}, `Thank you, ${rater}. All ${study.answers} answers have a grade. For figures and tables:`),
+      el("code", {}, study.report),
+      el("p", {}, "Stop the server with Ctrl-C when all raters are done."),
+      el("p", {}, button("Look at the ratings again", null, () => show(0))),
+    ),
+  );
+  refresh();
+  announce("Everything is rated");
+}
+
+function refresh() {
+  sheet?.refresh();
+  const all = questions.reduce((sum, { answers }) => sum + answers.length, 0);
+  const rated = all - unrated();
+  const done = questions.filter(complete).length;
+  byId("progress").textContent = `${done} of ${questions.length} questions, ${rated} of ${all} answers`;
+  Object.assign(byId("bar"), { max: all, value: rated });
+  byId("jump").replaceChildren(
+    ...questions.map((one, number) =>
+      el("option", { value: number }, `Question ${number + 1}${complete(one) ? " ✓" : ""}`),
+    ),
+  );
+  byId("jump").value = at;
+  byId("undo").disabled = !history.length;
+  byId("previous").disabled = sheet !== null && at === 0;
+  byId("next").hidden = byId("keys").hidden = sheet === null;
+}
+
+// --- what is said beside them ---
+
+function placeOf(question, answer) {
+  return `Question ${questions.indexOf(question) + 1}, answer ${question.answers.indexOf(answer) + 1}`;
+}
+
+const announce = (text) => (byId("status").textContent = text);
+
+function showTrouble(text) {
+  if (!text) missed = null;
+  byId("trouble").hidden = !text;
+  const close = tool("Close", "close", () => showTrouble(""));
+  byId("trouble").replaceChildren(el("p", {}, text), close);
+}
+
+function help() {
+  const dialog = byId("help-dialog");
+  const keys = KEYS.flatMap(([names, what]) => [
+    el("dt", {}, ...names.split(" ").map((name) => (name === "…" ? "…" : el("kbd", {}, name)))),
+    el("dd", {}, what),
+  ]);
+  dialog.replaceChildren(
+    el("h2", { id: "help-title" }, "Keys"),
+    el("dl", {}, ...keys),
+    el("h2", {}, "Grades"),
+    study ? rubric(study.grades) : null,
+    el("div", { class: "buttons" }, button("Close", null, () => dialog.close(), { class: "main" })),
+  );
+  dialog.showModal();
+}
+
+const picture = byId("picture-dialog");
+
+function look() {
+  if (!question().picture) return;
+  const closer = () => picture.classList.toggle("closer");
+  const source = `pictures/${question().id}`;
+  picture.classList.remove("closer");
+  picture.replaceChildren(
+    el("img", { src: source, alt: `The picture of question ${question().id}`, onclick: closer }),
+    tool("Close", "close", () => picture.close()),
+  );
+  picture.showModal();
+}
+
+// --- keys ---
+
+function pressed(event) {
+  if (event.ctrlKey || event.altKey || event.metaKey || event.isComposing) return;
+  // Where a keyboard writes other letters, its keys count.
+  const other = event.key.length === 1 && event.key > "~";
+  const key = other ? event.code.replace(/^Key/, "").toLowerCase() : event.key;
+  const name = key.length === 1 ? key.toLowerCase() : key;
+  if (picture.open) {
+    if (name === "z") picture.classList.toggle("closer");
+    return;
+  }
+  if (document.querySelector("dialog[open]") || event.target.closest("input, select")) return;
+  if (name === "?") return help();
+  // Enter and Space on a button or a fold are its own.
+  if (!study || !questions.length || (name === "Enter" && event.target.closest("button, summary"))) return;
+  if (act(name, event.repeat)) event.preventDefault();
+}
+
+/** Whether the key means something. Held keys move, and do nothing else. */
+function act(name, held) {
+  const moves = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1 };
+  const ability = Object.keys(TICKS).find((letter) => TICKS[letter] === name);
+  const deeds = { Enter: next, n: next, p: previous, u: undo };
+  if (deeds[name] && (sheet || name === "p" || name === "u")) return held || (deeds[name](), true);
+  if (!sheet) return false;
+  if (name in moves) choose(chosen + moves[name]);
+  else if (held) return false;
+  else if (/^[1-9]$/.test(name)) choose(Number(name) - 1);
+  else if (name.toUpperCase() in study.grades) grade(chosen, name.toUpperCase());
+  else if (ability) tick(chosen, ability);
+  else if (name === "s") tickAll();
+  else if (name === "z") look();
+  else if (name === "e") sheet.unfold();
+  else return false;
+  return true;
+}
+
+// --- the beginning ---
+
+async function begin(name) {
+  const opened = await post("open", { rater: name });
+  ({ rater, questions } = opened);
+  sessionStorage.setItem(NAME, rater);
+  history.length = 0;
+  byId("rater").textContent = rater;
+  byId("rater").disabled = study.rater !== null;
+  for (const id of ["where", "rater", "keys", "steps"]) byId(id).hidden = false;
+  const open = questions.findIndex((one) => !complete(one));
+  if (open < 0) showEnd();
+  else show(open);
+}
+
+function ask() {
+  sheet = null;
+  questions = [];
+  for (const id of ["where", "rater", "keys", "steps"]) byId(id).hidden = true;
+  const field = el("input", { id: "name", name: "name", autocomplete: "off", maxlength: 60, required: true });
+  const start = (name) => begin(name).then(() => showTrouble(""), (error) => showTrouble(error.message));
+  const known = study.raters.map(({ name, rated }) =>
+    el("button", { type: "button", onclick: () => start(name) }, name, el("small", {}, `${rated} rated`)),
+  );
+  const submitted = (event) => {
+    event.preventDefault();
+    start(field.value);
+  };
+  byId("main").replaceChildren(
+    el(
+      "section",
+      { class: "start" },
+      el("h1", {}, "Rate answers"),
+      el(
+        "p",
+        {},
+        `${study.questions} questions, ${study.answers} answers. You will not see whose they are; give each a grade, and `,
+        "tick what it shows. Everything is saved at once: stop and come back whenever you like.",
+      ),
+      el(
+        "form",
+        { onsubmit: submitted },
+        el("div", { class: "field" }, el("label", { for: "name" }, "Your name"), field),
+        el("button", { class: "main" }, "Begin"),
+      ),
+      known.length ? el("p", {}, "Or go on as") : null,
+      known.length ? el("div", { class: "known" }, ...known) : null,
+    ),
+  );
+  field.focus();
+}
+
+async function arrive() {
+  try {
+    study = await (await call("raters")).json();
+    const name = study.rater ?? sessionStorage.getItem(NAME);
+    if (name) await begin(name);
+    else ask();
+  } catch (error) {
+    showTrouble(error.message);
+    if (study && study.rater === null) ask();
+  }
+}
+
+async function changeRater() {
+  sessionStorage.removeItem(NAME);
+  await queue;
+  await arrive();
+}
+
+const wide = matchMedia("(min-width: 60rem)");
+followAppearance(byId("theme"));
+byId("help").addEventListener("click", help);
+byId("rater").addEventListener("click", changeRater);
+byId("next").addEventListener("click", next);
+byId("previous").addEventListener("click", previous);
+byId("undo").addEventListener("click", undo);
+byId("jump").addEventListener("change", (event) => show(Number(event.target.value)));
+document.addEventListener("keydown", pressed);
+// A button that was clicked gives the keys back to the answers.
+document.addEventListener("click", (event) => {
+  if (event.detail > 0 && sheet && event.target.closest("main button, footer button"))
+    sheet.cards[chosen].focus({ preventScroll: true });
+});
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState === "visible" && questions.length) catchUp();
+});
+arrive();

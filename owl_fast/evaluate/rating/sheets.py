@@ -1,0 +1,71 @@
+"""What a rater is shown: the answers of all systems to each question, by names that tell nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from owl_fast.evaluation.owleval import conversations
+from owl_fast.evaluation.study import Study
+
+
+class Sheets:
+    """Of one study. Systems that gave no answer to a question are not shown there."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._failed = {system: set(answers.failed) for system, answers in study.answers.items()}
+        self._before = {
+            turn.id: turns[:number]
+            for turns in conversations(study.questions)
+            for number, turn in enumerate(turns)
+        }
+
+    @property
+    def questions(self) -> int:
+        """How many have an answer to be rated."""
+        return sum(bool(self.systems(question.id)) for question in self._study.questions)
+
+    @property
+    def answers(self) -> int:
+        return sum(len(self.systems(question.id)) for question in self._study.questions)
+
+    def systems(self, number: int) -> list[str]:
+        """Those that answered a question."""
+        return [system for system, answers in self._study.answers.items() if number in answers.texts]
+
+    def shown(self, rater: str, number: int) -> dict[str, str]:
+        """Name on the page -> system. Every rater sees another order for every question, always the same."""
+        named = {_mask(rater, number, system): system for system in self.systems(number)}
+        return dict(sorted(named.items()))
+
+    def of(self, rater: str) -> list[dict[str, Any]]:
+        """Everything a rater sees, question by question."""
+        return [
+            {
+                "id": question.id,
+                "text": question.text,
+                "picture": question.image is not None,
+                "abilities": list(question.abilities),
+                "answers": [self._answer(mask, system, question.id) for mask, system in shown.items()],
+            }
+            for question in self._study.questions
+            if (shown := self.shown(rater, question.id))
+        ]
+
+    def _answer(self, mask: str, system: str, number: int) -> dict[str, Any]:
+        texts = self._study.answers[system].texts
+        earlier: Sequence[Any] = [
+            {"question": turn.text, "answer": texts.get(turn.id)} for turn in self._before[number]
+        ]
+        return {
+            "id": mask,
+            "text": texts[number],
+            "failed": number in self._failed[system],
+            "earlier": earlier,
+        }
+
+
+def _mask(rater: str, number: int, system: str) -> str:
+    return hashlib.sha256(f"{rater}\0{number}\0{system}".encode()).hexdigest()[:16]
