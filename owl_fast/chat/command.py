@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from owl_fast.chat.arguments import build_parser
 from owl_fast.chat.screen import Screen
 from owl_fast.command_line import LOADING, loading_options
-from owl_fast.errors import DataError, OwlError
+from owl_fast.errors import OwlError
 from owl_fast.settings import read_settings
 
 if TYPE_CHECKING:
@@ -156,23 +156,12 @@ def _open(args: argparse.Namespace, params: SamplingParams, screen: Screen, gree
 def _backend(args: argparse.Namespace, params: SamplingParams, screen: Screen) -> Backend:
     if args.url is not None:
         from owl_fast.chat.remote import RemoteBackend
-        from owl_fast.chat.server import Server
+        from owl_fast.chat.server import Server, api_key
 
-        return RemoteBackend(Server(args.url, _api_key(args)), args.model)
+        return RemoteBackend(Server(args.url, api_key(args.api_key_file)), args.model)
     from owl_fast.chat.local import LocalBackend
 
     return LocalBackend.load(args.model, screen, max_batch=params.beams, **loading_options(args))
-
-
-def _api_key(args: argparse.Namespace) -> str | None:
-    if args.api_key_file is None:
-        return os.environ.get("OWL_API_KEY")
-    try:
-        with open(args.api_key_file, encoding="ascii") as file:
-            return file.read(4096).strip()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not plain text"
-        raise DataError(f"{args.api_key_file}: cannot be read ({reason})") from None
 
 
 def _params(parser: argparse.ArgumentParser, args: argparse.Namespace) -> SamplingParams:

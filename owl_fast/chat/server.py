@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from owl_fast.errors import OwlError, ParameterError
+from owl_fast.errors import DataError, OwlError, ParameterError
 
 CONNECT_SECONDS = 10.0
 # Between two bytes: a server may compute a long prompt, or wait for its turn, without a word.
@@ -77,6 +78,18 @@ class Server:
             connection.close()
             raise
         return Exchange(self.url, connection)
+
+
+def api_key(file: str | None) -> str | None:
+    """The key in a file, else the environment's OWL_API_KEY; DataError."""
+    if file is None:
+        return os.environ.get("OWL_API_KEY")
+    try:
+        with open(file, encoding="ascii") as opened:
+            return opened.read(4096).strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not plain text"
+        raise DataError(f"{file}: cannot be read ({reason})") from None
 
 
 class Exchange:

@@ -14,7 +14,12 @@ class Sheets:
     """Of one study. Systems that gave no answer to a question are not shown there."""
 
     def __init__(self, study: Study) -> None:
-        self._study = study
+        self._questions = study.questions
+        # Some systems begin every answer with a space, by which they would be known.
+        self._texts = {
+            system: {number: text.strip() for number, text in answers.texts.items()}
+            for system, answers in study.answers.items()
+        }
         self._failed = {system: set(answers.failed) for system, answers in study.answers.items()}
         self._before = {
             turn.id: turns[:number]
@@ -25,15 +30,15 @@ class Sheets:
     @property
     def questions(self) -> int:
         """How many have an answer to be rated."""
-        return sum(bool(self.systems(question.id)) for question in self._study.questions)
+        return sum(bool(self.systems(question.id)) for question in self._questions)
 
     @property
     def answers(self) -> int:
-        return sum(len(self.systems(question.id)) for question in self._study.questions)
+        return sum(len(self.systems(question.id)) for question in self._questions)
 
     def systems(self, number: int) -> list[str]:
         """Those that answered a question."""
-        return [system for system, answers in self._study.answers.items() if number in answers.texts]
+        return [system for system, texts in self._texts.items() if number in texts]
 
     def shown(self, rater: str, number: int) -> dict[str, str]:
         """Name on the page -> system. Every rater sees another order for every question, always the same."""
@@ -50,12 +55,12 @@ class Sheets:
                 "abilities": list(question.abilities),
                 "answers": [self._answer(mask, system, question.id) for mask, system in shown.items()],
             }
-            for question in self._study.questions
+            for question in self._questions
             if (shown := self.shown(rater, question.id))
         ]
 
     def _answer(self, mask: str, system: str, number: int) -> dict[str, Any]:
-        texts = self._study.answers[system].texts
+        texts = self._texts[system]
         earlier: Sequence[Any] = [
             {"question": turn.text, "answer": texts.get(turn.id)} for turn in self._before[number]
         ]

@@ -213,9 +213,14 @@ function help() {
 
 const picture = byId("picture-dialog");
 
+function closer() {
+  const image = picture.querySelector("img");
+  const width = image.clientWidth;
+  image.style.width = picture.classList.toggle("closer") ? `${2.5 * width}px` : "";
+}
+
 function look() {
   if (!question().picture) return;
-  const closer = () => picture.classList.toggle("closer");
   const source = `pictures/${question().id}`;
   picture.classList.remove("closer");
   picture.replaceChildren(
@@ -234,7 +239,7 @@ function pressed(event) {
   const key = other ? event.code.replace(/^Key/, "").toLowerCase() : event.key;
   const name = key.length === 1 ? key.toLowerCase() : key;
   if (picture.open) {
-    if (name === "z") picture.classList.toggle("closer");
+    if (name === "z") closer();
     return;
   }
   if (document.querySelector("dialog[open]") || event.target.closest("input, select")) return;

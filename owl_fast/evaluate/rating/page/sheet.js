@@ -21,6 +21,7 @@ export class Sheet {
             el("img", { src: `pictures/${question.id}`, alt: `The picture of question ${question.id}` }),
           )
         : null,
+      el("h1", {}, text),
       earlier.length
         ? el(
             "div",
@@ -29,7 +30,6 @@ export class Sheet {
             el("ol", {}, ...earlier.map((asked) => el("li", {}, asked))),
           )
         : null,
-      el("h1", {}, text),
       rubric(study.grades),
       question.abilities.length
         ? el("p", { class: "about" }, "Below each answer, tick the abilities that it shows.")
@@ -111,8 +111,8 @@ function before(earlier) {
     el("dt", {}, question),
     el("dd", {}, answer ?? "(no answer)"),
   ]);
-  const many = earlier.length === 1 ? "answer" : `${earlier.length} answers`;
-  return el("details", {}, el("summary", {}, `Its earlier ${many}`), el("dl", {}, ...turns));
+  const many = earlier.length === 1 ? "Its earlier answer" : `Its ${earlier.length} earlier answers`;
+  return el("details", {}, el("summary", {}, many), el("dl", {}, ...turns));
 }
 
 export function rubric(grades) {
