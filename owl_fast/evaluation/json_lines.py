@@ -19,9 +19,13 @@ from owl_fast.training.rows.json_rows import parse_object
 MAX_BYTES = 64 << 20  # OwlEval's largest file has 0.1 MB
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(FILE:LINE, the object) of every line that is not empty; DataError names the first that is none."""
-    for number, line in enumerate(_read(path).splitlines(), start=1):
+def read_lines(path: Path, *, ended: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(FILE:LINE, the object) of every line that is not empty; DataError names the first that is none.
+
+    ended: leave out a last line without an end, which a LineFile has not finished writing, or never will.
+    """
+    data = _read(path)
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1 if ended else None].splitlines(), start=1):
         if line.strip():
             where = f"{path}:{number}"
             yield where, parse_object(line, where)

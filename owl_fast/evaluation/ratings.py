@@ -136,4 +136,4 @@ def read_pairs(folder: Path) -> list[Pair]:
 
 
 def _lines(folder: Path) -> Sequence[tuple[str, dict[str, Any]]]:
-    return [line for path in sorted(folder.glob("*.jsonl")) for line in read_lines(path)]
+    return [line for path in sorted(folder.glob("*.jsonl")) for line in read_lines(path, ended=True)]

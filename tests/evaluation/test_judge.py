@@ -18,7 +18,6 @@ from owl_fast.evaluate.judging.pairs import read_scores
 from owl_fast.evaluation.ratings import Rating, read_pairs, read_ratings
 from tests.chat.fake_server import FakeServer, answer, chunk
 from tests.evaluation.small_set import answers_of, small_set, write_lines
-from tests.serving.waiting import until
 
 TEXTS = [
     {"question_id": number, "text": f"What is {number} times two?", "category": "maths"} for number in (1, 2)
@@ -133,7 +132,6 @@ def test_ctrl_c_keeps_what_was_judged(study: Path, server: FakeServer) -> None:
         if len(server.requests) <= 2:
             yield from grading(request)
             return
-        import _thread
 
         _thread.interrupt_main()
         yield chunk("{")

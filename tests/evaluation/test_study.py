@@ -86,6 +86,14 @@ def test_a_rating_that_was_taken_back_is_none(tmp_path: Path) -> None:
     assert read_ratings(tmp_path) == []
 
 
+def test_a_rating_that_is_half_written_is_none(tmp_path: Path) -> None:
+    (tmp_path / "ratings").mkdir()
+    whole = Rating("ann", 1, "one", "B")
+    path = write_lines(tmp_path / "ratings" / "ann.jsonl", [whole.to_dict()])
+    path.write_bytes(path.read_bytes() + b'{"rater": "an')
+    assert read_ratings(tmp_path) == [whole]
+
+
 def test_names_as_files() -> None:
     names = ("mPLUG_Owl_7b:v1", "Ann Lee", "李雷", "../../etc", "***")
     assert [slug(name) for name in names] == ["mPLUG_Owl_7b-v1", "Ann-Lee", "李雷", "etc", "unnamed"]

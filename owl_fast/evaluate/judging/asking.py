@@ -14,7 +14,7 @@ from tqdm import tqdm
 from owl_fast.chat.remote import RemoteBackend, RemoteReply
 from owl_fast.chat.server import ServerError
 from owl_fast.engine.sampling import SamplingParams
-from owl_fast.errors import DataError
+from owl_fast.errors import DataError, OwlError
 from owl_fast.evaluation.owleval import Question
 
 MOST_TOKENS = 1024  # some models think before they say it; with the prompt it fits a context of 2048
@@ -114,7 +114,7 @@ def ask_all(
             number = waiting[future]
             try:
                 value = future.result()
-            except (ServerError, DataError) as error:
+            except OwlError as error:
                 troubles.append(f"{cases[number].name}: {error}")
                 failed = failed + 1 if isinstance(error, ServerError) else 0
                 if failed >= min(IN_A_ROW, len(cases)):
