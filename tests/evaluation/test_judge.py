@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import _thread
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +18,7 @@ from owl_fast.evaluate.judging.pairs import read_scores
 from owl_fast.evaluation.ratings import Rating, read_pairs, read_ratings
 from tests.chat.fake_server import FakeServer, answer, chunk
 from tests.evaluation.small_set import answers_of, small_set, write_lines
+from tests.serving.waiting import until
 
 TEXTS = [
     {"question_id": number, "text": f"What is {number} times two?", "category": "maths"} for number in (1, 2)
@@ -133,13 +134,20 @@ def test_ctrl_c_keeps_what_was_judged(study: Path, server: FakeServer) -> None:
             yield from grading(request)
             return
 
-        _thread.interrupt_main()
+        until(lambda: len(read_ratings(study)) == 2)
+        main_thread = threading.main_thread().ident
+        assert main_thread is not None
+        signal.pthread_kill(main_thread, signal.SIGINT)
         yield chunk("{")
         while not never.wait(0.05):
             yield b": on\n\n"
 
     server.default = endless
-    assert judge(study, server, "--parallel", "1") == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        assert judge(study, server, "--parallel", "1") == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(read_ratings(study)) == 2
     assert server.gone.wait(20)
     server.default = grading
