@@ -48,6 +48,8 @@ class Judge:
         """DataError when a second try cannot be read either; ServerError."""
         said = ""
         for prompt in (case.prompt, f"{case.prompt}\n\n{case.reminder}"):
+            if self._stopped:
+                raise ServerError("stopped")
             said = self._reply(prompt, case.picture)
             for found in objects(said):
                 if (value := case.read(found)) is not None:
@@ -61,8 +63,8 @@ class Judge:
         with self._backend.reply([message], params, None) as reply:
             self._open.add(reply)
             try:
-                if self._stopped:
-                    raise ServerError("stopped")
+                if self._stopped:  # while it was sent
+                    reply.cancel()
                 for _ in reply:
                     pass
             finally:
