@@ -64,7 +64,8 @@ def _run(args: argparse.Namespace) -> int:
     from owl_fast.chat.server import Server, api_key
     from owl_fast.evaluate.judging.asking import Judge
     from owl_fast.evaluate.judging.grades import grade_all
-    from owl_fast.evaluate.judging.pairs import score_all, totals
+    from owl_fast.evaluate.judging.pairs import score_all
+    from owl_fast.evaluation.tables import pair_scores
 
     server = Server(args.url, api_key(args.api_key_file))
     study = open_study(args.study, args.answers, args.data)
@@ -74,10 +75,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.reference is not None:
         path, count, troubles, pairs = score_all(judge, study, args.reference, args.parallel)
         print(f"{'system':24} {'questions':>9} {'score':>8} {args.reference:>16.16} {'ratio':>7}")
-        for total in totals(pairs):
+        for system in sorted({pair.system for pair in pairs}):
+            total = pair_scores([pair for pair in pairs if pair.system == system])
             print(
-                f"{total.system:24} {total.questions:9} {total.score:8.1f} {total.reference_score:16.1f} "
-                f"{total.percent:6.1f}%"
+                f"{system:24} {total['questions']:9} {total['score']:8.1f} "
+                f"{total['reference_score']:16.1f} {total['ratio']:7.1%}"
             )
     else:
         if not args.no_pictures:

@@ -195,7 +195,7 @@ def _pairs(study: Study, systems: Sequence[str], pairs: Sequence[Pair]) -> list[
                 "reference": reference,
                 **{
                     variant: {
-                        system: _scores([pair for pair in of_it if pair.system == system])
+                        system: pair_scores([pair for pair in of_it if pair.system == system])
                         for system in systems
                         if any(pair.system == system for pair in chosen)
                     }
@@ -206,7 +206,7 @@ def _pairs(study: Study, systems: Sequence[str], pairs: Sequence[Pair]) -> list[
     return found
 
 
-def _scores(pairs: Sequence[Pair]) -> Table:
+def pair_scores(pairs: Sequence[Pair]) -> Table:
     """A question's scores are the means over its orders; the total is their sum.
 
     first_gains: by how much an answer's lead over the other is greater when it stands first, halved, on

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,31 +98,3 @@ def read_scores(found: Mapping[str, Any]) -> tuple[float, float] | None:
     if all(type(score) in (int, float) and LEAST <= score <= MOST for score in scores):  # type: ignore[operator]
         return scores[0], scores[1]  # type: ignore[return-value]
     return None
-
-
-@dataclass(frozen=True)
-class Total:
-    """Of one system beside the reference. questions: those scored in both orders, each with the mean."""
-
-    system: str
-    questions: int
-    score: float
-    reference_score: float
-
-    @property
-    def percent(self) -> float:
-        return 100 * self.score / self.reference_score
-
-
-def totals(pairs: Iterable[Pair]) -> list[Total]:
-    """Of each system whose pairs these are, in the order of their names."""
-    scored: dict[str, dict[int, list[Pair]]] = {}
-    for pair in pairs:
-        scored.setdefault(pair.system, {}).setdefault(pair.question, []).append(pair)
-    found = []
-    for system, questions in sorted(scored.items()):
-        both = [pair for orders in questions.values() if len(orders) == 2 for pair in orders]
-        if both:
-            own, other = sum(pair.score for pair in both), sum(pair.reference_score for pair in both)
-            found.append(Total(system, len(both) // 2, own / 2, other / 2))
-    return found
