@@ -99,6 +99,15 @@ def test_names_as_files() -> None:
     assert [slug(name) for name in names] == ["mPLUG_Owl_7b-v1", "Ann-Lee", "李雷", "etc", "unnamed"]
 
 
+def test_scores_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    path = tmp_path / "pairs" / "judge.jsonl"
+    for score in (0, 11, float("nan")):
+        write_lines(path, [{**Pair("judge", 1, "one", "gpt", True, 7, 8.5).to_dict(), "score": score}])
+        with pytest.raises(DataError, match=rf"judge\.jsonl:1: score is {score}; wanted 1 to 10"):
+            read_pairs(tmp_path)
+
+
 def test_a_line_that_is_no_rating(tmp_path: Path) -> None:
     (tmp_path / "ratings").mkdir()
     path = tmp_path / "ratings" / "ann.jsonl"
