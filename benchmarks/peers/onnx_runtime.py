@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks.timing import Contender, Timer, wall_timer
 from owl_fast.engine.onnx_vision import Session, check_packages
@@ -26,7 +25,7 @@ def encoder(model: Owl, pixels: Tensor, name: str = NAME) -> Session:
     part = copy.deepcopy(PicturePart(model, "vision+abstractor")).float()
     with tempfile.TemporaryDirectory() as folder:
         if name == INT8:
-            path = write_int8(part, Path(folder), {}, [pixels.float()], tqdm(disable=True))
+            path = write_int8(part, Path(folder), {}, [pixels.float()], lambda done, total: None)
         else:
             path = write_onnx(part, Path(folder), {})
         del part  # a 7B model leaves little room beside it
