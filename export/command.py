@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from owl_fast.checkpoints import Source
     from owl_fast.config import OwlConfig
 
+# Parts of a model that the language model does without.
+EYES = ("vision_model", "abstractor")
+
 
 def exported(work: Callable[[], None]) -> int:
     """0 when all is written, 1 after one line about what is wrong, 130 after Ctrl-C, 143 after SIGTERM; what

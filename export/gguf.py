@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from owl_fast.command_line import add_model_flags
-from owl_fast.export.command import bar, check_room, exported, new_file, plain_source
+from owl_fast.export.command import EYES, bar, check_room, exported, new_file, plain_source
 from owl_fast.settings import add_settings_flags, read_settings
 
 EXAMPLES = """\
@@ -65,7 +65,7 @@ def _write(args: argparse.Namespace) -> None:
         "owl_fast.weights_sha256": weights_sha256(source.weights),
     }
     with bar(source.weights.nbytes, args) as progress:
-        model = load_model(source, progress=progress)
+        model = load_model(source, without=EYES, progress=progress)
     _, read = held_tensors(model, dense=True)
     words = pieces(filled(tokenizer, llama.vocab_size))
     with whole_file(out) as file, bar(size, args) as progress:

@@ -8,7 +8,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from owl_fast.command_line import add_model_flags
-from owl_fast.export.command import bar, check_room, dense_numbers, exported, new_folder, plain_source, say
+from owl_fast.export.command import (
+    EYES,
+    bar,
+    check_room,
+    dense_numbers,
+    exported,
+    new_folder,
+    plain_source,
+    say,
+)
 from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
@@ -68,7 +77,7 @@ def _write(args: argparse.Namespace) -> None:
     dtype = common_dtype(source) if args.dtype == "auto" else DTYPES[args.dtype]
     check_room(out, dense_numbers(source.config, LANGUAGE_MODEL) * dtype.itemsize)
     with bar(source.weights.nbytes, args) as progress:
-        model = load_model(source, dtype=dtype, progress=progress)
+        model = load_model(source, dtype=dtype, without=EYES, progress=progress)
     infos, read = held_tensors(model, dense=True)
     llama = {
         name.removeprefix(LANGUAGE_MODEL): info
