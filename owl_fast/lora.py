@@ -261,7 +261,7 @@ def read_adapter(model: nn.Module, folder: str | Path) -> Adapter:
         raise CheckpointError(f"{path}: {what} module matching {config.target_modules!r}")
     check_link(folder, folder / EXTRA_FILE)
     extra = _read_extra(model, folder / EXTRA_FILE) if is_there(folder / EXTRA_FILE) else {}
-    base = Base.from_file(folder / BASE_FILE) if is_there(folder / BASE_FILE) else None
+    base = read_base(folder)
     return Adapter(config, pairs, extra, base)
 
 
@@ -304,6 +304,11 @@ def _check_numbers(tensor: Tensor, where: str) -> None:
     if not tensor.is_floating_point():
         raise CheckpointError(f"{where} has dtype {tensor.dtype}; wanted a floating-point weight")
     check_values(tensor, where)
+
+
+def read_base(folder: Path) -> Base | None:
+    """What the adapter in `folder` says it was trained on."""
+    return Base.from_file(folder / BASE_FILE) if is_there(folder / BASE_FILE) else None
 
 
 def _pick(model_views: dict[str, Tensor], name: str) -> Tensor:

@@ -145,7 +145,7 @@ class Adapters:
         if self._source_sha256 is None:
             self._source_sha256 = weights_sha256(self._source)
         held = self._model.config.quantization
-        if base.sha256 not in (self._source_sha256, held.base_sha256 if held else None):
+        if not base.is_of(self._source_sha256, held):
             raise CheckpointError(
                 f"{folder}: was trained on {base.name!r:.100} with weights of sha256 {base.sha256:.12}..., "
                 f"those of {self._source.path} have {self._source_sha256:.12}...; {rest}"
@@ -153,7 +153,8 @@ class Adapters:
         if base.quantization is not None and base.quantization != self._held:
             raise CheckpointError(
                 f"{folder}: was trained on {base.name!r:.100} held as {base.quantization:.40}, this model is "
-                f"{f'held as {self._held}' if self._held else 'not quantized'}; {rest}"
+                f"{f'held as {self._held}' if self._held else 'not quantized'}; load it as it was then "
+                "(quant=, on the command line --quant), or merge the adapter (owl-fast export.merged)"
             )
 
     @property

@@ -11,12 +11,14 @@ import torch
 
 from owl_fast.checkpoints import load_model, open_source
 from owl_fast.checkpoints.folder import WeightFolder
+from owl_fast.config import Quantization
 from owl_fast.engine.onnx_vision import OnnxFile
 from owl_fast.engine.placement import pick_device, pick_dtype
-from owl_fast.engine.plan import NONE, Setup, choose
+from owl_fast.engine.plan import AUTO, NONE, Setup, choose
 from owl_fast.errors import CheckpointError, ParameterError
 from owl_fast.hub import local_path
 from owl_fast.images import ImageProcessor
+from owl_fast.lora import read_base
 from owl_fast.models.owl import Owl
 from owl_fast.quantization.whole import lay_out_
 from owl_fast.tokenizer import Tokenizer
@@ -71,6 +73,9 @@ def open_model(
     kind = pick_dtype(dtype, place, source.config)
     setup = Setup(place, kind, onnx=file, **sizes)
     setup.blocks(source.config)  # an error here, rather than after the weights are there
+    adapter = adapter or source.adapter
+    if source.config.quantization is None:
+        quant, quant_vision = _as_trained(adapter, quant, quant_vision)
     config = choose(source.config, setup, quant, quant_vision)
     model = load_model(
         replace(source, adapter=None),
@@ -84,4 +89,17 @@ def open_model(
     if file is not None:
         file.put_into(model)
     lay_out_(model)
-    return Opened(model, tokenizer, processor, source.weights, adapter or source.adapter)
+    return Opened(model, tokenizer, processor, source.weights, adapter)
+
+
+def _as_trained(
+    adapter: str | Path | None, quant: str | None, quant_vision: str | None
+) -> tuple[str | None, str | None]:
+    """Both as asked for; where nothing is, as the adapter says that its base was held in training."""
+    base = None if adapter is None else read_base(Path(local_path(adapter)))
+    if base is None or base.quantization is None:
+        return quant, quant_vision
+    held = Quantization.from_text(base.quantization)
+    if quant in (None, AUTO):
+        quant = held.scheme or quant
+    return quant, quant_vision or held.vision

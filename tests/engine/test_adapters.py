@@ -208,9 +208,28 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path, base: Base, said:
     with pytest.raises(CheckpointError, match=said) as caught:
         engine.load_adapter("a", folder)
     assert str(folder) in str(caught.value)
-    assert str(caught.value).endswith("; load the adapter on that model")  # who uses a command can do no more
+    todo = "load the adapter on that model" if base.quantization is None else "load it as it was then (quant="
+    assert todo in str(caught.value)
     engine.load_adapter("a", folder, check_base=False)
     assert ask(engine, adapter="a").token_ids
+
+
+@pytest.mark.parametrize("quant", [None, "auto"])
+def test_a_base_is_held_as_its_adapter_knows_it(quant: str | None, tmp_path: Path) -> None:
+    """A chat with what was trained on int4 weights needs no flag; who names another precision is told."""
+    base = Base(str(GOLDEN.checkpoint), weights_sha256(GOLDEN.checkpoint), "int4")
+    folder = write_adapter(tmp_path / "adapter", base)
+
+    def opened(quant: str | None) -> Engine:
+        return Engine.from_pretrained(
+            GOLDEN.checkpoint, adapter=folder, quant=quant, device="cpu", dtype="fp32", max_batch=1
+        )
+
+    engine = opened(quant)
+    assert str(engine.config.quantization) == "int4"
+    assert ask(engine).token_ids
+    with pytest.raises(CheckpointError, match="this model is not quantized; load it as it was then"):
+        opened("none")
 
 
 def test_an_adapter_of_this_base_is_taken(tmp_path: Path) -> None:
