@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from owl_fast.errors import DataError, ParameterError, Reason
 from owl_fast.training.chunks import over_chunks
-from owl_fast.training.readers.columns import NAMES
+from owl_fast.training.readers.columns import NAMES, renamed
 from owl_fast.training.readers.formats import FORMATS, sniff
 from owl_fast.training.rows import Row, Rows, open_rows
 from owl_fast.training.sample import Caption, Sample
@@ -109,7 +109,7 @@ class Dataset:
         if missing := [theirs for theirs in columns.values() if theirs not in row.fields]:
             has = ", ".join(map(repr, row.fields))
             raise row.error(f"no column {missing[0]!r:.60}; it has {has:.200}", Reason.WRONG_KEYS)
-        return replace(row, fields={ours: row.fields[theirs] for ours, theirs in columns.items()})
+        return replace(row, fields=renamed(row.fields, columns))
 
     def without(self, bad: Collection[int], reasons: Mapping[str, int]) -> Dataset:
         """The same with these indices left out; reasons are described with it."""

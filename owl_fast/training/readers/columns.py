@@ -3,7 +3,7 @@
 image, caption              a picture and its caption
 question, answer            a conversation; also image (one, or a list) and system where they are there
 
-Files whose columns have other names are read with --columns image=path,caption=title.
+Files whose columns have other names are read with --columns image=path,caption=title; the others keep theirs.
 """
 
 from __future__ import annotations
@@ -18,10 +18,19 @@ from owl_fast.training.rows import Row
 from owl_fast.training.sample import Caption, Sample
 
 NAMES = ("image", "caption", "question", "answer", "system")
+CAPTION, TURN = {"caption"}, {"question", "answer"}
 
 
 def fits(fields: Mapping[str, Any]) -> bool:
     return {"image", "caption"} <= fields.keys() or {"question", "answer"} <= fields.keys()
+
+
+def renamed(fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Fields under our names. columns: our name -> theirs. Who names a caption means no conversation that
+    may stand beside it, and the other way round."""
+    other = CAPTION if columns.keys() & TURN else TURN if columns.keys() & CAPTION else set()
+    own = {name: fields[name] for name in NAMES if name in fields and name not in other}
+    return own | {ours: fields[theirs] for ours, theirs in columns.items()}
 
 
 def read(row: Row) -> Sample | Caption:

@@ -37,6 +37,17 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
         open_file(path, columns={"picture": "filepath"})
 
 
+def test_columns_that_are_not_named_keep_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("image,title,question,answer,caption\na.jpg,Boat,Where?,Here.,A sea\n")
+    assert read_all(path, columns={"caption": "title"}) == [
+        Caption(tmp_path / "a.jpg", "Boat", record=f"{path}:2")
+    ]
+    sample = read_sample(path, columns={"question": "title"})
+    content = [{"type": "image", "image": 0}, {"type": "text", "text": "Boat"}]
+    assert turns(sample) == [("user", content), ("assistant", "Here.")]
+
+
 def test_questions(tmp_path: Path) -> None:
     row = {"image": ["a.png", "b.png"], "question": "Which?", "answer": "Both.", "system": "Look."}
     sample = read_sample(write_lines(tmp_path / "a.jsonl", row))
