@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from owl_fast.errors import (
     DiskError,
@@ -141,3 +143,14 @@ def ended(work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
+
+
+def start(module: str) -> NoReturn:
+    """What `python -m` does: the module's main(), and its exit code. Ctrl-C while it is being imported, or
+    from its last lines, shows no traceback."""
+    try:
+        code = importlib.import_module(module).main()
+    except KeyboardInterrupt:
+        code = SIGNALLED + signal.SIGINT
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise SystemExit(code)

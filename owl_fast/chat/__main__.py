@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+from owl_fast.command_line import start
 
 if __name__ == "__main__":
-    try:
-        from owl_fast.chat.command import main
-
-        code = main()
-    except KeyboardInterrupt:
-        code = 130
-    # From here on Ctrl-C ends the process at once instead of printing a traceback from its last lines.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    raise SystemExit(code)
+    start("owl_fast.chat.command")

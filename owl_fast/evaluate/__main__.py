@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from owl_fast.evaluate.command import main
+from owl_fast.command_line import start
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start("owl_fast.evaluate.command")

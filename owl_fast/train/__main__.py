@@ -1,6 +1,8 @@
 """`python -m owl_fast.train`."""
 
-from owl_fast.train import main
+from __future__ import annotations
+
+from owl_fast.command_line import start
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start("owl_fast.train.command")
