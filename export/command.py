@@ -77,7 +77,7 @@ def check_room(path: Path, nbytes: int) -> None:
         )
 
 
-def dense_numbers(config: OwlConfig, part: str = "") -> int:
+def dense_numbers(config: OwlConfig, part: str | tuple[str, ...] = "") -> int:
     """How many the dense model has, or the part of it whose names begin so."""
     from owl_fast.checkpoints.load import empty_model
 

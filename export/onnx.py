@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from owl_fast.command_line import add_model_flags
 from owl_fast.errors import CheckpointError, ParameterError
-from owl_fast.export.command import bar, exported, new_folder, plain_source, say
+from owl_fast.export.command import bar, check_room, dense_numbers, exported, new_folder, plain_source, say
 from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ CHECKED = (1, 2, 3)  # pictures in a batch
 # What may lie between ONNX Runtime and torch in float32: per unit of the largest feature, as that is where
 # float32 rounds; for float16 the cosine of a row, and for int8 the mean over rows.
 MOST_ERROR, LEAST_COSINE, LEAST_MEAN = 1e-4, 0.999, 0.98
+# Of a weight on the disk while it is written: what becomes int8 lies there twice in float32 meanwhile.
+BYTES = {"fp32": 4, "fp16": 2, "int8": 9}
 
 ADVICE = {
     "fp32": "",
@@ -78,7 +80,7 @@ def _write(args: argparse.Namespace) -> None:
     from owl_fast import ops
     from owl_fast.checkpoints import load_model
     from owl_fast.checkpoints.writer import whole_folder
-    from owl_fast.engine.onnx_vision import Session, check_packages
+    from owl_fast.engine.onnx_vision import PARTS, Session, check_packages
     from owl_fast.export.int8 import pictures, write_int8
     from owl_fast.export.onnx_file import OPSET, PACKAGES, Gap, write_onnx
     from owl_fast.export.pictures import PicturePart
@@ -89,6 +91,7 @@ def _write(args: argparse.Namespace) -> None:
     check_packages(*PACKAGES)
     out = new_folder(args.out)
     source = plain_source(args)
+    check_room(out, dense_numbers(source.config, PARTS[args.part]) * BYTES[dtype])
     seen = pictures(args.data, source.processor()) if args.int8 else None
     metadata = _metadata(source, args.part, dtype, "" if seen is None else seen.told)
     with bar(source.weights.nbytes, args) as progress:
