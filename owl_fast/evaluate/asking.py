@@ -170,7 +170,7 @@ def _kept(file: LineFile, job: Job) -> dict[int, Mapping[str, Any]]:
     lines: dict[int, Mapping[str, Any]] = {}
     for where, line in file.lines:
         number, text = line.get(job.number), line.get("answer")
-        if number not in known or number in lines or not isinstance(text, str):
+        if type(number) is not int or number not in known or number in lines or not isinstance(text, str):
             raise DataError(f"{where}: no answer to one of these questions; choose another --name or --out")
         wanted = job.line(number, text)
         if changed := [name for name, value in wanted.items() if line.get(name) != value]:

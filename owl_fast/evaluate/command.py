@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 EXAMPLES = """\
 examples:
@@ -47,9 +49,19 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The evaluation's exit code: 0; 1 when it cannot be made; 2: wrong usage; 130 after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _check_second(words)
     for count in (2, 1):
         if found := EVALUATIONS.get(" ".join(words[:count])):
             module = importlib.import_module(f"owl_fast.evaluate.{found[0]}")
             return int(module.main(words[count:]))
     build_parser().parse_args(words[:1])
     return 2  # not reached: the parser has said what is wanted
+
+
+def _check_second(words: Sequence[str]) -> None:
+    """Leaves with 2 for a second word that is nearly one of ours, and no path: it would become MODEL."""
+    typed = " ".join(words[:2])
+    names = [name for name in EVALUATIONS if " " in name]
+    close = difflib.get_close_matches(typed, names, n=1, cutoff=0.8) if len(words) > 1 else []
+    if close and typed not in names and not Path(words[1]).exists():
+        build_parser().error(f"no evaluation {typed!r}; did you mean {close[0]!r}?")

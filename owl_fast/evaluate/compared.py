@@ -71,6 +71,8 @@ def compare(
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: not a folder; choose one for {ANSWERS} and {SCORES}")
+    if out.exists() and any(out.iterdir()) and not (out / ANSWERS).exists():
+        raise DataError(f"{out}: not empty, and no {ANSWERS} there; choose a new folder")
     options = ReadOptions(**data_options(args), progress=not args.plain)
     datasets = open_datasets(args.data, options)
     found = cases(datasets, captions, args.limit, not args.plain)

@@ -15,7 +15,7 @@ from owl_fast.errors import DataError, DiskError
 from owl_fast.evaluation.ratings import GRADES, read_pairs, read_ratings
 from owl_fast.evaluation.report_page import report_page
 from owl_fast.evaluation.study import RECORDS, STUDY, Study, open_study, slug
-from owl_fast.evaluation.tables import report
+from owl_fast.evaluation.tables import pairs_text, report
 from owl_fast.files import is_there, read_json, sync
 
 EXAMPLES = """\
@@ -79,6 +79,8 @@ def _write(contents: Mapping[Path, str]) -> None:
     """Each beside its place, renamed when all are on the disk; DiskError, and what was there stays."""
     beside = {path: path.with_name(f".{path.name}.{uuid4().hex}") for path in contents}
     try:
+        if folders := [path for path in contents if path.is_dir()]:
+            raise IsADirectoryError(0, f"{folders[0].name} is a folder")
         for path, content in contents.items():
             beside[path].write_bytes(content.encode("utf-8", "replace"))
             sync(beside[path])
@@ -94,7 +96,7 @@ def _write(contents: Mapping[Path, str]) -> None:
 
 
 def _main_table(numbers: Mapping[str, Any]) -> str:
-    """Grades by system, all questions, a table for people and one for each model."""
+    """Grades by system, all questions, a table for people and one for each model; and scores of pairs."""
     lines = []
     width = max([len("system"), *map(len, numbers["systems"])])
     for group in numbers["groups"]:
@@ -106,6 +108,8 @@ def _main_table(numbers: Mapping[str, Any]) -> str:
             share = f"{good / of_it['ratings']:.0%}" if of_it["ratings"] else "-"
             lines.append(f"{name:<{width}} {counts}  {of_it['ratings']:7}  {share:>6}  {failed:14}")
         lines.append("")
-    return (
-        "\n".join(lines) if lines else "no ratings yet: the report shows the answers and what is odd in them"
-    )
+    for beside in numbers["pairs"]:
+        lines.append(f"scored by the model {beside['judge']}")
+        lines += [pairs_text(beside["reference"], beside["all"]), ""]
+    none = "no ratings yet: the report shows the answers and what is odd in them"
+    return "\n".join(lines) if lines else none if numbers["systems"] else "no answers and no ratings yet"

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,16 +19,34 @@ from owl_fast.training.rows.json_rows import parse_object
 MAX_BYTES = 64 << 20  # OwlEval's largest file has 0.1 MB
 
 
-def read_lines(path: Path, *, ended: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(FILE:LINE, the object) of every line that is not empty; DataError names the first that is none.
+Lines = list[tuple[str, dict[str, Any]]]  # FILE:LINE, the object
 
-    ended: leave out a last line without an end, which a LineFile has not finished writing, or never will.
+
+def read_lines(path: Path, *, torn: bool = False) -> Lines:
+    """Every line that is not empty; DataError names the first that is no object.
+
+    torn: pass over a last line that a LineFile has not finished writing, or never will.
     """
-    data = _read(path)
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1 if ended else None].splitlines(), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield where, parse_object(line, where)
+    return _parsed(path, _read(path), torn)[0]
+
+
+def _parsed(path: Path, data: bytes, torn: bool) -> tuple[Lines, int]:
+    """The lines, and how many bytes are theirs."""
+    *ended, rest = data.split(b"\n")
+    lines = [_parse(path, number, line) for number, line in enumerate(ended, start=1) if line.strip()]
+    if rest.strip():
+        try:
+            lines.append(_parse(path, len(ended) + 1, rest))
+        except DataError:
+            if not torn:
+                raise
+            return lines, len(data) - len(rest)
+    return lines, len(data)
+
+
+def _parse(path: Path, number: int, line: bytes) -> tuple[str, dict[str, Any]]:
+    where = f"{path}:{number}"
+    return where, parse_object(line, where)
 
 
 def _read(path: Path) -> bytes:
@@ -65,7 +83,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 class LineFile:
     """A file that one process at a time adds lines to. A line is there whole or not at all, also after a
-    crash: a last line without an end is taken away when the file is opened.
+    crash: what a crash has left of a last line goes when the next is added.
 
     lines: what was there, in order. LockedError when another process adds to it.
     """
@@ -80,9 +98,9 @@ class LineFile:
         try:
             self._lock()
             data = _read(path)
-            self._end = data.rfind(b"\n") + 1
-            os.ftruncate(self._file, self._end)
-            self.lines = list(read_lines(path))
+            self.lines, self._end = _parsed(path, data, torn=True)
+            self._size = len(data)
+            self._glue = b"\n" if self._end and data[self._end - 1] != ord("\n") else b""
         except BaseException:
             os.close(self._file)
             raise
@@ -96,17 +114,31 @@ class LineFile:
             pass  # a file system without locks
 
     def append(self, value: Mapping[str, Any]) -> None:
-        """On disk when this returns; DiskError, and nothing is added, when it cannot be."""
-        line = _line(value)
+        """On disk when this returns; DiskError, and nothing is added, when it cannot be. DataError when
+        somebody else has changed the file, or taken it away."""
+        self._check_ours()
+        line = self._glue + _line(value)
         try:
+            os.ftruncate(self._file, self._end)
             written = os.pwrite(self._file, line, self._end)
             if written < len(line):
                 raise OSError(0, "disk full")
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, self._end)
+            self._size = self._end
             raise DiskError(f"{self.path}: cannot be written ({error.strerror})") from None
-        self._end += len(line)
+        self._end = self._size = self._end + len(line)
+        self._glue = b""
+
+    def _check_ours(self) -> None:
+        held = os.fstat(self._file)
+        try:
+            there = os.path.samestat(os.lstat(self.path), held)
+        except OSError:
+            there = False
+        if not there or held.st_size != self._size:
+            raise DataError(f"{self.path}: was changed or taken away by somebody else; stop and begin again")
 
     def rewrite(self, values: Iterable[Mapping[str, Any]]) -> None:
         """These lines instead of all that were there, and no more after them; DiskError, and nothing is

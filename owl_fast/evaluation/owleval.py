@@ -26,6 +26,7 @@ ABILITIES = {
 }
 SETS = ("single_turn", "multi_turn")
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+MOST = 1 << 53  # ids: what a browser keeps exactly
 # What the published files hold in place of an answer that a system did not give: "cannot be traced back",
 # "the model gives the answer up".
 FAILED = ("", "无法回溯", "模型放弃回答")
@@ -49,6 +50,10 @@ class Question:
 
 def read_questions(path: Path) -> list[Question]:
     """The questions of a file, in order; DataError for the first bad line, and for an id that comes twice."""
+    if not path.exists():
+        raise DataError(
+            f"{path.parent}: no {path.name} there; wanted the data set's folder, with {QUESTIONS} and {PICTURES}/"
+        )
     questions: dict[int, Question] = {}
     for where, fields in read_lines(path):
         question = _question(fields, where)
@@ -65,7 +70,7 @@ def read_questions(path: Path) -> list[Question]:
 def _question(fields: Mapping[str, Any], where: str) -> Question:
     image, sets = fields.get("image"), fields.get("category", ["single_turn"])
     abilities = fields.get("ability", "")
-    if not (image is None or (isinstance(image, str) and PurePosixPath(image).name == image)):
+    if not (image is None or _is_file_name(image)):
         raise DataError(f"{where}: image is {image!r:.80}; wanted the name of a picture in {PICTURES}/")
     if isinstance(sets, str):  # Vicuna's questions have a topic there
         sets = ["single_turn"]
@@ -74,12 +79,20 @@ def _question(fields: Mapping[str, Any], where: str) -> Question:
     letters = [letter.strip() for letter in abilities.split(",")] if isinstance(abilities, str) else [""]
     if abilities != "" and not all(letter in ABILITIES for letter in letters):
         raise DataError(f"{where}: ability is {abilities!r:.80}; wanted letters as in a,b,e")
-    return Question(_id(fields, where), _text(fields, where), image, "".join(letters), tuple(sets))
+    number = _id(fields, where)
+    if not 0 <= number < MOST:
+        raise DataError(f"{where}: question_id is {number!r:.80}; wanted one of 0 to {MOST - 1}")
+    return Question(number, _text(fields, where), image, "".join(letters), tuple(sets))
+
+
+def _is_file_name(name: object) -> bool:
+    fits = isinstance(name, str) and len(name) < 100 and name.isprintable()
+    return fits and PurePosixPath(name).name == name
 
 
 def _id(fields: Mapping[str, Any], where: str) -> int:
     number = fields.get("question_id")
-    if not isinstance(number, int) or isinstance(number, bool):
+    if type(number) is not int:
         raise DataError(f"{where}: question_id is {number!r:.80}; wanted a whole number")
     return number
 
@@ -88,7 +101,12 @@ def _text(fields: Mapping[str, Any], where: str) -> str:
     text = fields.get("question", fields.get("text"))
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{where}: question is {text!r:.80}; wanted a text")
-    return text
+    return _utf8(text)
+
+
+def _utf8(text: str) -> str:
+    """Without halves of characters (lone surrogates): JSON can tell them, files and prompts hold none."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def conversations(questions: Sequence[Question]) -> list[list[Question]]:
@@ -165,13 +183,13 @@ def read_answers(path: Path, questions: Sequence[Question]) -> Answers:
         number, text = _id(fields, where), fields.get("answer", fields.get("text"))
         if not isinstance(text, str):
             raise DataError(f"{where}: answer is {text!r:.80}; wanted a text")
-        systems.setdefault(str(fields.get("model_id") or path.stem.removesuffix("_answer")), where)
+        systems.setdefault(_utf8(str(fields.get("model_id") or path.stem.removesuffix("_answer"))), where)
         if number not in known:
             odd.unknown.append(number)
         elif number in texts:
             odd.doubled.append(number)
         else:
-            texts[number] = text
+            texts[number] = _utf8(text)
             _compare(fields, known[number], odd)
     if len(systems) > 1:
         (one, _), (other, where) = list(systems.items())[:2]

@@ -58,7 +58,7 @@ class Rating:
         if (
             not names
             or type(number) is not int
-            or not (grade == "" or grade in GRADES)
+            or grade not in ("", *GRADES)
             or not set(letters) <= ABILITIES.keys()
         ):
             raise DataError(
@@ -94,15 +94,15 @@ class Pair:
     def from_dict(cls, fields: dict[str, Any], where: str) -> Pair:
         """DataError unless it is what to_dict makes."""
         kinds = {
-            "judge": str,
-            "question_id": int,
-            "system": str,
-            "reference": str,
-            "system_first": bool,
+            "judge": (str,),
+            "question_id": (int,),
+            "system": (str,),
+            "reference": (str,),
+            "system_first": (bool,),
             "score": (int, float),
             "reference_score": (int, float),
         }
-        if not all(isinstance(fields.get(name), kind) for name, kind in kinds.items()):  # type: ignore[arg-type]
+        if not all(type(fields.get(name)) in kind for name, kind in kinds.items()):
             raise DataError(f"{where}: no pair of scores; wanted {', '.join(kinds)}")
         for name in ("score", "reference_score"):
             if not 1 <= fields[name] <= 10:
@@ -136,4 +136,4 @@ def read_pairs(folder: Path) -> list[Pair]:
 
 
 def _lines(folder: Path) -> Sequence[tuple[str, dict[str, Any]]]:
-    return [line for path in sorted(folder.glob("*.jsonl")) for line in read_lines(path, ended=True)]
+    return [line for path in sorted(folder.glob("*.jsonl")) for line in read_lines(path, torn=True)]

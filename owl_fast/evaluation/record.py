@@ -79,10 +79,14 @@ def decoding_settings(params: SamplingParams) -> dict[str, Any]:
 
 def file_sha256(path: Path) -> str | None:
     """None when it cannot be read."""
+    digest = hashlib.sha256()
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     except OSError:
         return None
+    return digest.hexdigest()
 
 
 def files_sha256(paths: Sequence[Path]) -> str:
@@ -128,9 +132,10 @@ class Record:
         self._found = read_json(path) if is_there(path) else None
         self.runs: list[dict[str, Any]] = []
         if self._found is not None:
-            self.runs = self._found.get("runs", [])
-            if not isinstance(self._found.get("settings"), dict) or not isinstance(self.runs, list):
+            kept, runs = self._found.get("settings"), self._found.get("runs", [])
+            if type(kept) is not dict or type(runs) is not list or not all(type(run) is dict for run in runs):
                 raise DataError(f"{path}: no record of a run; choose another place, or remove it")
+            self.runs = runs
 
     @property
     def found(self) -> bool:

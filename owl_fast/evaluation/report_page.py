@@ -63,10 +63,11 @@ def _plain(number: float | None, digits: int = 2) -> str:
 
 
 def _flat(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Every value of a record under its dotted name."""
+    """Every value of a record under its dotted name, but hashes of single pictures and what says nothing."""
     for key, value in record.items():
         name = f"{above}{key}"
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}.")
-        else:
-            yield name, "–" if value is None else str(value)
+            if name != "settings.data.pictures":
+                yield from _flat(value, f"{name}.")
+        elif value not in (None, [], "", False):
+            yield name, str(value)

@@ -69,8 +69,8 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
     """0 to 1: for each reference left out, how many of the others say the same, out of three at most;
     averaged.
 
-    With ten references, as VQA has, it is the challenge's. With two or three, all of the others have to say
-    it; with one it is exact match.
+    With ten references, as VQA has, it is the challenge's. With two or three it is the share of the others
+    that say the same, averaged; with one it is exact match.
     """
     said = normalised(answer)
     same = [normalised(reference) == said for reference in references]

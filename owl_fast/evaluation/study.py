@@ -11,16 +11,19 @@ report.html, report.json
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from owl_fast.errors import DataError
+from owl_fast.evaluation.json_lines import replace_file
 from owl_fast.evaluation.owleval import QUESTIONS, Answers, Question, read_answers, read_questions
-from owl_fast.files import read_json, write_json
+from owl_fast.files import read_json
 
+LONGEST = 200  # bytes of a file name, without its ending and what stands for a while around it
 STUDY, ANSWERS, RECORDS, RATINGS, PAIRS = "study.json", "answers", "records", "ratings", "pairs"
 
 
@@ -61,8 +64,12 @@ def _answered(folder: Path) -> list[Path]:
 
 
 def slug(name: str) -> str:
-    """A name as a file's."""
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "unnamed"
+    """A name as a file's, another for every name: what no file name can hold is escaped as in an URL."""
+    escaped = re.sub(r"[%/\x00-\x1f\x7f]|^\.|^$", lambda found: f"%{ord(found[0] or ' '):02X}", name)
+    if len(escaped.encode()) <= LONGEST:
+        return escaped
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return f"{escaped.encode()[: LONGEST - 13].decode(errors='ignore')} {digest[:12]}"
 
 
 def begin_study(folder: Path, data: Path | None) -> Path:
@@ -70,9 +77,11 @@ def begin_study(folder: Path, data: Path | None) -> Path:
     known = folder / STUDY
     try:
         if known.is_file():
-            kept = Path(str(read_json(known).get("data")))
+            kept = read_json(known).get("data")
+            if not isinstance(kept, str):
+                raise DataError(f"{known}: does not tell where the data is; remove it, and give --data DIR")
             if data is None:
-                return kept
+                return Path(kept)
             if _questions(data) != (folder / QUESTIONS).read_bytes():
                 raise DataError(
                     f"{data / QUESTIONS}: not the questions of {folder}; choose a new folder for them"
@@ -81,12 +90,21 @@ def begin_study(folder: Path, data: Path | None) -> Path:
             raise DataError(f"{folder}: no study is there; name the data set it is about with --data DIR")
         else:
             questions = _questions(data)
+            _check_free(folder, data)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / QUESTIONS).write_bytes(questions)
-        write_json(known, {"data": str(data.resolve())})
+            replace_file(folder / QUESTIONS, questions)
+        replace_file(known, json.dumps({"data": str(data.resolve())}).encode())
     except OSError as error:
         raise DataError(f"{error.filename or folder}: no study can be here ({error.strerror})") from None
     return data
+
+
+def _check_free(folder: Path, data: Path) -> None:
+    """DataError if something else is in the folder; questions alone are what was left of a beginning."""
+    if not folder.is_dir():
+        return
+    if folder.samefile(data) or any(entry.name != QUESTIONS for entry in folder.iterdir()):
+        raise DataError(f"{folder}: not empty, and no study; choose a new folder for the study")
 
 
 def _questions(data: Path) -> bytes:
@@ -122,4 +140,4 @@ def _add(path: Path, folder: Path, questions: Sequence[Question]) -> None:
             )
         return
     place.parent.mkdir(exist_ok=True)
-    shutil.copyfile(path, place)
+    replace_file(place, path.read_bytes())

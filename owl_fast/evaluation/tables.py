@@ -230,6 +230,19 @@ def pair_scores(pairs: Sequence[Pair]) -> Table:
     }
 
 
+def pairs_text(reference: str, scores: Mapping[str, Table]) -> str:
+    """What pair_scores made of each system, as lines."""
+    width = max([len("system"), *map(len, scores)])
+    lines = [f"{'system':{width}}  questions     score  {reference:>16.16}    ratio"]
+    for system, of_it in scores.items():
+        ratio = "-" if of_it["ratio"] is None else f"{of_it['ratio']:.1%}"
+        lines.append(
+            f"{system:{width}}  {of_it['questions']:9}  {of_it['score']:8.1f}  "
+            f"{of_it['reference_score']:16.1f}  {ratio:>7}"
+        )
+    return "\n".join(lines)
+
+
 def _lead(pair: Pair) -> float:
     return pair.score - pair.reference_score
 

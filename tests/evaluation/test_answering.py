@@ -18,7 +18,7 @@ from owl_fast import Engine
 from owl_fast.evaluate import asking
 from owl_fast.evaluate.command import main
 from owl_fast.evaluation.json_lines import LineFile
-from owl_fast.evaluation.study import open_study
+from owl_fast.evaluation.study import begin_study, open_study
 from tests.evaluation.small_set import QUESTIONS, answer, small_set, write_lines
 from tests.evaluation.test_owleval import REAL
 from tests.serving.waiting import until
@@ -230,14 +230,20 @@ def test_without_cases(owleval: Run, data: Path, capsys: pytest.CaptureFixture[s
     assert shown.count("with cases/ in it") == 3
 
 
-def test_answers_without_a_record(owleval: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "study/answers").mkdir(parents=True)
+def test_answers_without_a_record(
+    owleval: Run, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin_study(tmp_path / "study", data)
+    (tmp_path / "study/answers").mkdir()
     write_lines(tmp_path / "study/answers/small.jsonl", [answer(1, "red")])
     assert owleval("--name", "small") == 1
     assert "answers are there, and no small.json" in capsys.readouterr().err
 
 
-def test_one_process_at_a_time(owleval: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_process_at_a_time(
+    owleval: Run, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin_study(tmp_path / "study", data)
     with LineFile(tmp_path / "study/answers/owl-nano.jsonl"):
         assert owleval() == 6
     assert "another process writes it" in capsys.readouterr().err

@@ -62,6 +62,56 @@ def test_a_torn_line_is_taken_away(tmp_path: Path) -> None:
     assert path.read_text().splitlines() == ['{"n": 1}', '{"n": 2}', '{"n": 4}']
 
 
+def test_a_line_somebody_left_without_an_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"n": 1}\n{"n": 2}')
+    with LineFile(path) as file:
+        assert [fields["n"] for _, fields in file.lines] == [1, 2]
+        assert path.read_text() == '{"n": 1}\n{"n": 2}'
+        file.append({"n": 3})
+    assert path.read_text() == '{"n": 1}\n{"n": 2}\n{"n": 3}\n'
+    path.write_text('{"n": 1}\n{"n": ')
+    with LineFile(path):
+        pass
+    assert path.read_text() == '{"n": 1}\n{"n": '  # opening changes nothing
+
+
+@pytest.mark.parametrize("change", ["gone", "another", "longer", "shorter"])
+def test_a_file_that_somebody_else_changes(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    with LineFile(path) as file:
+        file.append({"n": 1})
+        if change in ("gone", "another"):
+            path.unlink()
+        if change == "another":
+            path.write_text('{"n": 1}\n')
+        elif change != "gone":
+            path.write_text({"longer": '{"n": 1}\n{"n": 7}\n', "shorter": ""}[change])
+        before = path.read_bytes() if path.exists() else None
+        with pytest.raises(DataError, match="was changed or taken away by somebody else"):
+            file.append({"n": 2})
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_a_study_does_not_move_in_with_others(tmp_path: Path) -> None:
+    data = small_set(tmp_path / "data")
+    (tmp_path / "mine").mkdir()
+    write_lines(tmp_path / "mine/notes.txt", [{"precious": 1}])
+    for folder in (tmp_path / "mine", data):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        with pytest.raises(DataError, match="not empty, and no study"):
+            open_study(folder, data=data)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_study(tmp_path: Path) -> None:
+    data = small_set(tmp_path / "data")
+    open_study(tmp_path / "study", data=data)
+    (tmp_path / "study/study.json").write_text("{}")
+    with pytest.raises(DataError, match="does not tell where the data is"):
+        open_study(tmp_path / "study")
+
+
 def test_the_last_rating_counts(tmp_path: Path) -> None:
     first, last = Rating("ann", 1, "one", "B", "ab"), Rating("ann", 1, "one", "A", "a")
     judged = Rating("judge", 1, "one", "C", "", "some-model")
@@ -95,8 +145,12 @@ def test_a_rating_that_is_half_written_is_none(tmp_path: Path) -> None:
 
 
 def test_names_as_files() -> None:
-    names = ("mPLUG_Owl_7b:v1", "Ann Lee", "李雷", "../../etc", "***")
-    assert [slug(name) for name in names] == ["mPLUG_Owl_7b-v1", "Ann-Lee", "李雷", "etc", "unnamed"]
+    names = ("mPLUG_Owl_7b:v1", "Ann Lee", "李雷", "../../etc", "a/b", "a%2Fb", ".x", "")
+    files = ["mPLUG_Owl_7b:v1", "Ann Lee", "李雷", "%2E.%2F..%2Fetc", "a%2Fb", "a%252Fb", "%2Ex", "%20"]
+    assert [slug(name) for name in names] == files
+    long = ["ü" * 300, "ü" * 299 + "u"]
+    assert len({slug(name) for name in long}) == 2
+    assert all(len(slug(name).encode()) <= 200 for name in long)
 
 
 def test_scores_that_are_none(tmp_path: Path) -> None:
