@@ -52,7 +52,7 @@ def read_questions(path: Path) -> list[Question]:
     """The questions of a file, in order; DataError for the first bad line, and for an id that comes twice."""
     if not path.exists():
         raise DataError(
-            f"{path.parent}: no {path.name} there; wanted the data set's folder, with {QUESTIONS} and {PICTURES}/"
+            f"{path.parent}: no {path.name} there; wanted the data set's folder, with it and {PICTURES}/"
         )
     questions: dict[int, Question] = {}
     for where, fields in read_lines(path):

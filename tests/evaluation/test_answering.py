@@ -209,7 +209,7 @@ def test_bad_input(owleval: Run, data: Path, tmp_path: Path, capsys: pytest.Capt
         return line
 
     assert owleval(data=tmp_path / "nowhere") == 1
-    assert "nowhere/questions.jsonl: cannot be read" in error()
+    assert "nowhere: no questions.jsonl there" in error()
     assert owleval("no/such/model") == 1
     assert "no/such/model" in error()
     assert not (tmp_path / "study").exists()
