@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from owl_fast.errors import DiskError
+from owl_fast.evaluate.rating.book import Book
 from owl_fast.evaluation.ratings import read_ratings
 from tests.evaluation.rating_server import ANSWERS, HOSTILE, SYSTEMS, Desk, rating, small_study
 
 pytest.importorskip("selenium", reason="the page is driven with selenium (pip install selenium)")
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from tests.serving.page_driver import Page, find_browser, open_browser
@@ -51,6 +55,11 @@ class RatingPage(Page):
     def type(self, *keys: str) -> None:
         for key in keys:
             self.press(key)
+
+    def unread(self) -> None:
+        """Until a failure can have been read, keys are not heard."""
+        end = self.run("return performance.now()") + 1000
+        self.until(lambda: self.run("return performance.now()") > end)
 
     @property
     def question(self) -> str:
@@ -212,10 +221,125 @@ def test_what_is_not_saved_does_not_look_so(
     assert said.endswith("ann.jsonl: cannot be written (No space left on device)")
     assert page.pressed(2) == []
     page.says(f"0 of 4 questions, 1 of {ANSWERS} answers")
+    page.unread()
     page.type("b")
     page.marked(2, "B")
     page.until(lambda: not page.one("#trouble").is_displayed())
     assert [line["grade"] for line in desk.lines()] == ["A", "B"]
+
+
+def slow_disk(monkeypatch: pytest.MonkeyPatch, full_at: int = 0) -> None:
+    """Every change takes a while; the one of this number fails."""
+    change, count = Book.change, 0
+
+    def slowly(*args: Any, **changes: Any) -> Any:
+        nonlocal count
+        count += 1
+        time.sleep(0.2)
+        if count == full_at:
+            raise DiskError("the disk is full")
+        return change(*args, **changes)
+
+    monkeypatch.setattr(Book, "change", slowly)
+
+
+def graded(desk: Desk) -> list[str]:
+    """By question, in the order of the page."""
+    return ["".join(one["grade"] or "-" for one in question["answers"]) for question in desk.questions()]
+
+
+def at_once(page: RatingPage, *keys: str) -> None:
+    ActionChains(page.driver, duration=0).send_keys(*keys).perform()
+
+
+def test_keys_wait_their_turn(page: RatingPage, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who types faster than the disk grades what the keys mean, over several questions."""
+    slow_disk(monkeypatch)
+    page.enter("ann")
+    at_once(page, "3", "b", "n", "1", "d", "i", "j", "c", "n", "u", "a", "p", "a")
+    page.says(f"0 of 4 questions, 4 of {ANSWERS} answers")
+    assert graded(desk) == ["A-B", "DA-", "---", "--"]
+    assert [one["shown"] for one in desk.questions()[1]["answers"]] == [["a"], [], []]
+
+
+def test_enter_goes_to_what_is_next_to_do(
+    page: RatingPage, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_disk(monkeypatch)
+    page.enter("ann")
+    given = "ABCDABCDABC"
+    at_once(page, *(key for grade in given.lower() for key in (grade, Keys.ENTER)))
+    page.until(lambda: page.text(".start h1") == "Everything is rated")
+    assert graded(desk) == ["ABC", "DAB", "CDA", "BC"]
+    assert len(desk.lines()) == ANSWERS
+
+
+def test_enter_comes_back_to_what_was_left_out(page: RatingPage) -> None:
+    page.enter("ann").type("2", "b", Keys.ENTER)
+    page.until(lambda: page.chosen == 3)
+    page.type("c", Keys.ENTER)
+    page.until(lambda: page.chosen == 1)
+    page.type(Keys.ENTER, Keys.ENTER)  # it has no grade, and is the only one
+    assert (page.question, page.chosen) == ("What color is the circle?", 1)
+    assert page.text("#status") == "Answer 1 has no grade yet"
+    page.type("n", "n", "n", "a", "j", "a", Keys.ENTER)
+    page.at("What color is the circle?")
+    assert page.chosen == 1
+    page.type("a", Keys.ENTER)
+    page.at("What is on the left?")
+
+
+@pytest.mark.parametrize(
+    ("keys", "full_at", "left"),
+    [
+        (("a", Keys.ENTER, "b", Keys.ENTER, "c", Keys.ENTER, "d"), 2, ["A--", "---", "---", "--"]),
+        (("a", "j", "b", "j", "c", "n", "1", "d"), 3, ["AB-", "---", "---", "--"]),
+        (("a", "u", "n", "d"), 2, ["A--", "---", "---", "--"]),
+    ],
+)
+def test_what_follows_a_failure_is_dropped(
+    page: RatingPage,
+    desk: Desk,
+    monkeypatch: pytest.MonkeyPatch,
+    keys: tuple[str, ...],
+    full_at: int,
+    left: list[str],
+) -> None:
+    slow_disk(monkeypatch, full_at)
+    page.enter("ann")
+    at_once(page, *keys)
+    page.until(lambda: page.one("#trouble").is_displayed())
+    at_once(page, Keys.ENTER, "d")  # nobody reads that fast
+    said = page.text("#trouble")
+    assert "was not saved: the disk is full" in said
+    assert said.endswith("What came after it was dropped.")
+    assert graded(desk) == left
+    assert page.question == "What color is the circle?"
+    again = page.chosen
+    page.unread()
+    page.type("c")
+    page.marked(again, "C")
+    page.until(lambda: not page.one("#trouble").is_displayed())
+
+
+def test_a_click_means_what_it_was_on(page: RatingPage, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_disk(monkeypatch)
+    page.enter("ann")
+    at_once(page, "a", "n")  # the page is still at the first question
+    page.all(".card")[2].find_element("css selector", "[data-grade=D]").click()
+    page.until(lambda: graded(desk)[0] == "A-D")
+    page.says(f"0 of 4 questions, 2 of {ANSWERS} answers")
+    assert (page.question, graded(desk)[1]) == ("What is on the left?", "---")
+
+
+def test_keys_after_one_that_opens_a_dialog(
+    page: RatingPage, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_disk(monkeypatch)
+    page.enter("ann")
+    at_once(page, "a", "z", "b", Keys.ESCAPE, "j", "c", "?", "d", Keys.ESCAPE, "j", "b")
+    page.until(lambda: graded(desk)[0] == "ACB")
+    assert page.all("dialog[open]") == []
 
 
 def test_help_picture_and_mouse(page: RatingPage) -> None:
@@ -234,7 +358,8 @@ def test_help_picture_and_mouse(page: RatingPage) -> None:
     page.marked(2, "C")
     assert page.chosen == 2
     page.type(Keys.ENTER)  # not the button once more
-    page.at("What is on the left?")
+    page.until(lambda: page.chosen == 3)
+    assert page.pressed(2) == ["C"]
 
 
 def test_what_a_screen_reader_hears(page: RatingPage) -> None:

@@ -3,7 +3,7 @@
 import { followAppearance } from "./house/appearance.js";
 import { call } from "./house/api.js";
 import { byId, button, el, tool } from "./house/dom.js";
-import { Sheet, TICKS, rubric } from "./sheet.js";
+import { Sheet, TICKS, rubric, wide } from "./sheet.js";
 
 const NAME = "owl-rater"; // sessionStorage: each tab has its own rater
 const KEYS = [
@@ -12,8 +12,8 @@ const KEYS = [
   ["s", "tick all of them, or none"],
   ["1 … 9", "choose an answer"],
   ["j k ↓ ↑", "the next answer, the one before"],
-  ["Enter n", "the next question"],
-  ["p", "the question before"],
+  ["Enter", "what is next to do: the next answer without a grade, here or in another question"],
+  ["n p", "the next question, the one before"],
   ["u", "undo the last change"],
   ["z", "enlarge the picture; once more: closer; Esc: back"],
   ["e", "earlier turns of the conversation"],
@@ -26,9 +26,34 @@ let at = 0;
 let chosen = 0;
 let sheet = null; // null: no question is shown
 let finishing = false; // the last answer was rated just now
-let queue = Promise.resolve(); // one change after another
 const history = []; // what undo takes back: {question, answer, before}
 let missed = null; // the answer whose change was not saved
+
+// --- one thing after another ---
+
+const UNREAD = 1000; // ms for which who types goes on, and has not read yet what went wrong
+const waiting = []; // what keys and clicks asked for, in their order
+let busy = false;
+let deaf = 0; // keys pressed before this time are those of somebody who has not read
+
+/** deed(): runs when all before it is done and saved, and sees the page as it is then. */
+async function inTurn(deed) {
+  waiting.push(deed);
+  if (busy) return;
+  busy = true;
+  try {
+    while (waiting.length) await waiting.shift()();
+  } finally {
+    waiting.length = 0;
+    busy = false;
+  }
+}
+
+/** What was asked for meanwhile took for granted that this one works. Whether there was anything. */
+function dropWaiting() {
+  deaf = performance.now() + UNREAD;
+  return waiting.splice(0).length > 0;
+}
 
 // --- the server ---
 
@@ -37,41 +62,38 @@ const post = async (path, body) => {
   return (await call(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
 };
 
-/** change(answer): what to send, or null. Whatever fails is said, and nothing looks as if it were saved. */
-function save(question, answer, change, undone = null) {
-  queue = queue.then(async () => {
-    const body = change(answer);
-    const before = { grade: answer.grade, shown: answer.shown };
-    const left = unrated();
-    try {
-      Object.assign(answer, await post("rate", { rater, question: question.id, answer: answer.id, ...body }));
-    } catch (error) {
-      if (undone) history.push(undone);
-      missed = answer;
-      showTrouble(`${placeOf(question, answer)} was not saved: ${error.message}`);
-      return;
-    }
-    if (!undone) history.push({ question, answer, before });
-    if (missed === answer) showTrouble("");
-    finishing ||= left > 0 && unrated() === 0;
-    refresh();
-    announce(`${placeOf(question, answer)}: ${answer.grade || "no grade"}, ${answer.shown.length} ticked, saved`);
-  });
+/** change(answer): what to send. Whatever fails is said, and nothing looks as if it were saved. */
+async function save(question, answer, change, undone = null) {
+  const body = change(answer);
+  const before = { grade: answer.grade, shown: answer.shown };
+  const left = unrated();
+  try {
+    Object.assign(answer, await post("rate", { rater, question: question.id, answer: answer.id, ...body }));
+  } catch (error) {
+    if (undone) history.push(undone);
+    missed = answer;
+    const dropped = dropWaiting() ? " What came after it was dropped." : "";
+    showTrouble(`${placeOf(question, answer)} was not saved: ${error.message}${dropped}`);
+    return;
+  }
+  if (!undone) history.push({ question, answer, before });
+  if (missed === answer) showTrouble("");
+  finishing ||= left > 0 && unrated() === 0;
+  refresh();
+  announce(`${placeOf(question, answer)}: ${answer.grade || "no grade"}, ${answer.shown.length} ticked, saved`);
 }
 
 /** What other tabs have saved meanwhile. */
-function catchUp() {
-  queue = queue.then(async () => {
-    try {
-      const now = await post("open", { rater });
-      const known = new Map(questions.flatMap(({ answers }) => answers.map((one) => [one.id, one])));
-      for (const { answers } of now.questions)
-        for (const { id, grade, shown } of answers) if (known.has(id)) Object.assign(known.get(id), { grade, shown });
-      refresh();
-    } catch (error) {
-      showTrouble(error.message);
-    }
-  });
+async function catchUp() {
+  try {
+    const now = await post("open", { rater });
+    const known = new Map(questions.flatMap(({ answers }) => answers.map((one) => [one.id, one])));
+    for (const { answers } of now.questions)
+      for (const { id, grade, shown } of answers) if (known.has(id)) Object.assign(known.get(id), { grade, shown });
+    refresh();
+  } catch (error) {
+    showTrouble(error.message);
+  }
 }
 
 // --- marks ---
@@ -79,62 +101,87 @@ function catchUp() {
 const question = () => questions[at];
 const answer = () => question().answers[chosen];
 
-function grade(number, letter) {
-  choose(number);
-  save(question(), answer(), () => ({ grade: letter }));
-}
+const graded = (letter) => () => ({ grade: letter });
+const ticked = (letter) => ({ shown }) => ({
+  shown: shown.includes(letter) ? shown.filter((one) => one !== letter) : [...shown, letter],
+});
 
-function tick(number, letter) {
-  choose(number);
-  if (!question().abilities.includes(letter)) return;
-  save(question(), answer(), ({ shown }) => ({
-    shown: shown.includes(letter) ? shown.filter((one) => one !== letter) : [...shown, letter],
-  }));
+const mark = (change) => save(question(), answer(), change);
+
+function tick(letter) {
+  if (question().abilities.includes(letter)) return mark(ticked(letter));
 }
 
 function tickAll() {
   const all = question().abilities;
-  if (all.length) save(question(), answer(), ({ shown }) => ({ shown: shown.length < all.length ? all : [] }));
+  if (all.length) return mark(({ shown }) => ({ shown: shown.length < all.length ? all : [] }));
+}
+
+/** A click means what it was on, whatever is shown when its turn comes. */
+function clicked(one, number, change = null) {
+  return inTurn(() => {
+    if (sheet?.question === one) choose(number);
+    if (change) return save(one, one.answers[number], change);
+  });
 }
 
 function undo() {
-  queue = queue.then(() => {
-    const last = history.pop();
-    if (!last) return announce("There is nothing to undo");
-    const number = questions.indexOf(last.question);
-    if (!sheet || number !== at) show(number);
-    choose(last.question.answers.indexOf(last.answer));
-    save(last.question, last.answer, () => last.before, last);
-  });
+  const last = history.pop();
+  if (!last) return announce("There is nothing to undo");
+  const number = questions.indexOf(last.question);
+  if (!sheet || number !== at) show(number);
+  choose(last.question.answers.indexOf(last.answer));
+  return save(last.question, last.answer, () => last.before, last);
 }
 
 // --- from question to question ---
 
-const complete = ({ answers }) => answers.every((one) => one.grade !== "");
-const unrated = () => questions.flatMap(({ answers }) => answers).filter((one) => one.grade === "").length;
+const open = (one) => one.grade === "";
+const complete = ({ answers }) => !answers.some(open);
+const unrated = () => questions.flatMap(({ answers }) => answers).filter(open).length;
+
+/** Where the first one stands that fits, of those after `start`, then from the top; -1: nowhere. */
+function after(list, start, fits) {
+  const later = list.findIndex((one, number) => number > start && fits(one));
+  return later < 0 ? list.findIndex(fits) : later;
+}
+
+/** What is next to do: an answer of this question, or another question, that has no grade. */
+function onward() {
+  const number = after(question().answers, chosen, open);
+  const other = after(questions, at, (one) => !complete(one));
+  if (number >= 0) {
+    announce(`Answer ${number + 1} has no grade yet`);
+    choose(number);
+  } else if (other >= 0) show(other);
+  else showEnd();
+}
 
 function next() {
-  queue = queue.then(() => {
-    const open = questions.findIndex((one) => !complete(one));
-    if (open < 0 && (finishing || at === questions.length - 1)) showEnd();
-    else show(at < questions.length - 1 ? at + 1 : open);
-  });
+  const left = questions.findIndex((one) => !complete(one));
+  if (left < 0 && (finishing || at === questions.length - 1)) showEnd();
+  else show(at < questions.length - 1 ? at + 1 : left);
 }
 
 function previous() {
-  queue = queue.then(() => show(sheet ? Math.max(0, at - 1) : at));
+  show(sheet ? Math.max(0, at - 1) : at);
 }
 
 function show(number) {
   at = number;
   finishing = false;
-  sheet = new Sheet(question(), study, { choose, grade, tick, look });
+  const shown = question();
+  sheet = new Sheet(shown, study, {
+    choose: (card) => clicked(shown, card),
+    grade: (card, letter) => clicked(shown, card, graded(letter)),
+    tick: (card, letter) => clicked(shown, card, ticked(letter)),
+    look: () => inTurn(look),
+  });
   byId("main").replaceChildren(sheet.asked, sheet.answers);
   byId("main").scrollTop = 0;
   refresh();
-  const first = question().answers.findIndex((one) => one.grade === "");
-  announce(`Question ${number + 1} of ${questions.length}: ${question().text}`);
-  choose(Math.max(0, first));
+  announce(`Question ${number + 1} of ${questions.length}: ${shown.text}`);
+  choose(Math.max(0, shown.answers.findIndex(open)));
   if (!wide.matches) byId("main").scrollTop = 0; // the question first, where the answers are below it
 }
 
@@ -155,7 +202,7 @@ function showEnd() {
       el("p", {}, `Thank you, ${rater}. All ${study.answers} answers have a grade. For figures and tables:`),
       el("code", {}, study.report),
       el("p", {}, "Stop the server with Ctrl-C when all raters are done."),
-      el("p", {}, button("Look at the ratings again", null, () => show(0))),
+      el("p", {}, button("Look at the ratings again", null, () => inTurn(() => show(0)))),
     ),
   );
   refresh();
@@ -232,40 +279,42 @@ function look() {
 
 // --- keys ---
 
+const MOVES = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1 };
+const ANYWHERE = { p: previous, u: undo }; // on the last page too
+const DEEDS = { Enter: onward, n: next, s: tickAll, z: look, e: () => sheet.unfold() };
+
 function pressed(event) {
   if (event.ctrlKey || event.altKey || event.metaKey || event.isComposing) return;
   // Where a keyboard writes other letters, its keys count.
   const other = event.key.length === 1 && event.key > "~";
   const key = other ? event.code.replace(/^Key/, "").toLowerCase() : event.key;
   const name = key.length === 1 ? key.toLowerCase() : key;
-  if (picture.open) {
-    if (name === "z") closer();
-    return;
-  }
-  if (document.querySelector("dialog[open]") || event.target.closest("input, select")) return;
-  if (name === "?") return help();
-  // Enter and Space on a button or a fold are its own.
-  if (!study || !questions.length || (name === "Enter" && event.target.closest("button, summary"))) return;
-  if (act(name, event.repeat)) event.preventDefault();
+  if (event.target.closest("input, select")) return;
+  // Enter on a button or a fold is its own.
+  if (name === "Enter" && event.target.closest("button, summary")) return;
+  const dialog = document.querySelector("dialog[open]");
+  const meant = dialog ? name === "Escape" : sheet && deedOf(name);
+  if (meant) event.preventDefault();
+  if (event.timeStamp >= deaf) inTurn(() => act(name, event.repeat));
 }
 
-/** Whether the key means something. Held keys move, and do nothing else. */
+/** A key's turn has come. Held keys move, and do nothing else. */
 function act(name, held) {
-  const moves = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1 };
+  const dialog = document.querySelector("dialog[open]");
+  if (dialog && name === "Escape") return dialog.close();
+  if (held && !(name in MOVES)) return;
+  if (dialog) return dialog === picture && name === "z" ? closer() : undefined;
+  if (name === "?") return help();
+  if (questions.length && (sheet || ANYWHERE[name])) return deedOf(name)?.();
+}
+
+function deedOf(name) {
   const ability = Object.keys(TICKS).find((letter) => TICKS[letter] === name);
-  const deeds = { Enter: next, n: next, p: previous, u: undo };
-  if (deeds[name] && (sheet || name === "p" || name === "u")) return held || (deeds[name](), true);
-  if (!sheet) return false;
-  if (name in moves) choose(chosen + moves[name]);
-  else if (held) return false;
-  else if (/^[1-9]$/.test(name)) choose(Number(name) - 1);
-  else if (name.toUpperCase() in study.grades) grade(chosen, name.toUpperCase());
-  else if (ability) tick(chosen, ability);
-  else if (name === "s") tickAll();
-  else if (name === "z") look();
-  else if (name === "e") sheet.unfold();
-  else return false;
-  return true;
+  if (name in MOVES) return () => choose(chosen + MOVES[name]);
+  if (/^[1-9]$/.test(name)) return () => choose(Number(name) - 1);
+  if (name.toUpperCase() in study.grades) return () => mark(graded(name.toUpperCase()));
+  if (ability) return () => tick(ability);
+  return DEEDS[name] ?? ANYWHERE[name];
 }
 
 // --- the beginning ---
@@ -278,9 +327,9 @@ async function begin(name) {
   byId("rater").textContent = rater;
   byId("rater").disabled = study.rater !== null;
   for (const id of ["where", "rater", "keys", "steps"]) byId(id).hidden = false;
-  const open = questions.findIndex((one) => !complete(one));
-  if (open < 0) showEnd();
-  else show(open);
+  const left = questions.findIndex((one) => !complete(one));
+  if (left < 0) showEnd();
+  else show(left);
 }
 
 function ask() {
@@ -334,18 +383,19 @@ async function arrive() {
 
 async function changeRater() {
   sessionStorage.removeItem(NAME);
-  await queue;
   await arrive();
 }
 
-const wide = matchMedia("(min-width: 60rem)");
 followAppearance(byId("theme"));
 byId("help").addEventListener("click", help);
-byId("rater").addEventListener("click", changeRater);
-byId("next").addEventListener("click", next);
-byId("previous").addEventListener("click", previous);
-byId("undo").addEventListener("click", undo);
-byId("jump").addEventListener("change", (event) => show(Number(event.target.value)));
+byId("rater").addEventListener("click", () => inTurn(changeRater));
+byId("next").addEventListener("click", () => inTurn(next));
+byId("previous").addEventListener("click", () => inTurn(previous));
+byId("undo").addEventListener("click", () => inTurn(undo));
+byId("jump").addEventListener("change", ({ target }) => {
+  const number = Number(target.value);
+  inTurn(() => show(number));
+});
 document.addEventListener("keydown", pressed);
 // A button that was clicked gives the keys back to the answers.
 document.addEventListener("click", (event) => {
@@ -353,6 +403,6 @@ document.addEventListener("click", (event) => {
     sheet.cards[chosen].focus({ preventScroll: true });
 });
 document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState === "visible" && questions.length) catchUp();
+  if (document.visibilityState === "visible" && questions.length) inTurn(catchUp);
 });
 arrive();

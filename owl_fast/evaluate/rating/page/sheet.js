@@ -2,6 +2,7 @@
 
 import { el, button } from "./house/dom.js";
 
+export const wide = matchMedia("(min-width: 60rem)"); // two columns
 // Abilities -> the key that ticks them: a letter that begins a word of their name.
 export const TICKS = { a: "i", b: "v", c: "o", d: "t", e: "r", f: "m" };
 
