@@ -24,6 +24,15 @@ ABILITIES = {
     "e": "reasoning",
     "f": "multi-turn dialogue",
 }
+# When an answer shows them.
+MEANINGS = {
+    "a": "The answer does what was asked.",
+    "b": "Things, places and actions in the picture are seen rightly.",
+    "c": "Text in the picture is read rightly.",
+    "d": "Knowledge of the world that is not in the picture is put to use.",
+    "e": "Conclusions are drawn step by step, and hold together.",
+    "f": "What was said before in the conversation is taken up.",
+}
 SETS = ("single_turn", "multi_turn")
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 MOST = 1 << 53  # ids: what a browser keeps exactly

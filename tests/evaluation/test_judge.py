@@ -87,7 +87,7 @@ def test_what_a_judge_is_asked(study: Path, server: FakeServer) -> None:
     assert said.index("What is on the left?") < said.index("a ball") < said.index("And what color is it?")
     assert "a square" not in said
     assert "A: right and complete" in said
-    assert "f: multi-turn dialogue" in said
+    assert "f: multi-turn dialogue. What was said before in the conversation is taken up." in said
     assert "e: reasoning" not in said
     assert judge(study, server, "--model", "blind", "--no-pictures") == 0
     assert isinstance(server.requests[-1]["messages"][0]["content"], str)

@@ -194,10 +194,10 @@ def test_texts_are_texts(page: RatingPage) -> None:
         "const look = e => getComputedStyle(e, '::before').content;"
         "return [...document.querySelectorAll('.card .text')].map(look).join()"
     )
-    assert [one.get_attribute("open") for one in page.all("details")] == [None] * 3
+    assert [one.get_attribute("open") for one in page.all(".card details")] == [None] * 3
     page.type("e")
-    page.until(lambda: all(one.get_attribute("open") for one in page.all("details")))
-    assert sorted(page.texts("details dd")) == ["a ball", "a dot", "a square"]
+    page.until(lambda: all(one.get_attribute("open") for one in page.all(".card details")))
+    assert sorted(page.texts(".card dd")) == ["a ball", "a dot", "a square"]
     page.type("n")
     page.until(lambda: "无法回溯" in page.texts(".card .text"))
     assert page.texts(".card .note") == ["The system gave no answer."]
@@ -346,6 +346,7 @@ def test_help_picture_and_mouse(page: RatingPage) -> None:
     page.enter("ann").type("?")
     page.until(lambda: page.one("#help-dialog").is_displayed())
     assert "undo the last change" in page.text("#help-dialog")
+    assert "Text in the picture is read rightly." in page.texts("#help-dialog dd")
     page.type("a", Keys.ESCAPE, "z")
     page.until(lambda: page.all("#picture-dialog[open] img"))
     narrow = page.one("#picture-dialog img").size["width"]
@@ -369,6 +370,7 @@ def test_what_a_screen_reader_hears(page: RatingPage) -> None:
     names = [one.accessible_name for one in page.all(".card:first-child button")]
     assert names[:2] == ["A: right and complete", "B: acceptable, with small errors or gaps"]
     assert names[4:] == ["instruction understanding", "visual understanding"]
+    assert page.all("[data-tick=a]")[0].get_attribute("title") == "The answer does what was asked."
     assert page.one("#asked img").get_attribute("alt") == "The picture of question 1"
     unnamed = [
         e.get_attribute("outerHTML") for e in page.all("button, select, progress") if not e.accessible_name
@@ -382,7 +384,16 @@ def test_it_fits(page: RatingPage, width: int, scheme: str) -> None:
     page.emulate("setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     page.emulate("setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=False)
     try:
-        page.enter("ann").type("n", "n", "n", "a", "s")
+        page.enter("ann")
+        page.until(lambda: page.run("return document.querySelector('.look img').naturalWidth"))
+        grades = page.all("[data-grade=A]")[0].rect
+        assert grades["y"] + grades["height"] < page.one("footer").rect["y"]  # without scrolling
+        assert page.all("#asked dl")[0].is_displayed() == (width > 960)
+        page.one("#asked summary").click()
+        page.type("n")
+        page.at("What is on the left?")
+        assert page.all("#asked dl")[0].is_displayed() == (width < 960)  # as it was left
+        page.type("n", "n", "a", "s")
         page.until(lambda: len(page.pressed(page.chosen)) == 4)
         assert page.run("return document.documentElement.scrollWidth") <= width
         assert all(0 <= one.rect["x"] <= width - one.rect["width"] for one in page.all(".card button"))

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from owl_fast.errors import DiskError, LockedError, OwlError, ParameterError
 from owl_fast.evaluate.rating.book import Book, check_grade, check_name
 from owl_fast.evaluate.rating.sheets import Sheets
-from owl_fast.evaluation.owleval import ABILITIES, picture_path
+from owl_fast.evaluation.owleval import ABILITIES, MEANINGS, picture_path
 from owl_fast.evaluation.ratings import GRADES
 from owl_fast.evaluation.study import Study
 from owl_fast.picture_files import decode
@@ -80,6 +80,7 @@ class _Desk:
                 "report": report,
                 "grades": GRADES,
                 "abilities": ABILITIES,
+                "meanings": MEANINGS,
             }
         )
 

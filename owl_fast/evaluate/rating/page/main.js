@@ -3,7 +3,7 @@
 import { followAppearance } from "./house/appearance.js";
 import { call } from "./house/api.js";
 import { byId, button, el, tool } from "./house/dom.js";
-import { Sheet, TICKS, rubric, wide } from "./sheet.js";
+import { Sheet, TICKS, abilities, grades, wide } from "./sheet.js";
 
 const NAME = "owl-rater"; // sessionStorage: each tab has its own rater
 const KEYS = [
@@ -250,12 +250,12 @@ function help() {
   ]);
   dialog.replaceChildren(
     el("h2", { id: "help-title" }, "Keys"),
-    el("dl", {}, ...keys),
-    el("h2", {}, "Grades"),
-    study ? rubric(study.grades) : null,
+    el("dl", { class: "keys" }, ...keys),
+    ...(study ? [el("h2", {}, "Grades"), grades(study), el("h2", {}, "Abilities"), abilities(study)] : []),
     el("div", { class: "buttons" }, button("Close", null, () => dialog.close(), { class: "main" })),
   );
   dialog.showModal();
+  dialog.scrollTop = 0; // the button that has the focus is the last thing in it
 }
 
 const picture = byId("picture-dialog");
@@ -399,7 +399,7 @@ byId("jump").addEventListener("change", ({ target }) => {
 document.addEventListener("keydown", pressed);
 // A button that was clicked gives the keys back to the answers.
 document.addEventListener("click", (event) => {
-  if (event.detail > 0 && sheet && event.target.closest("main button, footer button"))
+  if (event.detail > 0 && sheet && event.target.closest("main button, footer button, #asked summary"))
     sheet.cards[chosen].focus({ preventScroll: true });
 });
 document.addEventListener("visibilitychange", () => {

@@ -7,7 +7,10 @@ export const wide = matchMedia("(min-width: 60rem)"); // two columns
 export const TICKS = { a: "i", b: "v", c: "o", d: "t", e: "r", f: "m" };
 
 export class Sheet {
-  /** act: {choose(number), grade(number, letter), tick(number, letter), look()}; study: grades, abilities. */
+  /**
+   * act: {choose(number), grade(number, letter), tick(number, letter), look()}; study: grades, abilities,
+   * meanings.
+   */
   constructor(question, study, act) {
     this.question = question;
     const { picture, text, answers } = question;
@@ -31,10 +34,7 @@ export class Sheet {
             el("ol", {}, ...earlier.map((asked) => el("li", {}, asked))),
           )
         : null,
-      rubric(study.grades),
-      question.abilities.length
-        ? el("p", { class: "about" }, "Below each answer, tick the abilities that it shows.")
-        : null,
+      fold(study, question.abilities),
     );
     this.cards = answers.map((answer, number) => this.#card(answer, number, study, act));
     this.answers = el("section", { id: "answers", "aria-label": "Answers", tabindex: 0 }, ...this.cards);
@@ -54,7 +54,13 @@ export class Sheet {
       const at = Math.max(0, name.search(new RegExp(`\\b${TICKS[letter]}`)));
       return el(
         "button",
-        { type: "button", "data-tick": letter, "aria-label": name, onclick: () => act.tick(number, letter) },
+        {
+          type: "button",
+          "data-tick": letter,
+          title: study.meanings[letter],
+          "aria-label": name,
+          onclick: () => act.tick(number, letter),
+        },
         el("span", {}, name.slice(0, at), el("u", {}, name[at]), name.slice(at + 1)),
       );
     });
@@ -116,10 +122,32 @@ function before(earlier) {
   return el("details", {}, el("summary", {}, many), el("dl", {}, ...turns));
 }
 
-export function rubric(grades) {
-  const lines = Object.entries(grades).flatMap(([grade, meaning]) => [
-    el("dt", {}, grade),
-    el("dd", {}, meaning),
-  ]);
-  return el("dl", { class: "rubric", "aria-label": "Grades" }, ...lines);
+let unfolded = null; // as the rater left it
+
+/** What to rate by. */
+function fold(study, letters) {
+  const ticks = letters.length
+    ? [el("p", {}, "Below each answer, tick the abilities that it shows:"), abilities(study, letters)]
+    : [];
+  const details = el(
+    "details",
+    { class: "about", open: unfolded ?? wide.matches },
+    el("summary", { onclick: () => (unfolded = !details.open) }, letters.length ? "Grades and abilities" : "Grades"),
+    grades(study),
+    ...ticks,
+  );
+  return details;
 }
+
+export const grades = (study) => terms("Grades", "letters", Object.entries(study.grades));
+
+/** letters: of the abilities; all of them unless told. */
+export const abilities = (study, letters = Object.keys(study.abilities)) =>
+  terms("Abilities", "names", letters.map((letter) => [study.abilities[letter], study.meanings[letter]]));
+
+const terms = (label, kind, pairs) =>
+  el(
+    "dl",
+    { class: `rubric ${kind}`, "aria-label": label },
+    ...pairs.flatMap(([term, meaning]) => [el("dt", {}, term), el("dd", {}, meaning)]),
+  );
