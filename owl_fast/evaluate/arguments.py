@@ -17,6 +17,7 @@ def add_study(parser: argparse._ActionsContainer) -> None:
         "answers",
         type=Path,
         nargs="*",
+        default=[],  # without it, argparse lists ANSWERS among what is required
         metavar="ANSWERS",
         help="files of answers in OwlEval's format, or folders of them, that are added",
     )

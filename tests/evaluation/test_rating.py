@@ -244,6 +244,15 @@ def test_a_server_for_one_rater(study: Study) -> None:
 # --- the command ---
 
 
+@pytest.mark.parametrize("name", ["rate", "judge"])
+def test_answers_are_not_required(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["owleval", name])
+    said = capsys.readouterr().err
+    assert "the following arguments are required: STUDY" in said
+    assert "ANSWERS" not in said.split("required:")[1]
+
+
 def test_the_command(study: Study) -> None:
     """It says where it is, and at the end how much was rated and where."""
     command = [sys.executable, "-m", "owl_fast.evaluate", "owleval", "rate", str(study.folder), "--port", "0"]
