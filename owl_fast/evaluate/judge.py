@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from owl_fast.command_line import ended
 from owl_fast.errors import DataError
 from owl_fast.evaluate.arguments import add_study, check_pictures
 from owl_fast.evaluation.study import open_study
+
+if TYPE_CHECKING:
+    from owl_fast.evaluate.judging.kept import Judged
 
 EXAMPLES = """\
 examples:
@@ -73,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
         raise DataError(f"{study.folder}: no answers yet; name files of them behind the study")
     judge = Judge(RemoteBackend(server, args.model))
     if args.reference is not None:
-        path, count, troubles, pairs = score_all(judge, study, args.reference, args.parallel)
+        judged, pairs = score_all(judge, study, args.reference, args.parallel)
         print(f"{'system':24} {'questions':>9} {'score':>8} {args.reference:>16.16} {'ratio':>7}")
         for system in sorted({pair.system for pair in pairs}):
             total = pair_scores([pair for pair in pairs if pair.system == system])
@@ -84,14 +87,18 @@ def _run(args: argparse.Namespace) -> int:
     else:
         if not args.no_pictures:
             check_pictures(study)
-        path, count, troubles = grade_all(judge, study, args.parallel, not args.no_pictures)
-    return _end(judge.name, path, count, troubles)
+        judged = grade_all(judge, study, args.parallel, not args.no_pictures)
+    return _end(judge.name, judged)
 
 
-def _end(judge: str, path: Path, count: int, troubles: Sequence[str]) -> int:
-    print(f"{judge}: {count} judged now, in {path}", file=sys.stderr)
-    for trouble in troubles:
+def _end(judge: str, judged: Judged) -> int:
+    if not judged.new and not judged.troubles:
+        print(f"{judged.path}: complete, {judged.all} judged; nothing to do")
+        return 0
+    where = f", in {judged.path}" if judged.all else ""
+    print(f"{judge}: {judged.new} judged now{where}", file=sys.stderr)
+    for trouble in judged.troubles:
         print(f"  {trouble}", file=sys.stderr)
-    if troubles:
-        print(f"{len(troubles)} not judged; the same command asks for them again", file=sys.stderr)
-    return 1 if troubles else 0
+    if judged.troubles:
+        print(f"{len(judged.troubles)} not judged; the same command asks for them again", file=sys.stderr)
+    return 1 if judged.troubles else 0

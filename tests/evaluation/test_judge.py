@@ -74,6 +74,20 @@ def test_every_answer_is_graded_once(
     assert len(server.requests) == 7
     assert judge(study, server) == 0
     assert len(server.requests) == 7
+    printed = capsys.readouterr()
+    path = study / "ratings" / "judge-served-owl.jsonl"
+    assert (printed.out, printed.err) == (f"{path}: complete, 7 judged; nothing to do\n", "")
+
+
+def test_a_judge_that_never_replied_leaves_no_file(
+    study: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.default = lambda _: (500, {"error": {"message": "out of order"}})
+    assert judge(study, server) == 1
+    server.default = lambda _: iter(answer("no"))
+    assert judge(study, server) == 1
+    assert "served-owl: 0 judged now\n" in capsys.readouterr().err
+    assert list(study.rglob("*served-owl*")) == []
 
 
 def test_what_a_judge_is_asked(study: Path, server: FakeServer) -> None:
@@ -206,6 +220,15 @@ def test_pairs_in_both_orders(texts: Path, server: FakeServer, capsys: pytest.Ca
     assert printed[2] == ["good", "2", "19.0", "17.0", "111.8%"]
     assert compare(texts, server, "--reference", "ref") == 0
     assert len(server.requests) == 8
+    again = capsys.readouterr()
+    assert again.out.endswith("served-owl.jsonl: complete, 8 judged; nothing to do\n")
+    assert again.err == ""
+
+
+def test_no_pair_no_file(texts: Path, server: FakeServer) -> None:
+    server.default = lambda _: (500, {"error": {"message": "out of order"}})
+    assert compare(texts, server, "--reference", "ref") == 1
+    assert list(texts.rglob("*served-owl*")) == []
 
 
 def test_a_question_scored_in_one_order_counts_by_that(

@@ -107,6 +107,8 @@ def ask_all(
 
     ServerError when one request after another fails; whatever was kept before stays.
     """
+    if not cases:
+        return []
     troubles: list[str] = []
     failed = 0
     pool = ThreadPoolExecutor(parallel, thread_name_prefix="owl_fast-judge")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from owl_fast.evaluate.judging.asking import Case, Judge, ask_all, transcript
-from owl_fast.evaluation.json_lines import LineFile
+from owl_fast.evaluate.judging.kept import Judged, Kept
 from owl_fast.evaluation.owleval import ABILITIES, MEANINGS, Question, conversations, picture_path
 from owl_fast.evaluation.ratings import GRADES, JUDGE, Rating, last_ratings
 from owl_fast.evaluation.study import RATINGS, Study, slug
@@ -16,10 +15,10 @@ from owl_fast.evaluation.study import RATINGS, Study, slug
 Key = tuple[int, str]  # question, system
 
 
-def grade_all(judge: Judge, study: Study, parallel: int, pictures: bool) -> tuple[Path, int, list[str]]:
-    """Every answer that this judge has not graded yet: the file, how many it graded, what went wrong."""
+def grade_all(judge: Judge, study: Study, parallel: int, pictures: bool) -> Judged:
+    """Every answer that this judge has not graded yet."""
     rater = JUDGE + judge.name
-    with LineFile(study.folder / RATINGS / f"{slug(rater)}.jsonl") as file:
+    with Kept(study.folder / RATINGS / f"{slug(rater)}.jsonl") as file:
         known = last_ratings(file.lines)
         cases = _cases(study, pictures)
         left = [key for key in cases if (rater, *key) not in known]
@@ -29,7 +28,8 @@ def grade_all(judge: Judge, study: Study, parallel: int, pictures: bool) -> tupl
             file.append(Rating(rater, question, system, *value, model=judge.name).to_dict())
 
         troubles = ask_all(judge, [cases[key] for key in left], keep, parallel)
-        return file.path, len(left) - len(troubles), troubles
+        missing = len(troubles)
+        return Judged(file.path, len(cases) - missing, len(left) - missing, troubles)
 
 
 def _cases(study: Study, pictures: bool) -> dict[Key, Case[tuple[str, str]]]:

@@ -5,12 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from owl_fast.errors import ParameterError
 from owl_fast.evaluate.judging.asking import Case, Judge, ask_all, transcript
-from owl_fast.evaluation.json_lines import LineFile
+from owl_fast.evaluate.judging.kept import Judged, Kept
 from owl_fast.evaluation.owleval import Question, conversations
 from owl_fast.evaluation.ratings import Pair
 from owl_fast.evaluation.study import PAIRS, Study, slug
@@ -19,13 +18,11 @@ Key = tuple[int, str, bool]  # question, system, whether it comes first
 LEAST, MOST = 1, 10
 
 
-def score_all(
-    judge: Judge, study: Study, reference: str, parallel: int
-) -> tuple[Path, int, list[str], list[Pair]]:
-    """Every pair that this judge has not scored yet: the file, how many it scored, what went wrong; and all
-    its scores beside this reference. ParameterError when there is nothing to compare."""
+def score_all(judge: Judge, study: Study, reference: str, parallel: int) -> tuple[Judged, list[Pair]]:
+    """Every pair that this judge has not scored yet; and all its scores beside this reference. ParameterError
+    when there is nothing to compare."""
     cases = _cases(study, reference)
-    with LineFile(study.folder / PAIRS / f"{slug(judge.name)}.jsonl") as file:
+    with Kept(study.folder / PAIRS / f"{slug(judge.name)}.jsonl") as file:
         found = [Pair.from_dict(fields, where) for where, fields in file.lines]
         pairs = {
             _key(pair): pair for pair in found if (pair.judge, pair.reference) == (judge.name, reference)
@@ -40,7 +37,9 @@ def score_all(
             pairs[_key(pair)] = pair
 
         troubles = ask_all(judge, [cases[key] for key in left], keep, parallel)
-        return file.path, len(left) - len(troubles), troubles, list(pairs.values())
+        missing = len(troubles)
+        judged = Judged(file.path, len(cases) - missing, len(left) - missing, troubles)
+        return judged, list(pairs.values())
 
 
 def _key(pair: Pair) -> Key:
