@@ -151,7 +151,7 @@ function onward() {
   const number = after(question().answers, chosen, open);
   const other = after(questions, at, (one) => !complete(one));
   if (number >= 0) {
-    announce(`Answer ${number + 1} has no grade yet`);
+    if (number === chosen) announce(`Answer ${number + 1} has no grade yet`); // where the focus is already
     choose(number);
   } else if (other >= 0) show(other);
   else showEnd();
