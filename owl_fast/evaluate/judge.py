@@ -68,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     from owl_fast.evaluate.judging.asking import Judge
     from owl_fast.evaluate.judging.grades import grade_all
     from owl_fast.evaluate.judging.pairs import score_all
-    from owl_fast.evaluation.tables import pair_scores
+    from owl_fast.evaluation.tables import pair_scores, pairs_text
 
     server = Server(args.url, api_key(args.api_key_file))
     study = open_study(args.study, args.answers, args.data)
@@ -77,13 +77,9 @@ def _run(args: argparse.Namespace) -> int:
     judge = Judge(RemoteBackend(server, args.model))
     if args.reference is not None:
         judged, pairs = score_all(judge, study, args.reference, args.parallel)
-        print(f"{'system':24} {'questions':>9} {'score':>8} {args.reference:>16.16} {'ratio':>7}")
-        for system in sorted({pair.system for pair in pairs}):
-            total = pair_scores([pair for pair in pairs if pair.system == system])
-            print(
-                f"{system:24} {total['questions']:9} {total['score']:8.1f} "
-                f"{total['reference_score']:16.1f} {total['ratio']:7.1%}"
-            )
+        systems = sorted({pair.system for pair in pairs})
+        scores = {name: pair_scores([pair for pair in pairs if pair.system == name]) for name in systems}
+        print(pairs_text(args.reference, scores))
     else:
         if not args.no_pictures:
             check_pictures(study)

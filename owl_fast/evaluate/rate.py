@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     if not study.answers:
         raise DataError(f"{study.folder}: no answers yet; name files of them behind the study")
     check_pictures(study)
-    book, limits = Book(study.folder), Limits()
+    book, limits = Book(study), Limits()
     book.raters()  # what is wrong with their files is said before anybody opens the page
     if rater is not None:
         book.of(rater)

@@ -7,14 +7,14 @@ answer replaces the earlier one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from owl_fast.errors import DataError
 from owl_fast.evaluation.json_lines import read_lines
 from owl_fast.evaluation.owleval import ABILITIES
-from owl_fast.evaluation.study import PAIRS, RATINGS
+from owl_fast.evaluation.study import PAIRS, RATINGS, Study
 
 GRADES = {
     "A": "right and complete",
@@ -28,7 +28,8 @@ JUDGE = "judge "  # what the names of raters begin with that are models
 @dataclass(frozen=True)
 class Rating:
     """grade: of GRADES, or "" while there is none (not yet, or taken back). shown: letters of the abilities
-    the answer shows, of those its question asks for. model: the one that rated, None for a person."""
+    the answer shows, of those its question asks for. model: the one that rated, None for a person. digest:
+    of the answer that was rated (Answers.digest), "" where that is not known."""
 
     rater: str
     question: int
@@ -36,6 +37,7 @@ class Rating:
     grade: str
     shown: str = ""
     model: str | None = None
+    digest: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -45,6 +47,7 @@ class Rating:
             "system": self.system,
             "grade": self.grade,
             "abilities": ",".join(self.shown),
+            "answer": self.digest,
         }
 
     @classmethod
@@ -52,11 +55,12 @@ class Rating:
         """DataError unless it is what to_dict makes."""
         rater, model = fields.get("rater"), fields.get("model")
         number, system, grade = fields.get("question_id"), fields.get("system"), fields.get("grade")
-        shown = fields.get("abilities", "")
+        shown, digest = fields.get("abilities", ""), fields.get("answer", "")
         names = isinstance(rater, str) and isinstance(system, str) and isinstance(model, str | None)
         letters = shown.replace(",", "") if isinstance(shown, str) else "?"
         if (
             not names
+            or not isinstance(digest, str)
             or type(number) is not int
             or grade not in ("", *GRADES)
             or not set(letters) <= ABILITIES.keys()
@@ -64,12 +68,13 @@ class Rating:
             raise DataError(
                 f"{where}: no rating; wanted rater, model, question_id, system, grade (A to D), abilities"
             )
-        return cls(rater, number, system, grade, letters, model)  # type: ignore[arg-type]
+        return cls(rater, number, system, grade, letters, model, digest)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Scores of 1 to 10 a judge gave two answers to a question, the reference's among them, in one order."""
+    """Scores of 1 to 10 a judge gave two answers to a question, the reference's among them, in one order.
+    digests: of the system's answer and of the reference's, as of a Rating."""
 
     judge: str
     question: int
@@ -78,6 +83,7 @@ class Pair:
     system_first: bool
     score: float
     reference_score: float
+    digests: tuple[str, str] = ("", "")
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -88,6 +94,7 @@ class Pair:
             "system_first": self.system_first,
             "score": self.score,
             "reference_score": self.reference_score,
+            "answers": self.digests,
         }
 
     @classmethod
@@ -107,7 +114,8 @@ class Pair:
         for name in ("score", "reference_score"):
             if not 1 <= fields[name] <= 10:
                 raise DataError(f"{where}: {name} is {fields[name]}; wanted 1 to 10")
-        return cls(*(fields[name] for name in kinds))
+        own, other = fields.get("answers") or ("", "")
+        return replace(cls(*(fields[name] for name in kinds)), digests=(str(own), str(other)))
 
 
 def read_ratings(folder: Path) -> list[Rating]:
@@ -137,3 +145,13 @@ def read_pairs(folder: Path) -> list[Pair]:
 
 def _lines(folder: Path) -> Sequence[tuple[str, dict[str, Any]]]:
     return [line for path in sorted(folder.glob("*.jsonl")) for line in read_lines(path, torn=True)]
+
+
+def about(study: Study, judged: Rating | Pair) -> bool:
+    """Whether it is about an answer that the study has, in the words it has now."""
+    own = study.digest(judged.system, judged.question)
+    if isinstance(judged, Rating):
+        return own is not None and judged.digest in ("", own)
+    now = own, study.digest(judged.reference, judged.question)
+    same = (then in ("", digest) for then, digest in zip(judged.digests, now, strict=True))
+    return own is not None and all(same)

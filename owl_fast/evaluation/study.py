@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,19 @@ STUDY, ANSWERS, RECORDS, RATINGS, PAIRS = "study.json", "answers", "records", "r
 
 @dataclass(frozen=True)
 class Study:
-    """data: the folder of the data set. answers: by system, in the order of their names."""
+    """data: the folder of the data set. answers: by system, in the order of their names. key: a secret, by
+    which raters' answers get names that tell nothing."""
 
     folder: Path
     data: Path
     questions: Sequence[Question]
     answers: Mapping[str, Answers]
+    key: str
+
+    def digest(self, system: str, number: int) -> str | None:
+        """Of an answer as it is now; None where there is none."""
+        answers = self.answers.get(system)
+        return answers.digest(number) if answers is not None and number in answers.texts else None
 
 
 def open_study(folder: Path, sources: Sequence[Path] = (), data: Path | None = None) -> Study:
@@ -43,7 +51,7 @@ def open_study(folder: Path, sources: Sequence[Path] = (), data: Path | None = N
     sources: files of answers, or folders of them, that are added. DataError when they or the data set differ
     from what the study holds.
     """
-    data = begin_study(folder, data)
+    data, key = begin_study(folder, data)
     questions = read_questions(folder / QUESTIONS)
     for path in _files(sources):
         _add(path, folder, questions)
@@ -55,7 +63,7 @@ def open_study(folder: Path, sources: Sequence[Path] = (), data: Path | None = N
                 f"{path}: more answers of {answers.system}; wanted one file a system in {ANSWERS}/"
             )
         found[answers.system] = answers
-    return Study(folder, data, questions, found)
+    return Study(folder, data, questions, found, key)
 
 
 def _answered(folder: Path) -> list[Path]:
@@ -72,16 +80,17 @@ def slug(name: str) -> str:
     return f"{escaped.encode()[: LONGEST - 13].decode(errors='ignore')} {digest[:12]}"
 
 
-def begin_study(folder: Path, data: Path | None) -> Path:
-    """The data set's folder; the study is there afterwards. DataError as of open_study."""
-    known = folder / STUDY
+def begin_study(folder: Path, data: Path | None) -> tuple[Path, str]:
+    """The data set's folder and the study's key; the study is there afterwards. DataError as open_study's."""
+    known, key = folder / STUDY, secrets.token_hex(16)
     try:
         if known.is_file():
-            kept = read_json(known).get("data")
-            if not isinstance(kept, str):
-                raise DataError(f"{known}: does not tell where the data is; remove it, and give --data DIR")
+            told = read_json(known)
+            if not isinstance(told.get("data"), str) or not isinstance(told.get("key"), str):
+                raise DataError(f"{known}: wanted the texts data and key; remove it, and give --data DIR")
+            key = told["key"]
             if data is None:
-                return Path(kept)
+                return Path(told["data"]), key
             if _questions(data) != (folder / QUESTIONS).read_bytes():
                 raise DataError(
                     f"{data / QUESTIONS}: not the questions of {folder}; choose a new folder for them"
@@ -93,10 +102,10 @@ def begin_study(folder: Path, data: Path | None) -> Path:
             _check_free(folder, data)
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(folder / QUESTIONS, questions)
-        replace_file(known, json.dumps({"data": str(data.resolve())}).encode())
+        replace_file(known, json.dumps({"data": str(data.resolve()), "key": key}).encode())
     except OSError as error:
         raise DataError(f"{error.filename or folder}: no study can be here ({error.strerror})") from None
-    return data
+    return data, key
 
 
 def _check_free(folder: Path, data: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from owl_fast.evaluation.agreement import kappa, weighted_kappa
 from owl_fast.evaluation.owleval import ABILITIES, SETS, Answers
-from owl_fast.evaluation.ratings import GRADES, Pair, Rating
+from owl_fast.evaluation.ratings import GRADES, Pair, Rating, about
 from owl_fast.evaluation.study import Study
 
 ODD = ("failed", "missing", "doubled", "unknown", "renamed", "other_picture", "reworded")
@@ -27,10 +27,10 @@ def report(
 ) -> Table:
     """records: how the answers of a system were made, by system. Systems stand in the order of their share of
     A and B with the first group of raters, else of their names."""
-    kept = [rating for rating in ratings if (rating.system, rating.question) in _there(study)]
+    kept = [rating for rating in ratings if about(study, rating)]
     groups = _groups(kept)
     systems = _order(study.answers, groups)
-    kept_pairs = [pair for pair in pairs if (pair.system, pair.question) in _there(study)]
+    kept_pairs = [pair for pair in pairs if about(study, pair)]
     return {
         "questions": {"all": len(study.questions), **{name: len(_of(study, name)) for name in SETS}},
         "abilities": {
@@ -42,15 +42,11 @@ def report(
         "agreement": _agreement(kept),
         "pairs": _pairs(study, systems, kept_pairs),
         "set_aside": {
-            "ratings": _set_aside(study, [(r.system, r.question) for r in ratings]),
-            "pairs": _set_aside(study, [(p.system, p.question) for p in pairs]),
+            "ratings": _set_aside(study, ratings),
+            "pairs": _set_aside(study, pairs),
             "ticks": _ticks_aside(study, kept),
         },
     }
-
-
-def _there(study: Study) -> Collection[Answer]:
-    return {(name, number) for name, answers in study.answers.items() for number in answers.texts}
 
 
 def _of(study: Study, name: str) -> set[int]:
@@ -260,23 +256,28 @@ def _totals(own: float, other: float) -> Table:
     return {"score": own, "reference_score": other, "ratio": own / other if other else None}
 
 
-def _set_aside(study: Study, named: Iterable[Answer]) -> Table:
-    """What names no answer of the study, by the first thing that is wrong with it."""
+def _set_aside(study: Study, judged: Iterable[Rating | Pair]) -> Table:
+    """What is about no answer of the study, by the first thing that is wrong with it."""
     ids = _of(study, "all")
     systems: Counter[str] = Counter()
     questions: Counter[str] = Counter()
     answers: Counter[str] = Counter()
-    for system, number in named:
+    changed: Counter[str] = Counter()
+    for one in judged:
+        system, number = one.system, one.question
         if system not in study.answers:
             systems[system] += 1
         elif number not in ids:
             questions[str(number)] += 1
         elif number not in study.answers[system].texts:
             answers[system] += 1
+        elif not about(study, one):
+            changed[system] += 1
     return {
         "unknown_system": dict(sorted(systems.items())),
         "unknown_question": dict(sorted(questions.items(), key=lambda item: int(item[0]))),
         "no_answer": dict(sorted(answers.items())),
+        "other_answer": dict(sorted(changed.items())),
     }
 
 

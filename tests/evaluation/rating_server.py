@@ -64,7 +64,7 @@ class Desk:
 
 @contextmanager
 def rating(study: Study, rater: str | None = None) -> Iterator[Desk]:
-    book, limits = Book(study.folder), Limits()
+    book, limits = Book(study), Limits()
     try:
         with (
             running(make_app(study, book, limits, rater), limits) as server,

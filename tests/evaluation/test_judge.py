@@ -16,6 +16,7 @@ from owl_fast.evaluate.judging.asking import objects
 from owl_fast.evaluate.judging.grades import read_grade
 from owl_fast.evaluate.judging.pairs import read_scores
 from owl_fast.evaluation.ratings import Rating, read_pairs, read_ratings
+from owl_fast.evaluation.study import open_study
 from tests.chat.fake_server import FakeServer, answer, chunk
 from tests.evaluation.small_set import answers_of, small_set, write_lines
 from tests.serving.waiting import until
@@ -70,12 +71,12 @@ def test_every_answer_is_graded_once(
         (1, "two"): "B", (2, "two"): "B", (3, "two"): "B",
     }  # fmt: skip
     assert {rating.question: rating.shown for rating in ratings} == {1: "a", 2: "a", 3: "af", 4: "a"}
-    assert (study / "ratings" / "judge-served-owl.jsonl").is_file()
+    assert (study / "ratings" / "judge served-owl.jsonl").is_file()
     assert len(server.requests) == 7
     assert judge(study, server) == 0
     assert len(server.requests) == 7
     printed = capsys.readouterr()
-    path = study / "ratings" / "judge-served-owl.jsonl"
+    path = study / "ratings" / "judge served-owl.jsonl"
     assert (printed.out, printed.err) == (f"{path}: complete, 7 judged; nothing to do\n", "")
 
 
@@ -116,7 +117,8 @@ def test_a_reply_that_cannot_be_read_has_one_more_try(
     assert judge(study, server, "--parallel", "1") == 1
     assert prompt_of(server.requests[1]).startswith(prompt_of(server.requests[0]))
     assert "JSON object alone" in prompt_of(server.requests[1])[len(prompt_of(server.requests[0])) :]
-    assert read_ratings(study)[0] == Rating("judge served-owl", 1, "one", "C", "a", "served-owl")
+    digest = open_study(study).answers["one"].digest(1)
+    assert read_ratings(study)[0] == Rating("judge served-owl", 1, "one", "C", "a", "served-owl", digest)
     said = capsys.readouterr().err
     assert "served-owl: 6 judged now" in said
     assert 'question 1, two: the reply cannot be read: \'{"grade": "E", "abilities": []}\'' in said

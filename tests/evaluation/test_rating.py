@@ -88,7 +88,9 @@ def test_a_change_is_on_disk_when_the_reply_is_there(desk: Desk) -> None:
     assert desk.post("/rate", **sent, shown=["b", "a"]).json() == {"grade": "", "shown": ["a", "b"]}
     assert read_ratings(desk.study.folder) == []  # ticks alone are no rating
     assert desk.post("/rate", **sent, grade="B").json() == {"grade": "B", "shown": ["a", "b"]}
-    assert read_ratings(desk.study.folder) == [Rating("ann", 1, system, "B", "ab")]
+    assert read_ratings(desk.study.folder) == [
+        Rating("ann", 1, system, "B", "ab", digest=desk.study.answers[system].digest(1))
+    ]
     desk.post("/rate", **sent, grade="B")
     assert len(desk.lines()) == 2  # nothing new, no line
     assert desk.questions()[0]["answers"][1] | one == one | {"grade": "", "shown": []}
@@ -278,7 +280,7 @@ def test_the_command(study: Study) -> None:
         process.kill()
         process.wait()
     assert process.returncode == 0
-    place = study.folder / "ratings" / "Ann-Lee.jsonl"
+    place = study.folder / "ratings" / "Ann Lee.jsonl"
     assert said == f"Ann Lee: 1 of {ANSWERS} answers rated, in {place}\n"
     assert json.loads(place.read_text())["grade"] == "A"
 

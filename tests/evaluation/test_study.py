@@ -108,7 +108,7 @@ def test_a_damaged_study(tmp_path: Path) -> None:
     data = small_set(tmp_path / "data")
     open_study(tmp_path / "study", data=data)
     (tmp_path / "study/study.json").write_text("{}")
-    with pytest.raises(DataError, match="does not tell where the data is"):
+    with pytest.raises(DataError, match="wanted the texts data and key; remove it"):
         open_study(tmp_path / "study")
 
 

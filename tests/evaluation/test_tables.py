@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def test_what_belongs_nowhere_is_counted(study: Study) -> None:
     pairs = [Pair("j", 1, "three", "two", True, 5, 5)]
     found = report(study, [*RATINGS, *ASIDE], pairs, {})
     assert found["set_aside"]["ratings"] == {
-        "unknown_system": {"three": 1}, "unknown_question": {"9": 1}, "no_answer": {"two": 1}
+        "unknown_system": {"three": 1}, "unknown_question": {"9": 1}, "no_answer": {"two": 1},
+        "other_answer": {},
     }  # fmt: skip
     assert found["set_aside"]["pairs"]["unknown_system"] == {"three": 1}
     assert found["set_aside"]["ticks"] == 1
@@ -139,3 +141,14 @@ def test_scores_beside_a_reference(study: Study) -> None:
     assert scores["first_gains"] == 0
     told = judged[0]["without_failed"]["one"]
     assert (told["questions"], told["score"], told["first_gains"]) == (2, 12.5, 1.5)
+
+
+def test_what_was_said_of_other_words_counts_nowhere(study: Study) -> None:
+    """Answers may be made anew; ratings of the earlier ones are not theirs."""
+    rating = Rating("ann", 1, "one", "A", digest=study.answers["one"].digest(1))
+    pair = Pair("j", 1, "one", "two", True, 5, 5, (rating.digest, "another"))
+    found = report(study, [rating, replace(rating, rater="bob", digest="another")], [pair], {})
+    assert found["set_aside"]["ratings"]["other_answer"] == {"one": 1}
+    assert found["set_aside"]["pairs"]["other_answer"] == {"one": 1}
+    assert found["groups"][0]["raters"].keys() == {"ann"}
+    assert found["pairs"] == []

@@ -9,7 +9,7 @@ from typing import Any
 from owl_fast.evaluate.judging.asking import Case, Judge, ask_all, transcript
 from owl_fast.evaluate.judging.kept import Judged, Kept
 from owl_fast.evaluation.owleval import ABILITIES, MEANINGS, Question, conversations, picture_path
-from owl_fast.evaluation.ratings import GRADES, JUDGE, Rating, last_ratings
+from owl_fast.evaluation.ratings import GRADES, JUDGE, Rating, about, last_ratings
 from owl_fast.evaluation.study import RATINGS, Study, slug
 
 Key = tuple[int, str]  # question, system
@@ -19,13 +19,14 @@ def grade_all(judge: Judge, study: Study, parallel: int, pictures: bool) -> Judg
     """Every answer that this judge has not graded yet."""
     rater = JUDGE + judge.name
     with Kept(study.folder / RATINGS / f"{slug(rater)}.jsonl") as file:
-        known = last_ratings(file.lines)
+        known = {key for key, rating in last_ratings(file.lines).items() if about(study, rating)}
         cases = _cases(study, pictures)
         left = [key for key in cases if (rater, *key) not in known]
 
         def keep(number: int, value: tuple[str, str]) -> None:
             question, system = left[number]
-            file.append(Rating(rater, question, system, *value, model=judge.name).to_dict())
+            digest = study.answers[system].digest(question)
+            file.append(Rating(rater, question, system, *value, judge.name, digest).to_dict())
 
         troubles = ask_all(judge, [cases[key] for key in left], keep, parallel)
         missing = len(troubles)

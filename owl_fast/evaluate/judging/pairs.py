@@ -11,7 +11,7 @@ from owl_fast.errors import ParameterError
 from owl_fast.evaluate.judging.asking import Case, Judge, ask_all, transcript
 from owl_fast.evaluate.judging.kept import Judged, Kept
 from owl_fast.evaluation.owleval import Question, conversations
-from owl_fast.evaluation.ratings import Pair
+from owl_fast.evaluation.ratings import Pair, about
 from owl_fast.evaluation.study import PAIRS, Study, slug
 
 Key = tuple[int, str, bool]  # question, system, whether it comes first
@@ -25,14 +25,17 @@ def score_all(judge: Judge, study: Study, reference: str, parallel: int) -> tupl
     with Kept(study.folder / PAIRS / f"{slug(judge.name)}.jsonl") as file:
         found = [Pair.from_dict(fields, where) for where, fields in file.lines]
         pairs = {
-            _key(pair): pair for pair in found if (pair.judge, pair.reference) == (judge.name, reference)
+            _key(pair): pair
+            for pair in found
+            if (pair.judge, pair.reference) == (judge.name, reference) and about(study, pair)
         }
         left = [key for key in cases if key not in pairs]
 
         def keep(number: int, scores: tuple[float, float]) -> None:
             question, system, first = left[number]
             own, other = scores if first else scores[::-1]
-            pair = Pair(judge.name, question, system, reference, first, own, other)
+            digests = study.answers[system].digest(question), study.answers[reference].digest(question)
+            pair = Pair(judge.name, question, system, reference, first, own, other, digests)
             file.append(pair.to_dict())
             pairs[_key(pair)] = pair
 

@@ -24,7 +24,8 @@ from owl_fast.evaluate.rating.sheets import Sheets
 from owl_fast.evaluation.owleval import ABILITIES, MEANINGS, picture_path
 from owl_fast.evaluation.ratings import GRADES
 from owl_fast.evaluation.study import Study
-from owl_fast.picture_files import decode
+from owl_fast.files import read_bytes
+from owl_fast.picture_files import MAX_BYTES, decode
 from owl_fast.serving.app import PAGE as HOUSE
 from owl_fast.serving.app import Endpoint, page_endpoints
 from owl_fast.serving.errors import ApiError
@@ -47,7 +48,7 @@ def make_app(study: Study, book: Book, limits: Limits, rater: str | None = None)
         Route("/raters", desk.raters),
         Route("/open", desk.open, methods=["POST"]),
         Route("/rate", desk.rate, methods=["POST"]),
-        Route("/pictures/{number:int}", desk.picture),
+        Route("/pictures/{number}", desk.picture),
         *(Route(path, _static(send)) for path, send in files.items()),
     ]
     refused = {OwlError: _refuse, ApiError: _refuse, HTTPException: _refuse}
@@ -66,6 +67,7 @@ class _Desk:
         self._study, self._book, self._limits, self._rater = study, book, limits, rater
         self._sheets = Sheets(study)
         self._questions = {question.id: question for question in study.questions}
+        self._by_number = {str(number): question for number, question in self._questions.items()}
 
     def raters(self, _: Request) -> Response:
         """Who may rate here, and what by."""
@@ -116,11 +118,11 @@ class _Desk:
         return JSONResponse({"grade": rating.grade, "shown": list(rating.shown)})
 
     def picture(self, request: Request) -> Response:
-        question = self._questions.get(request.path_params["number"])
+        question = self._by_number.get(request.path_params["number"])
         if question is None or question.image is None:
             raise ApiError(404, "there is no picture of this question")
         path = picture_path(self._study.data, question.image)
-        data = path.read_bytes()
+        data = read_bytes(path, MAX_BYTES)
         kind = str(decode(data, path.name, pixels=False).format).lower()
         return Response(data, media_type=f"image/{kind}", headers={"cache-control": "no-cache"})
 

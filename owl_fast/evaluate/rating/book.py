@@ -9,8 +9,8 @@ from pathlib import Path
 
 from owl_fast.errors import ParameterError
 from owl_fast.evaluation.json_lines import LineFile
-from owl_fast.evaluation.ratings import GRADES, JUDGE, Rating, last_ratings, read_ratings
-from owl_fast.evaluation.study import RATINGS, slug
+from owl_fast.evaluation.ratings import GRADES, JUDGE, Rating, about, last_ratings, read_ratings
+from owl_fast.evaluation.study import RATINGS, Study, slug
 
 LONGEST_NAME = 60  # letters
 
@@ -30,8 +30,8 @@ def check_name(name: object) -> str:
 class Book:
     """The ratings of a study by the people who use this process; any thread may ask."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, study: Study) -> None:
+        self._study, self._folder = study, study.folder
         self._files: dict[Path, LineFile] = {}
         self._ratings: dict[tuple[str, int, str], Rating] = {}
         self._lock = threading.Lock()
@@ -41,7 +41,7 @@ class Book:
         """People who have rated anything in this study -> how many answers."""
         found: dict[str, int] = {}
         for rating in read_ratings(self._folder):
-            if rating.model is None:
+            if rating.model is None and about(self._study, rating):
                 found[rating.rater] = found.get(rating.rater, 0) + 1
         return dict(sorted(found.items()))
 
@@ -49,7 +49,7 @@ class Book:
         """By question and system. LockedError while another process writes this rater's file; DataError."""
         with self._lock:
             self._open(rater)
-            kept = [rating for rating in self._ratings.values() if rating.rater == rater]
+            kept = [one for one in self._ratings.values() if one.rater == rater and about(self._study, one)]
             return {(rating.question, rating.system): rating for rating in kept}
 
     def change(
@@ -58,11 +58,15 @@ class Book:
         """What is None stays as it was. The rating as it is on disk now; DiskError, and it is as before."""
         with self._lock:
             file = self._open(rater)
-            before = self._ratings.get((rater, number, system), Rating(rater, number, system, ""))
+            digest = self._study.answers[system].digest(number)
+            none = Rating(rater, number, system, "", digest=digest)
+            before = self._ratings.get((rater, number, system), none)
+            before = before if about(self._study, before) else none
             after = dataclasses.replace(
                 before,
                 grade=before.grade if grade is None else grade,
                 shown=before.shown if shown is None else shown,
+                digest=digest,
             )
             if after != before:
                 file.append(after.to_dict())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +14,7 @@ class Sheets:
     """Of one study. Systems that gave no answer to a question are not shown there."""
 
     def __init__(self, study: Study) -> None:
-        self._questions = study.questions
+        self._questions, self._key = study.questions, study.key.encode()
         # Some systems begin every answer with a space, by which they would be known.
         self._texts = {
             system: {number: text.strip() for number, text in answers.texts.items()}
@@ -42,7 +42,7 @@ class Sheets:
 
     def shown(self, rater: str, number: int) -> dict[str, str]:
         """Name on the page -> system. Every rater sees another order for every question, always the same."""
-        named = {_mask(rater, number, system): system for system in self.systems(number)}
+        named = {self._mask(rater, number, system): system for system in self.systems(number)}
         return dict(sorted(named.items()))
 
     def of(self, rater: str) -> list[dict[str, Any]]:
@@ -71,6 +71,6 @@ class Sheets:
             "earlier": earlier,
         }
 
-
-def _mask(rater: str, number: int, system: str) -> str:
-    return hashlib.sha256(f"{rater}\0{number}\0{system}".encode()).hexdigest()[:16]
+    def _mask(self, rater: str, number: int, system: str) -> str:
+        told = f"{rater}\0{number}\0{system}".encode()
+        return hmac.digest(self._key, told, "sha256").hex()[:16]
