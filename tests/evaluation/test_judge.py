@@ -274,6 +274,12 @@ def test_objects_in_a_reply(text: str, found: list[Any]) -> None:
     assert list(objects(text)) == found
 
 
+def test_a_reply_of_braces_alone_is_given_up() -> None:
+    """Each of them might begin an object, and looking at all would take minutes."""
+    assert list(objects("{" * 2_000_000)) == []
+    assert list(objects('{"a":' * 200_000)) == []
+
+
 @pytest.mark.parametrize(
     ("reply", "read"),
     [

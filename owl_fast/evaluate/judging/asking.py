@@ -13,12 +13,14 @@ from tqdm import tqdm
 
 from owl_fast.chat.remote import RemoteBackend, RemoteReply
 from owl_fast.chat.server import ServerError
+from owl_fast.chat.text import safe
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.errors import DataError, OwlError
 from owl_fast.evaluation.owleval import Question
 
 MOST_TOKENS = 1024  # some models think before they say it; with the prompt it fits a context of 2048
 IN_A_ROW = 5  # requests that fail, one after another: the server is gone, and so would be the others
+LONGEST_REPLY, MOST_TRIES = 1 << 16, 1000  # of a reply that is searched: characters, and braces in it
 SHOWN = 120  # characters of a reply that cannot be read
 
 T = TypeVar("T")
@@ -39,7 +41,7 @@ class Judge:
     """Any thread may ask."""
 
     def __init__(self, backend: RemoteBackend) -> None:
-        self.name = backend.name
+        self.name = safe(backend.name)  # it goes to terminals and files
         self._backend = backend
         self._open: set[RemoteReply] = set()
         self._stopped = False
@@ -79,9 +81,10 @@ class Judge:
 
 
 def objects(text: str) -> Iterator[dict[str, Any]]:
-    """JSON objects in a text, whatever stands around them."""
+    """JSON objects in a text, whatever stands around them; of a very long one, those it begins with."""
+    text, tries = text[:LONGEST_REPLY], 0
     decoder, at = json.JSONDecoder(), text.find("{")
-    while at >= 0:
+    while at >= 0 and (tries := tries + 1) <= MOST_TRIES:
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
