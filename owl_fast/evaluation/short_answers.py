@@ -57,12 +57,14 @@ def normalised(text: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """Marks beside a space, and all marks of a text with a number like 1,000, go; others become spaces."""
+    """Marks that stand beside a space somewhere in `text`, and all marks of one with a number like 1,000, go;
+    others become spaces, which make no difference to the marks that follow."""
     has_number = _IN_NUMBER.search(text) is not None
+    changed = text
     for mark in _PUNCTUATION:
         beside = f"{mark} " in text or f" {mark}" in text
-        text = text.replace(mark, "" if beside or has_number else " ")
-    return _STOP.sub("", text)
+        changed = changed.replace(mark, "" if beside or has_number else " ")
+    return _STOP.sub("", changed)
 
 
 def vqa_accuracy(answer: str, references: Sequence[str]) -> float:

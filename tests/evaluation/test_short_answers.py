@@ -33,6 +33,12 @@ from owl_fast.evaluation.short_answers import exact_match, normalised, vqa_accur
         ("10:30", "10:30"),
         ("yes!?", "yes"),
         ("a", ""),
+        # Beside a space in what was said, not in what is left of it: "(" became one before "-" is looked at.
+        ("(a)-b-c", "b c"),
+        ("red (dark)-ish-x", "red dark ish x"),
+        ("a;/b/c", "b c"),
+        ("x-y - z", "xy z"),  # one place counts for all
+        ("x,-y-z", "x y z"),
     ],
 )
 def test_normalised(text: str, wanted: str) -> None:
