@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from owl_fast.command_line import SIGNALLED, ended, open_model
 from owl_fast.errors import CheckpointError, ParameterError
@@ -24,18 +24,66 @@ if TYPE_CHECKING:
 EYES = ("vision_model", "abstractor")
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 def exported(work: Callable[[], None]) -> int:
     """0 when all is written, 1 after one line about what is wrong, 130 after Ctrl-C, 143 after SIGTERM; what
     was begun is cleared away first."""
-    before = signal.signal(signal.SIGTERM, _leave)
+    came: list[int] = []
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    def run() -> None:
+        try:
+            with unbroken():
+                import torch  # noqa: F401
+            work()
+        except Exception:
+            if came:  # a library has made another exception of ours
+                raise KeyboardInterrupt from None
+            raise
+
+    with _handled(leave):
+        code = ended(run)
+    return SIGNALLED + came[0] if code and came else code
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block ends; a second one does not.
+
+    For native code that calls Python, as modules do while they are imported: an exception that a handler
+    raises in there becomes another one, or the end of the process, with files left behind.
+    """
+    came: list[int] = []
+
+    def wait(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+
+    with _handled(wait) as before:
+        yield
+    if came:
+        signal.raise_signal(came[0])
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, Any]]:
+    """Signals go to this handler, but those that are ignored; gives the handlers before."""
+    known = {number: signal.getsignal(number) for number in SIGNALS}
+    before: dict[int, Any] = {number: old for number, old in known.items() if old is not signal.SIG_IGN}
     try:
-        return ended(work)
+        for number in before:
+            signal.signal(number, handler)
+        yield before
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _leave(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(SIGNALLED + number)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def new_folder(name: str) -> Path:

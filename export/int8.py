@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from owl_fast.doctor.pairs import groups
 from owl_fast.engine.onnx_vision import FILE, INPUT
 from owl_fast.errors import ParameterError
+from owl_fast.export.command import unbroken
 from owl_fast.export.onnx_file import EXTERNAL_BYTES, put_metadata, write_onnx
 from owl_fast.export.pictures import PicturePart
 from owl_fast.images import ImageProcessor
@@ -96,7 +97,8 @@ def write_int8(
 ) -> Path:
     """FILE in an empty folder, as write_onnx gives it but in 8 bits. part: in float32, on the CPU; its
     weights change, and what it computes stays."""
-    from onnxruntime.quantization import QuantType, quantize_static
+    with unbroken():
+        from onnxruntime.quantization import QuantType, quantize_static
 
     smooth_(part.vision_model, calibrate)
     large = sum(weight.nbytes for weight in part.parameters()) > EXTERNAL_BYTES

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 from owl_fast.command_line import add_model_flags
 from owl_fast.errors import CheckpointError, ParameterError
-from owl_fast.export.command import bar, check_room, dense_numbers, exported, new_folder, plain_source, say
+from owl_fast.export.command import (
+    bar,
+    check_room,
+    dense_numbers,
+    exported,
+    new_folder,
+    plain_source,
+    say,
+    unbroken,
+)
 from owl_fast.settings import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
@@ -110,7 +119,8 @@ def _write(args: argparse.Namespace) -> None:
                 path = write_int8(part, folder, metadata, seen.calibrate, progress)
         size = sum(file.stat().st_size for file in folder.iterdir())
         say(args, "comparing ONNX Runtime with torch ...")
-        run = Session(path)
+        with unbroken():
+            run = Session(path)
         gap = Gap.between([run(pixels) for pixels in batches], wanted)
         _check(gap, dtype)
     compared = f"batches of {', '.join(map(str, CHECKED))} pictures"

@@ -15,6 +15,7 @@ from torch import Tensor
 import owl_fast
 from owl_fast import ops
 from owl_fast.engine.onnx_vision import FILE, INPUT, OUTPUT
+from owl_fast.export.command import unbroken
 from owl_fast.export.pictures import PicturePart
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -29,11 +30,11 @@ def write_onnx(part: PicturePart, folder: Path, metadata: Mapping[str, str]) -> 
 
     part: on the CPU. metadata: of the model, beside what the graph itself says.
     """
-    import onnx
-
     path = folder / FILE
     side = part.image_size
-    with _quiet(), torch.no_grad(), ops.kernels(False):
+    with unbroken(), _quiet(), torch.no_grad(), ops.kernels(False):
+        import onnx
+
         program = torch.onnx.export(
             part,
             (torch.zeros(2, 3, side, side),),  # torch would take a batch of one for a constant
