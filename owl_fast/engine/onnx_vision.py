@@ -8,8 +8,9 @@ rows (N, Q + 1, C) that stand for the pictures in a prompt.
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from owl_fast.checkpoints import Source
 from owl_fast.checkpoints.fingerprint import part_sha256
-from owl_fast.checkpoints.manifest import Manifest
+from owl_fast.checkpoints.manifest import MANIFEST, Manifest
 from owl_fast.errors import CheckpointError, ParameterError, UnsupportedError
 from owl_fast.files import is_there
 from owl_fast.lora import Adapter
@@ -44,12 +45,13 @@ ANEW = "export the model anew with python -m owl_fast.export.onnx"
 class OnnxFile:
     """An exported part of a model on disk. digest: of the weights it was made of (part_sha256), which is how
     its model is known: a language model that was merged or quantized since makes no difference to pictures.
-    nbytes: of its files, about what they take in memory."""
+    signature: what goes in and what comes out. nbytes: of its files, about what they take in memory."""
 
     path: Path
     part: str
     image_size: int
     digest: str
+    signature: str
     nbytes: int
 
     @classmethod
@@ -65,8 +67,11 @@ class OnnxFile:
         if size > MAX_BYTES:
             raise CheckpointError(f"{path}: {size} bytes; no ONNX file is so large; {ANEW}")
         data = _regular(beside) if is_there(beside) else 0
-        if (manifest := Manifest.read(folder)) is not None:
-            manifest.check()
+        if (manifest := Manifest.read(folder)) is None:
+            raise CheckpointError(f"{folder}: {MANIFEST} is not there; copy the whole folder, or {ANEW}")
+        for name in (FILE, DATA) if data else (FILE,):
+            manifest.check_size(name)
+        manifest.check()
         held = _read(path)
         places = set(_places(held))
         if others := places - {DATA}:
@@ -75,11 +80,11 @@ class OnnxFile:
             raise CheckpointError(f"{beside}: no such file, and {FILE} has its weights there")
         told = {entry.key: entry.value for entry in held.metadata_props}
         part, side, digest = (told.get(key, "") for key in (PART, SIZE, DIGEST))
-        if part not in PARTS or not side.isdecimal() or not digest:
+        if part not in PARTS or not re.fullmatch("[1-9][0-9]{0,3}", side) or not digest:
             raise CheckpointError(
                 f"{path}: its metadata does not say {PART}, {SIZE} and {DIGEST} of a model; {ANEW}"
             )
-        return cls(path, part, int(side), digest, size + data)
+        return cls(path, part, int(side), digest, _signature(held.graph), size + data)
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -91,8 +96,9 @@ class OnnxFile:
         return name.startswith(PARTS[self.part])
 
     def check(self, source: Source) -> None:
-        """CheckpointError unless it was made of this model's weights."""
-        side = source.config.vision.image_size
+        """CheckpointError unless it was made of this model's weights, and takes and gives what they would."""
+        config = source.config
+        side = config.vision.image_size
         if self.image_size != side:
             raise CheckpointError(
                 f"{self.path}: takes pictures of {self.image_size} pixels a side, the model of {side}; "
@@ -102,6 +108,15 @@ class OnnxFile:
             raise CheckpointError(
                 f"{self.path}: was made of weights with {DIGEST} {self.digest:.12}..., those of "
                 f"{source.path} have {ours:.12}... ({self.part}); {ANEW}"
+            )
+        rows = 1 + config.vision.num_patches, config.vision.hidden_size
+        if "abstractor" in self.modules:
+            rows = config.image_rows, config.llama.hidden_size
+        wanted = f"{_value(INPUT, FLOAT, ('N', 3, side, side))} -> {_value(OUTPUT, FLOAT, ('N', *rows))}"
+        if self.signature != wanted:
+            raise CheckpointError(
+                f"{self.path}: computes {self.signature!r:.300}, and {self.part} of {source.path} is "
+                f"{wanted!r}; {ANEW}"
             )
 
     def put_into(self, model: Owl) -> None:
@@ -243,6 +258,28 @@ def _read(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception:  # protobuf's own, which is no package of ours
         raise CheckpointError(f"{path}: no ONNX file, or a damaged one; {ANEW}") from None
+
+
+FLOAT = 1  # float32 among ONNX's types of elements
+
+
+def _signature(graph: Any) -> str:
+    """Such as "pixels float32 (N, 3, 28, 28) -> features float32 (N, 17, 8)"; N: any number of pictures."""
+
+    def told(values: Any) -> str:
+        return ", ".join(_value(value.name, *_tensor(value.type.tensor_type)) for value in values)
+
+    return f"{told(graph.input)} -> {told(graph.output)}"
+
+
+def _tensor(kind: Any) -> tuple[int, list[object]]:
+    """Type of the elements and sizes; of a size that is not fixed N where pictures are counted, else "?"."""
+    dims = enumerate(kind.shape.dim)
+    return kind.elem_type, [d.dim_value if d.HasField("dim_value") else "?" if at else "N" for at, d in dims]
+
+
+def _value(name: str, kind: int, sizes: Iterable[object]) -> str:
+    return f"{name} {'float32' if kind == FLOAT else f'type {kind}'} ({', '.join(map(str, sizes))})"
 
 
 def _places(message: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from owl_fast.config import Quantization
 from owl_fast.engine.onnx_vision import DATA, FILE, OnnxFile, OnnxTower, Session
 from owl_fast.engine.plan import Setup
 from owl_fast.errors import CheckpointError, ParameterError, UnsupportedError
+from owl_fast.files import write_json
 from owl_fast.serve import arguments as serve_arguments
 from tests.engine.test_adapters import write_adapter
 from tests.export.exports import EXAMPLES, MODELS
@@ -144,9 +146,13 @@ def edited(folder: Path, edit: Callable[[onnx.ModelProto], object]) -> None:
     """The file with a change, and a manifest that vouches for it."""
     model = onnx.load(folder / FILE, load_external_data=False)
     edit(model)
-    (folder / FILE).write_bytes(model.SerializeToString())
-    (folder / MANIFEST).unlink()
-    write_manifest(folder)
+    replaced(folder / FILE, model.SerializeToString())
+
+
+def replaced(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    (file.parent / MANIFEST).unlink()
+    write_manifest(file.parent)
 
 
 def told(key: str, value: str | None) -> Callable[[onnx.ModelProto], object]:
@@ -165,12 +171,17 @@ def told(key: str, value: str | None) -> Callable[[onnx.ModelProto], object]:
         (lambda at: (at / FILE).unlink(), "no such file; wanted a folder that"),
         (lambda at: (at / FILE).write_bytes(b""), r"0 bytes; owl_manifest.json says"),
         (lambda at: (at / FILE).write_bytes(bytes(at.joinpath(FILE).stat().st_size)), "SHA-256"),
-        (lambda at: ((at / FILE).write_bytes(b"no graph"), (at / MANIFEST).unlink()), "no ONNX file"),
+        (lambda at: (at / MANIFEST).unlink(), "manifest.json is not there; copy the whole folder, or export"),
+        (lambda at: write_json(at / MANIFEST, {"files": {}}), "model.onnx: not named by owl_manifest.json"),
+        (lambda at: replaced(at / FILE, b"no graph"), "no ONNX file"),
         (lambda at: ((at / FILE).unlink(), (at / FILE).mkdir()), "no regular file"),
         (lambda at: edited(at, told("part", None)), "metadata does not say part, image_size and part_sha256"),
         (lambda at: edited(at, told("part", "language")), "metadata does not say"),
         (lambda at: edited(at, told("part_sha256", None)), "metadata does not say"),
         (lambda at: edited(at, told("image_size", "x")), "metadata does not say"),
+        (lambda at: edited(at, told("image_size", "9" * 5000)), "metadata does not say"),
+        (lambda at: edited(at, told("image_size", "١١٢")), "metadata does not say"),
+        (lambda at: edited(at, told("image_size", "0")), "metadata does not say"),
         (lambda at: edited(at, told("image_size", "224")), "pictures of 224 pixels a side, the model of"),
         (lambda at: edited(at, lambda model: model.graph.node[0].input.append("x")), "cannot load it"),
     ],
@@ -182,6 +193,88 @@ def test_a_damaged_folder(damage: Callable[[Path], object], said: str, folder: P
     with pytest.raises(CheckpointError, match=said) as caught:
         Engine.from_pretrained(MICRO.checkpoint, device="cpu", vision=f"onnx:{folder}")
     assert "\n" not in str(caught.value)
+
+
+def renamed(value: str, name: str) -> Callable[[onnx.ModelProto], None]:
+    def edit(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [name if n == value else n for n in names]
+        for described in (*model.graph.input, *model.graph.output):
+            described.name = name if described.name == value else described.name
+
+    return edit
+
+
+def one_more(where: str) -> Callable[[onnx.ModelProto], None]:
+    """Another input, or the output a second time."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        value = onnx.helper.make_tensor_value_info("more", 1, ["batch", 3])
+        if where == "output":
+            value = onnx.helper.make_tensor_value_info("more", *_shape(model.graph.output[0]))
+            model.graph.node.append(onnx.helper.make_node("Identity", [model.graph.output[0].name], ["more"]))
+        getattr(model.graph, where).append(value)
+
+    return edit
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, list[Any]]:
+    tensor = value.type.tensor_type
+    return tensor.elem_type, [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+
+
+def sized(where: str, place: int, size: int | str | None) -> Callable[[onnx.ModelProto], None]:
+    def edit(model: onnx.ModelProto) -> None:
+        dim = getattr(model.graph, where)[0].type.tensor_type.shape.dim[place]
+        dim.Clear()
+        if size is not None:
+            setattr(dim, "dim_value" if isinstance(size, int) else "dim_param", size)
+
+    return edit
+
+
+def typed(where: str, kind: int) -> Callable[[onnx.ModelProto], None]:
+    return lambda model: setattr(getattr(model.graph, where)[0].type.tensor_type, "elem_type", kind)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (renamed("pixels", "pictures"), "computes 'pictures float32"),
+        (renamed("features", "out"), "-> out float32"),
+        (renamed("features", "x\n" * 500), r"-> x\\nx"),
+        (one_more("input"), r", more float32 \(N, 3\) -> "),
+        (one_more("output"), ", more float32"),
+        (lambda model: model.graph.ClearField("input"), "computes ' -> features"),
+        (sized("input", 0, 1), r"'pixels float32 \(1, 3"),
+        (sized("input", 1, 1), r"'pixels float32 \(N, 1"),
+        (sized("input", 2, "side"), r"'pixels float32 \(N, 3, \?"),
+        (sized("output", 1, 5), r"-> features float32 \(N, 5"),
+        (sized("output", 2, None), r"-> features float32 \(N, \d+, \?\)'"),
+        (lambda model: model.graph.output[0].type.Clear(), r"-> features type 0 \(\)'"),
+        (typed("input", onnx.TensorProto.FLOAT16), "'pixels type 10"),
+        (typed("output", onnx.TensorProto.DOUBLE), "-> features type 11"),
+    ],
+)
+def test_a_graph_of_another_signature(
+    edit: Callable[[onnx.ModelProto], object], said: str, folder: Path
+) -> None:
+    edited(folder, edit)
+    wanted = r", and vision of .* is 'pixels float32 \(N, 3, (\d+), \1\) -> features float32 \(N, \d+, \d+\)'"
+    with pytest.raises(CheckpointError, match=f"{said}.*{wanted}") as caught:
+        Engine.from_pretrained(MICRO.checkpoint, device="cpu", vision=f"onnx:{folder}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("part", "other"), [("vision", ROWS), (ROWS, "vision")])
+def test_the_graph_of_another_part(part: str, other: str, exported: Exported, tmp_path: Path) -> None:
+    """With the metadata of this part, the hash of its weights among them."""
+    at = Path(shutil.copytree(exported("micro", other, "fp32").parent, tmp_path / "file"))
+    props = {e.key: e.value for e in onnx.load(exported("micro", part, "fp32")).metadata_props}
+    edited(at, lambda model: onnx.helper.set_model_props(model, props))
+    with pytest.raises(CheckpointError, match=rf"computes '.*', and {re.escape(part)} of .* is '"):
+        Engine.from_pretrained(MICRO.checkpoint, device="cpu", vision=f"onnx:{at}")
 
 
 @pytest.fixture
@@ -230,7 +323,7 @@ def linked(at: Path, name: str) -> None:
         (lambda at: ((at / DATA).unlink(), (at / DATA).symlink_to("/dev/zero")), "a link"),
         (lambda at: (at / DATA).unlink(), "model.onnx.data: no such file"),
         (lambda at: (at / DATA).write_bytes(b"short"), "5 bytes"),
-        (lambda at: ((at / DATA).write_bytes(b"short"), (at / MANIFEST).unlink()), "cannot load it"),
+        (lambda at: replaced(at / DATA, b"short"), "cannot load it"),
     ],
 )
 def test_nothing_outside_the_folder_is_read(
