@@ -27,6 +27,7 @@ FIELDS = {
     "seed": "seed",
     "stop": "stop",
 }
+MAX_CHARACTERS = 1 << 20  # of an answer; no context is so long
 NOT_HERE = "the model is on a server, which does not tell; ask for it there"
 
 
@@ -83,6 +84,7 @@ class RemoteReply:
         self._begin = time.perf_counter()
         self._first = self._last = 0.0  # seconds after the beginning
         self._text: list[str] = []
+        self._length = 0
         self._reason: Any = None
         self._usage: Mapping[str, Any] = {}
         self._timings: Mapping[str, Any] = {}
@@ -141,7 +143,7 @@ class RemoteReply:
         """Read one event; the new text in it."""
         try:
             event = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if not isinstance(event, dict):
             raise ServerError(f"the server sent an event that is no JSON object: {data:.80}")
@@ -161,6 +163,9 @@ class RemoteReply:
         text = _mapping(choice, "delta").get("content")
         if not isinstance(text, str) or not text:
             return ""
+        self._length += len(text)
+        if self._length > MAX_CHARACTERS:
+            raise ServerError(f"the server's answer has no end: more than {MAX_CHARACTERS} characters came")
         self._last = time.perf_counter() - self._begin
         self._first = self._first or self._last
         self._text.append(text)

@@ -21,7 +21,8 @@ CONNECT_SECONDS = 10.0
 # Between two bytes: a server may compute a long prompt, or wait for its turn, without a word.
 SILENCE_SECONDS = 600.0
 MAX_REPLY_BYTES = 1 << 20
-MAX_LINE_BYTES = 1 << 20
+MAX_EVENT_BYTES = 1 << 20
+MAX_STREAM_BYTES = 1 << 29  # a MiB of letters, each in an event of its own
 
 
 class ServerError(OwlError):
@@ -56,7 +57,7 @@ class Server:
         with self._request("GET", path, None) as exchange:
             try:
                 return json.loads(exchange.start().read(MAX_REPLY_BYTES))
-            except (OSError, http.client.HTTPException, ValueError):
+            except (OSError, http.client.HTTPException, ValueError, RecursionError):
                 raise ServerError(f"{self.url}{path} is no JSON; wanted an address ending in /v1") from None
 
     def post(self, path: str, body: Mapping[str, Any]) -> Exchange:
@@ -100,6 +101,7 @@ class Exchange:
         # Kept, because the connection lets go of it when the server announces to close.
         self._socket: socket.socket = connection.sock
         self._response: http.client.HTTPResponse | None = None
+        self._aborted = False
 
     def __enter__(self) -> Exchange:
         return self
@@ -110,7 +112,8 @@ class Exchange:
         self._connection.close()
 
     def abort(self) -> None:
-        """Whoever reads the reply finds its end. Safe in a signal handler."""
+        """Whoever reads the reply finds its end, whatever has come already. Safe in a signal handler."""
+        self._aborted = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -128,22 +131,28 @@ class Exchange:
         raise ServerError(f"{self._url} says {status}: {said or self._response.reason}{hint}")
 
     def events(self) -> Iterator[str]:
-        """The data of each event until the stream ends; ServerError when it breaks off in a bad way."""
+        """The data of each event until the stream ends; ServerError when it breaks off in a bad way, or goes
+        on without end."""
         response = self.start()
         if response.headers.get_content_type() != "text/event-stream":
             raise ServerError(f"{self._url} sends no event stream; is it an OpenAI-compatible server?")
         data: list[str] = []
-        while True:
+        event = stream = 0  # bytes
+        while not self._aborted:
             try:
-                line = response.readline(MAX_LINE_BYTES)
+                line = response.readline(MAX_EVENT_BYTES + 1)
             except (OSError, http.client.HTTPException) as error:
                 raise ServerError(f"{self._url} broke off ({_reason(error)})") from None
+            event, stream = event + len(line), stream + len(line)
+            if event > MAX_EVENT_BYTES or stream > MAX_STREAM_BYTES:
+                raise ServerError(f"{self._url} sends without end; given up after {stream} bytes")
             text = line.decode("utf-8", "replace").rstrip("\r\n")
             if text.startswith("data:"):
                 data.append(text[5:].removeprefix(" "))
-            elif not text and data:
-                yield "\n".join(data)
-                data = []
+            elif not text:
+                if data:
+                    yield "\n".join(data)
+                data, event = [], 0
             if not line:
                 return
 
@@ -154,7 +163,7 @@ def _message(body: bytes) -> str:
     try:
         error = json.loads(text)["error"]
         text = error["message"] if isinstance(error, dict) else error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         text = "" if text.startswith("<") else text.partition("\n")[0]
     return str(text)[:1000]
 

@@ -8,13 +8,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from owl_fast import chat
-from owl_fast.chat.remote import RemoteBackend
+from owl_fast.chat.remote import MAX_CHARACTERS, RemoteBackend
 from owl_fast.chat.server import Server, ServerError
 from owl_fast.chat.session import Session
 from owl_fast.engine.outputs import Output
@@ -237,6 +238,139 @@ def test_flags_about_loading_mean_nothing_to_a_server(flags: list[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         chat.main(["--url", "http://127.0.0.1:1/v1", "-p", "hello", *flags])
     assert leaving.value.code == 2
+
+
+# --- without end ---
+
+
+def endless(part: Any) -> Iterator[Any]:
+    while True:
+        yield part
+
+
+def test_an_answer_without_end_is_given_up(server: FakeServer) -> None:
+    output, screen = ask(server, endless(chunk("upon " * 5000)))
+    assert output.finish_reason == "error"
+    assert MAX_CHARACTERS - 25_000 <= len(output.text) <= MAX_CHARACTERS
+    assert "the server's answer has no end: more than 1048576 characters came" in screen.errors[0]
+    assert server.gone.wait(60)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"data: " + b"x" * 65536,  # one line
+        b"data: " + b"x" * 65536 + b"\n",  # one event
+        b": still here" + b"!" * 65536 + b"\n\n",
+        b"data: {}" + b" " * 65536 + b"\n\n",
+    ],
+    ids=["line", "event", "comments", "events that say nothing"],
+)
+def test_a_stream_without_end_is_given_up(
+    part: bytes, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("owl_fast.chat.server.MAX_STREAM_BYTES", 8 << 20)
+    with pytest.raises(ServerError, match=r"sends without end; given up after \d+ bytes"):
+        ask(server, endless(part))
+    assert server.gone.wait(60)
+
+
+DEEP = b"[" * 100_000
+
+
+def test_what_is_nested_without_end(server: FakeServer) -> None:
+    with pytest.raises(ServerError, match="no JSON object"):
+        ask(server, [b"data: " + DEEP + b"\n\n"])
+    with pytest.raises(ServerError, match="says 500"):
+        ask(server, (500, DEEP))
+    server.models = (200, DEEP)
+    with pytest.raises(ServerError, match="is no JSON"):
+        Server(server.url).get("/models")
+
+
+@contextmanager
+def dribbling(begin: bytes) -> Iterator[tuple[str, threading.Event]]:
+    """A server that says this, and then a letter every 20 ms; its address, and what is set meanwhile."""
+    over, under_way = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(begin)
+            while not over.wait(0.02):
+                connection.sendall(b"x")
+                under_way.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", under_way
+        finally:
+            over.set()
+            thread.join()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+STREAM = OK + b"Content-Type: text/event-stream\r\n\r\n"
+
+
+def press_ctrl_c(under_way: threading.Event, pressed: list[float]) -> None:
+    under_way.wait(60)
+    time.sleep(0.1)
+    pressed.append(time.monotonic())
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("begin", [b"", OK, OK + b"X: ", STREAM, STREAM + b"data: "], ids=repr)
+def test_ctrl_c_while_a_server_dribbles(begin: bytes) -> None:
+    pressed: list[float] = []
+    with dribbling(begin) as (url, under_way):
+        thread = threading.Thread(target=press_ctrl_c, args=(under_way, pressed))
+        thread.start()
+        session = Session(RemoteBackend(Server(url), "owl"), SamplingParams(), FakeScreen())
+        with pytest.raises(KeyboardInterrupt):
+            session.ask("hello")
+        assert time.monotonic() - pressed[0] < 1
+        thread.join()
+
+
+@pytest.mark.parametrize("begin", [b"", OK, OK + b"\r\n"], ids=repr)
+def test_ctrl_c_while_a_list_of_models_dribbles(begin: bytes) -> None:
+    pressed: list[float] = []
+    with dribbling(begin) as (url, under_way):
+        thread = threading.Thread(target=press_ctrl_c, args=(under_way, pressed))
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            Server(url).get("/models")
+        assert time.monotonic() - pressed[0] < 1
+        thread.join()
+
+
+def test_another_thread_ends_a_dribble() -> None:
+    """As when a judge is stopped."""
+    message = {"role": "user", "content": "hello"}
+    with dribbling(STREAM) as (url, under_way):
+        with RemoteBackend(Server(url), "owl").reply([message], SamplingParams(), None) as reply:
+            thread = threading.Thread(target=lambda: list(reply))
+            thread.start()
+            assert under_way.wait(60)
+            reply.cancel()
+            thread.join(1)
+            assert not thread.is_alive()
+        assert reply.output.finish_reason == "cancelled"
+
+
+def test_nothing_of_what_came_is_read_once_it_is_cancelled(server: FakeServer) -> None:
+    server.scripts.append([chunk("word ")] * 10_000)
+    message = {"role": "user", "content": "hello"}
+    with RemoteBackend(Server(server.url), "owl").reply([message], SamplingParams(), None) as reply:
+        events = iter(reply)
+        next(events)
+        reply.cancel()
+        assert list(events) == []
+    assert (reply.output.text, reply.output.finish_reason) == ("word ", "cancelled")
 
 
 # --- Ctrl-C ---
