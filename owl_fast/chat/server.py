@@ -21,12 +21,17 @@ CONNECT_SECONDS = 10.0
 # Between two bytes: a server may compute a long prompt, or wait for its turn, without a word.
 SILENCE_SECONDS = 600.0
 MAX_REPLY_BYTES = 1 << 20
+REFUSED = (400, 413, 422)  # too long for its context, say
 MAX_EVENT_BYTES = 1 << 20
 MAX_STREAM_BYTES = 1 << 29  # a MiB of letters, each in an event of its own
 
 
 class ServerError(OwlError):
     """The server cannot be reached, refuses, or breaks off."""
+
+
+class RefusedError(ServerError):
+    """It will not have this request, and may have others."""
 
 
 class Server:
@@ -128,7 +133,8 @@ class Exchange:
             raise ServerError(f"{self._url} does not answer ({_reason(error)})") from None
         status = self._response.status
         hint = f"; did you mean {self._url}/v1?" if status == 404 and not urlsplit(self._url).path else ""
-        raise ServerError(f"{self._url} says {status}: {said or self._response.reason}{hint}")
+        kind = RefusedError if status in REFUSED else ServerError
+        raise kind(f"{self._url} says {status}: {said or self._response.reason}{hint}")
 
     def events(self) -> Iterator[str]:
         """The data of each event until the stream ends; ServerError when it breaks off in a bad way, or goes

@@ -136,6 +136,9 @@ def test_a_server_that_refuses_one_and_one_that_is_gone(
     assert "question 1, one: " in (said := capsys.readouterr().err)
     assert "says 400: not this picture" in said
     assert len(read_ratings(study)) == 6
+    server.default = lambda _: (400, {"error": {"message": "too long"}})
+    assert judge(study, server, "--model", "short", "--parallel", "1") == 1
+    assert capsys.readouterr().err.count("says 400: too long") == 7  # all are asked, however many it refuses
     server.default = lambda _: (500, {"error": {"message": "out of order"}})
     assert judge(study, server, "--model", "other") == 1
     assert "out of order; 5 requests in a row; what was judged is kept" in capsys.readouterr().err

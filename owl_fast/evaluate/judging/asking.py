@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from tqdm import tqdm
 
 from owl_fast.chat.remote import RemoteBackend, RemoteReply
-from owl_fast.chat.server import ServerError
+from owl_fast.chat.server import RefusedError, ServerError
 from owl_fast.chat.text import safe
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.errors import DataError, OwlError
@@ -123,7 +123,8 @@ def ask_all(
                 value = future.result()
             except OwlError as error:
                 troubles.append(f"{cases[number].name}: {error}")
-                failed = failed + 1 if isinstance(error, ServerError) else 0
+                gone = isinstance(error, ServerError) and not isinstance(error, RefusedError)
+                failed = failed + 1 if gone else 0
                 if failed >= min(IN_A_ROW, len(cases)):
                     raise ServerError(
                         f"{error}; {failed} requests in a row; what was judged is kept"
