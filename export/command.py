@@ -13,8 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from owl_fast.command_line import SIGNALLED, ended, open_model
+from owl_fast.command_line import SIGNALLED, add_model_flags, ended, open_model
 from owl_fast.errors import CheckpointError, ParameterError
+from owl_fast.settings import add_settings_flags
 
 if TYPE_CHECKING:
     from owl_fast.checkpoints import Source
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
 
 # Parts of a model that the language model does without.
 EYES = ("vision_model", "abstractor")
-
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def add_shared_flags(parser: argparse.ArgumentParser, tokenizer: bool = True) -> None:
+    """What every export takes, behind what is its own. tokenizer: whether it needs that of a .pth."""
+    add_model_flags(parser, tokenizer=tokenizer)
+    parser.add_argument("--plain", action="store_true", help="no progress")
+    add_settings_flags(parser)
 
 
 def exported(work: Callable[[], None]) -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from owl_fast.command_line import add_model_flags
-from owl_fast.export.command import EYES, bar, check_room, exported, new_file, plain_source
-from owl_fast.settings import add_settings_flags, read_settings
+from owl_fast.export.command import EYES, add_shared_flags, bar, check_room, exported, new_file, plain_source
+from owl_fast.settings import read_settings
 
 EXAMPLES = """\
 examples:
@@ -32,9 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("model", metavar="MODEL", help="folder, .pth file or hub id")
     add("--out", required=True, metavar="FILE.gguf", help="file to write, new")
     add("--type", choices=TYPES, default="q8_0", help="of the weights (default: q8_0)")
-    add_model_flags(parser)
-    add("--plain", action="store_true", help="no progress")
-    add_settings_flags(parser)
+    add_shared_flags(parser)
     return parser
 
 

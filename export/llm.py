@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from owl_fast.command_line import add_model_flags
 from owl_fast.export.command import (
     EYES,
+    add_shared_flags,
     bar,
     check_room,
     dense_numbers,
@@ -18,7 +18,7 @@ from owl_fast.export.command import (
     plain_source,
     say,
 )
-from owl_fast.settings import add_settings_flags, read_settings
+from owl_fast.settings import read_settings
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("model", metavar="MODEL", help="folder, .pth file or hub id; quantized weights are written dense")
     add("--out", required=True, metavar="DIR", help="folder to write, new or empty")
     add("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="default: that of MODEL")
-    add_model_flags(parser)
-    add("--plain", action="store_true", help="no progress")
-    add_settings_flags(parser)
+    add_shared_flags(parser)
     return parser
 
 

@@ -7,10 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from owl_fast.command_line import add_model_flags
 from owl_fast.errors import CheckpointError, OwlError, UnsupportedError
-from owl_fast.export.command import bar, check_room, dense_numbers, exported, new_folder, plain_source, say
-from owl_fast.settings import add_settings_flags, read_settings
+from owl_fast.export.command import (
+    add_shared_flags,
+    bar,
+    check_room,
+    dense_numbers,
+    exported,
+    new_folder,
+    plain_source,
+    say,
+)
+from owl_fast.settings import read_settings
 
 if TYPE_CHECKING:
     import torch
@@ -57,9 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="merge into the weights of BASE as they are, though the adapter was trained on them held "
         "otherwise; how far the answers are then from those in training is told",
     )
-    add_model_flags(parser)
-    add("--plain", action="store_true", help="no progress")
-    add_settings_flags(parser)
+    add_shared_flags(parser)
     return parser
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from owl_fast.command_line import add_model_flags
 from owl_fast.errors import CheckpointError, ParameterError
 from owl_fast.export.command import (
+    add_shared_flags,
     bar,
     check_room,
     dense_numbers,
@@ -20,7 +20,7 @@ from owl_fast.export.command import (
     say,
     unbroken,
 )
-from owl_fast.settings import add_settings_flags, read_settings
+from owl_fast.settings import read_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,9 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="weights in 8 bits, and what they multiply, calibrated on pictures",
     )
     add("--data", metavar="PICTURES", help="of --int8: a folder, or a pattern in quotes (default: built in)")
-    add_model_flags(parser, tokenizer=False)
-    add("--plain", action="store_true", help="no progress")
-    add_settings_flags(parser)
+    add_shared_flags(parser, tokenizer=False)
     return parser
 
 
