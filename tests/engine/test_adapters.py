@@ -208,8 +208,9 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path, base: Base, said:
     with pytest.raises(CheckpointError, match=said) as caught:
         engine.load_adapter("a", folder)
     assert str(folder) in str(caught.value)
-    todo = "load the adapter on that model" if base.quantization is None else "load it as it was then (quant="
-    assert todo in str(caught.value)
+    held = base.quantization is not None
+    advice = "load it as it was then (quant=" if held else "load the adapter on that model"
+    assert advice in str(caught.value)
     engine.load_adapter("a", folder, check_base=False)
     assert ask(engine, adapter="a").token_ids
 
