@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from owl_fast.config import OwlConfig
 
 # Parts of a model that the language model does without.
-EYES = ("vision_model", "abstractor")
+VISION_PARTS = ("vision_model", "abstractor")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from owl_fast.export.command import EYES, add_shared_flags, bar, check_room, exported, new_file, plain_source
+from owl_fast.export.command import (
+    VISION_PARTS,
+    add_shared_flags,
+    bar,
+    check_room,
+    exported,
+    new_file,
+    plain_source,
+)
 from owl_fast.settings import read_settings
 
 EXAMPLES = """\
@@ -62,7 +70,7 @@ def _write(args: argparse.Namespace) -> None:
         "owl_fast.weights_sha256": weights_sha256(source.weights),
     }
     with bar(source.weights.nbytes, args) as progress:
-        model = load_model(source, without=EYES, progress=progress)
+        model = load_model(source, without=VISION_PARTS, progress=progress)
     _, read = held_tensors(model, dense=True)
     words = pieces(filled(tokenizer, llama.vocab_size))
     with whole_file(out) as file, bar(size, args) as progress:

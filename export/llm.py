@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from owl_fast.export.command import (
-    EYES,
+    VISION_PARTS,
     add_shared_flags,
     bar,
     check_room,
@@ -75,7 +75,7 @@ def _write(args: argparse.Namespace) -> None:
     dtype = common_dtype(source) if args.dtype == "auto" else DTYPES[args.dtype]
     check_room(out, dense_numbers(source.config, LANGUAGE_MODEL) * dtype.itemsize)
     with bar(source.weights.nbytes, args) as progress:
-        model = load_model(source, dtype=dtype, without=EYES, progress=progress)
+        model = load_model(source, dtype=dtype, without=VISION_PARTS, progress=progress)
     infos, read = held_tensors(model, dense=True)
     llama = {
         name.removeprefix(LANGUAGE_MODEL): info
