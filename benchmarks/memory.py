@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import threading
 from pathlib import Path
@@ -38,6 +40,12 @@ class MemoryPeak:
     def _sample(self) -> None:
         while not self._done.wait(self._interval):
             self.value = max(self.value, resident_bytes())
+
+
+def release_to_system() -> None:
+    """What is free goes back to the system, so that it does not count."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_bytes() -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from owl_fast.quantization.whole import lay_out_
 from owl_fast.tokenizer import Tokenizer
 
 NANO = ROOT / "owl_fast/assets/owl-nano"
-NAMES = ("7b-random", "nano", "tiny")
+NAMES = ("7b-random", "nano", "tiny")  # or a folder with a config.json
 
 
 def config_of(name: str) -> OwlConfig:
@@ -39,6 +40,8 @@ def config_of(name: str) -> OwlConfig:
         return full
     if name == "nano":
         return OwlConfig.from_file(NANO / "config.json")
+    if name != "tiny":
+        return OwlConfig.from_file(Path(name) / "config.json")
     return replace(
         full,
         vision=replace(full.vision, hidden_size=64, intermediate_size=128, num_hidden_layers=2),
@@ -155,10 +158,18 @@ def prompt_of(tokens: int, engine: Engine, picture: bool = False) -> str:
     return start + "\n" * (1 + tokens - one)
 
 
+def shapes(name: str, device: torch.device, quant: str) -> Owl:
+    """The model without weights, in the dtype an engine takes there."""
+    config = config_of(name)
+    quantized = replace(config, quantization=quantization_of(quant))
+    return empty_model(quantized).to(pick_dtype("auto", device, config))
+
+
 def title(name: str, model: Owl) -> str:
+    """Of the model in a row: "7b-random bfloat16 int4"."""
     quantization = model.config.quantization
     held = "" if quantization is None else f" {quantization}"
-    return f"{name} {str(model.dtype).removeprefix('torch.')}{held}"
+    return f"{Path(name).name} {str(model.dtype).removeprefix('torch.')}{held}"
 
 
 def pixels_of(model: Owl) -> Tensor:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
-import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when it is not installed
 
-from benchmarks import harness, models, timing
+from tqdm import tqdm
+
+from benchmarks import compare, harness, models, report, suites, timing
+from benchmarks.steps import OURS
 from owl_fast.engine.placement import pick_device
 from owl_fast.errors import OwlError
+from owl_fast.files import write_json
 
 # Case -> its module under benchmarks/cases, imported when it is asked for: not every case runs everywhere.
 CASES = {
@@ -25,6 +29,7 @@ CASES = {
     "prefill": "prefill",
     "throughput": "throughput",
     "vision": "vision",
+    "memory": "memory",
     "contention": "contention",
     "load": "load",
     "quantization": "quantization",
@@ -32,52 +37,46 @@ CASES = {
     "train": "train",
     "serve": "serve",
 }
-UNTIMED = (
-    "contention",
-    "data",
-    "kernel-resources",
-    "load",
-    "quantization",
-)  # nothing in them is held against the device's rates
+# Nothing in them is held against the device's rates.
+UNTIMED = {"contention", "data", "kernel-resources", "load", "memory", "quantization"}
 EXAMPLES = """examples:
+  python benchmarks/run.py --suite quick --json now.json --html now.html
+                                                              all cases, small: under five minutes on two cores
+  python benchmarks/run.py --suite full --json full.json --gguf /data/gguf
+                                                              7B shapes: hours on a CPU, 17 GB of memory
+  python benchmarks/run.py ops vision --suite quick           two cases of a suite
+  python benchmarks/run.py --html all.html --with benchmarks/results/*.json
+                                                              a report of results; nothing is run
+  python benchmarks/run.py --compare before.json after.json   what moved beyond the noise
   python benchmarks/run.py load --model tiny                  seconds; runs anywhere
-  python benchmarks/run.py load --work-dir /data              a 7B folder: 15 GB of disk and of memory
-  python benchmarks/run.py ops decode prefill vision load --device cuda --json benchmarks/results/NAME.json
-  python benchmarks/run.py ops decode prefill vision --device cpu --model tiny
-  python benchmarks/run.py vision ops decode prefill contention --device cpu --quant int4 --gguf /data/gguf
+  python benchmarks/run.py decode prefill --quant int4 --gguf /data/gguf
                                                               beside llama.cpp; 17 GB of memory, 8 of disk
-  python benchmarks/run.py throughput --device cpu --model nano
-                                                              many requests at once, caches, speculation
-  python benchmarks/run.py throughput --device cpu --quant int4 --gguf /data/gguf
-                                                              eight requests against one, beside llama.cpp
-  python benchmarks/run.py serve --device cpu --model nano --plot load.svg
-                                                              the server under load, beside others
-  python benchmarks/run.py load --quant int4                  quantized while loading
-  python benchmarks/run.py train --device cpu                 both stages beside transformers and peft
-  python benchmarks/run.py quantization                       accuracy of int8 and int4; half an hour or less
-  python benchmarks/run.py data --work-dir /data              training data: rows a second, memory
-  python benchmarks/run.py kernel-resources                   GPU kernels compiled for six kinds of GPU
+  python benchmarks/run.py decode --model MODEL --peers transformers,compile
+                                                              a folder's sizes; only such peers
+  python benchmarks/run.py ops decode prefill vision load --device cuda --json benchmarks/results/NAME.json
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 when every case ran within its limits, 1 when kernels do not fit a GPU, 2 when a case cannot run."""
-    args = _parser().parse_args(argv)
-    if not args.work_dir.is_dir():
-        _parser().error(f"--work-dir {args.work_dir}: no such folder")
+    """0 when every case ran, 1 when one of a suite did not; 2 for what cannot be done."""
+    parser = _parser()
+    args = parser.parse_args(argv)
     try:
+        _check_outputs(args)
+        if args.compare is not None:
+            return _compare(args)
+        beside = [report.read(path) for path in args.beside]
         with _gguf_folder(args):
-            rows = [found for case in args.cases for found in _case(case)(args)]
-        if set(args.cases) - set(UNTIMED):
-            rows = timing.machine(pick_device(args.device)).rows() + rows
+            parts = list(_parts(args, parser))
+            measured, failed = _measured(parts, args)
+        documents = [harness.report(measured)] if parts else []
+        if args.html is not None:
+            report.write(args.html, [*documents, *beside])
     except OwlError as error:
         harness.fail(str(error))
-    rows = harness.beside_ours(rows)
-    if args.json is not None:
-        args.json.write_text(json.dumps(harness.report(rows), indent=2) + "\n", encoding="utf-8")
-    if rows:
-        print(harness.table(rows))
-    return 0
+    if measured:
+        print(harness.table(measured))
+    return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,25 +86,44 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("cases", nargs="+", choices=CASES, metavar="CASE", help=f"one of {', '.join(CASES)}")
+    parser.add_argument("cases", nargs="*", choices=CASES, metavar="CASE", help=f"one of {', '.join(CASES)}")
+    parser.add_argument(
+        "--suite",
+        choices=suites.NAMES,
+        help="all cases, or those named, as the suite has them: quick (owl-nano, minutes) or full (7B, hours)",
+    )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s"
     )
     parser.add_argument(
         "--model",
-        choices=models.NAMES,
-        default="7b-random",
-        help="sizes of the model, whose weights are random (default: %(default)s)",
+        type=_model,
+        metavar="MODEL",
+        help=f"sizes of the model, whose weights are random: {', '.join(models.NAMES)} or a folder with a "
+        "config.json (default: 7b-random)",
+    )
+    parser.add_argument(
+        "--quant",
+        choices=("none", "int8", "int4"),
+        help="how the weights of the language model are held (default: none)",
+    )
+    parser.add_argument(
+        "--peers",
+        type=_names,
+        metavar="NAME,...",
+        help="only peers with one of these in their names; the others are listed as left out",
     )
     parser.add_argument(
         "--only",
-        default="",
         metavar="TEXT",
         help="ops, kernel-resources: operations with TEXT in their name; throughput: parts (texts, pictures, "
         "guesses); serve: kinds of requests (text, one picture, different pictures)",
     )
     parser.add_argument(
-        "--no-compile", action="store_true", help="leave out the peers of torch.compile, a minute each"
+        "--no-compile",
+        action="store_const",
+        const=True,
+        help="leave out the peers of torch.compile, a minute each",
     )
     parser.add_argument(
         "--work-dir",
@@ -114,25 +132,105 @@ def _parser() -> argparse.ArgumentParser:
         help="where model folders are made (default: %(default)s)",
     )
     parser.add_argument(
-        "--quant",
-        choices=("none", "int8", "int4"),
-        default="none",
-        help="decode, prefill, throughput, serve, contention, load: how the weights are held",
-    )
-    parser.add_argument(
         "--gguf",
         type=Path,
         metavar="DIR",
         help="where llama.cpp's files are, or are written and left (default: made in --work-dir and removed)",
     )
-    parser.add_argument(
-        "--plot", type=Path, metavar="OUT", help="serve: draw latency against load into OUT.svg or OUT.png"
-    )
     parser.add_argument("--keep", action="store_true", help="leave the folders that were made")
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help="also write the rows with device and versions"
     )
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a report with figures, one file")
+    parser.add_argument(
+        "--with",
+        dest="beside",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="--html: results of other runs and machines beside this one's; without a case nothing is run",
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("BEFORE", "AFTER"),
+        help="two results: what moved by more than the noise seen in both; nothing is run",
+    )
     return parser
+
+
+def _model(text: str) -> str:
+    """A name, or a folder."""
+    if text not in models.NAMES and not (Path(text) / "config.json").is_file():
+        names = ", ".join(models.NAMES)
+        raise argparse.ArgumentTypeError(f"{text}: neither one of {names} nor a folder with a config.json")
+    return text
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """What could only fail at the end of a long run fails before it."""
+    if not args.work_dir.is_dir():
+        raise OwlError(f"--work-dir {args.work_dir}: no such folder")
+    for path in (args.json, args.html):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise OwlError(f"{path}: its folder does not exist; make it first")
+    if args.html is not None:
+        report.check_packages()
+
+
+def _parts(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Iterator[argparse.Namespace]:
+    """The settings of each case, in the order they run."""
+    given = {name: value for name in suites.DEFAULTS if (value := getattr(args, name)) is not None}
+    if args.suite is None:
+        if not args.cases and not (args.beside and args.html):
+            parser.error("name a CASE or a --suite; or results and a report: --with FILE ... --html OUT")
+        for case in args.cases:
+            yield argparse.Namespace(**{**vars(args), **suites.DEFAULTS, **given, "case": case})
+        return
+    if given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        parser.error(f"{names}: a suite has its own; name cases without --suite instead")
+    for case, settings in suites.parts(args.suite, pick_device(args.device)):
+        if not args.cases or case in args.cases:
+            yield argparse.Namespace(**{**vars(args), **suites.DEFAULTS, **settings, "case": case})
+
+
+def _measured(
+    parts: Sequence[argparse.Namespace], args: argparse.Namespace
+) -> tuple[list[harness.Row], list[str]]:
+    """The rows of all cases, and the cases of a suite that failed: they must not take the others with them.
+    What is measured is written case by case."""
+    rows: list[harness.Row] = []
+    failed: list[str] = []
+    for part in tqdm(parts, "suite", leave=False, disable=None if args.suite else True):
+        models.random_model.cache_clear()  # the next may hold its weights in another way
+        run = functools.partial(_case(part.case), part)
+        found = run() if args.suite is None else timing.attempt(run)
+        if isinstance(found, str):
+            tqdm.write(f"error: {part.case}: {found}", file=sys.stderr)
+            failed.append(part.case)
+            found = [harness.absent(part.case, "", OURS, "", "", found)]
+        rows += found
+        if {part.case for part in parts} - UNTIMED and not any(row.case == "machine" for row in rows):
+            rows = timing.machine(pick_device(args.device)).rows() + rows
+        if args.json is not None:
+            write_json(args.json, harness.report(harness.beside_ours(rows)))
+    return harness.beside_ours(rows), failed
+
+
+def _compare(args: argparse.Namespace) -> int:
+    before, after = (report.read(path) for path in args.compare)
+    changes = compare.compare(before, after)
+    print(compare.table(before, after, changes))
+    if args.html is not None:
+        report.write(args.html, [before, after], changes)
+    return 0
 
 
 @contextmanager
@@ -150,7 +248,8 @@ def _case(name: str) -> Callable[[argparse.Namespace], list[harness.Row]]:
     try:
         return importlib.import_module(f"benchmarks.cases.{CASES[name]}").run
     except ModuleNotFoundError as error:
-        harness.fail(f"{name} needs {error.name}, which is not installed: pip install {error.name}")
+        reason = f"{name} needs {error.name}, which is not installed: pip install {error.name}"
+        raise OwlError(reason) from None
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ B samples of L rows each, the last labelled ones of each learned.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import sys
 import time
@@ -24,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from benchmarks.memory import MemoryPeak, resident_bytes
+from benchmarks.memory import MemoryPeak, release_to_system, resident_bytes
 from owl_fast.config import AbstractorConfig, LlamaConfig, OwlConfig, Quantization, VisionConfig
 from owl_fast.lora import LoraConfig
 from owl_fast.models.stretches import Level
@@ -83,13 +81,21 @@ class Own:
     def stage(self, work: Work) -> Stage:
         return stage2(LORA, train_abstractor=False) if work.stage == 2 else STAGE1
 
+    def least(self, work: Work) -> int:
+        """Bytes that are held however short the samples: weights, gradients, states of the optimizer."""
+        planner = self._planner(work)
+        return planner.frozen + 8 * planner.trained + planner.states
+
     def planned(self, work: Work) -> int:
         """Bytes that the command's plan gives for these steps."""
-        planner = Planner(Setup(self.config(work), self.stage(work), torch.device(work.device)))
+        planner = self._planner(work)
         rows, labelled = work.samples * work.length, work.samples * work.labelled
         rows -= (work.samples - 1) * PREFIX * self.shared
         levels = planner.levels(lambda part: self.level)
         return planner.plan(MicroBatch(work.samples, rows, labelled, 0), levels).total
+
+    def _planner(self, work: Work) -> Planner:
+        return Planner(Setup(self.config(work), self.stage(work), torch.device(work.device)))
 
 
 def batch(work: Work) -> tuple[Tensor, Tensor]:
@@ -201,12 +207,12 @@ def main() -> None:
     gpu = work.device == "cuda"
     torch.manual_seed(0)
     CONTENDERS[work.contender](tiny(work))()  # modules, threads and libraries are there
-    _tidy()
+    release_to_system()
     before = resident_bytes()
     step = CONTENDERS[work.contender](work)
     for _ in range(WARM):
         step()
-    _tidy()
+    release_to_system()
     if gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -222,12 +228,6 @@ def main() -> None:
             print(time.perf_counter() - start, float(loss), flush=True)
     nbytes = torch.cuda.max_memory_allocated() if gpu else peak.value - before
     print(json.dumps({"peak": nbytes}), flush=True)
-
-
-def _tidy() -> None:
-    """What is free goes back to the system."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def command(work: Work) -> list[str]:

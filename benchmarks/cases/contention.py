@@ -15,7 +15,7 @@ from benchmarks.busy import BusyProcess
 from benchmarks.cases.decode import ours
 from benchmarks.harness import Row, absent, row
 from benchmarks.models import quantization_of, random_model, title
-from benchmarks.peers import llama_cpp
+from benchmarks.peers import chosen, llama_cpp
 from benchmarks.steps import OURS, Start, begin, end
 from owl_fast.engine.placement import pick_device
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     for scheme in llama_cpp.SCHEMES.get(args.quant, ()):
         peer = partial(llama_cpp.decode, args.gguf, model.config.llama, scheme, "off", CONTEXT, steps)
         starts[f"llama.cpp {scheme}"] = peer
-    seconds, failed = measured(starts)
+    seconds, failed = measured(chosen(starts, args))
     where = "contention", f"{title(args.model, model)} B1-C{CONTEXT}"
     rows = []
     for name in starts:

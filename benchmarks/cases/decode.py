@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from benchmarks.harness import Row, absent, row
 from benchmarks.models import engine, language_effort, prompt_of, quantization_of, random_model, title
-from benchmarks.peers import compiled, few_layers, llama_cpp, plain, transformers_llama
+from benchmarks.peers import chosen, compiled, few_layers, llama_cpp, plain, transformers_llama
 from benchmarks.steps import Start, Steps, alone, in_turns
+from benchmarks.suites import sized
 from benchmarks.timing import machine, pause, release, wall
 from owl_fast.engine.placement import pick_device
 from owl_fast.models.owl import Owl
@@ -23,6 +24,7 @@ from owl_fast.models.owl import Owl
 POINTS = {
     "7b-random": [(answers, context) for answers in (1, 8, 64) for context in (512, 2048)],
     "nano": [(1, 128), (8, 128)],
+    "quick": [(1, 128), (4, 128), (16, 128)],
     "tiny": [(1, 64), (4, 64)],
 }
 CPU_POINTS = POINTS | {"7b-random": [(1, 4), (1, 512)]}  # no shorter prompt than 4: depth 0 of others
@@ -32,7 +34,7 @@ WARM, STEPS = 8, 32
 def run(args: argparse.Namespace) -> list[Row]:
     device = pick_device(args.device)
     model = random_model(args.model, device, quantization=quantization_of(args.quant))
-    points = (CPU_POINTS if device.type == "cpu" else POINTS)[args.model]
+    points = sized(CPU_POINTS if device.type == "cpu" else POINTS, args)
     rows = []
     for index, (answers, context) in enumerate(tqdm(points, desc="decode", leave=False, disable=None)):
         left_out = "takes a minute to compile: left to the first point" if index else ""
@@ -53,6 +55,7 @@ def measure(model: Owl, args: argparse.Namespace, answers: int, context: int, le
         starts |= quantized_peers(model, args, answers, context)
     else:
         starts[plain.NAME] = partial(plain_steps, model, answers, context)
+    starts = chosen(starts, args)
     if model.device.type == "cpu":
         taken = in_turns(starts, pause(model.device))
     else:

@@ -10,7 +10,6 @@ import argparse
 import itertools
 import multiprocessing
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +19,8 @@ from tqdm import tqdm
 
 from benchmarks.aot import SHARED_LIMIT, TARGETS, Program, Resources, compile_program, program
 from benchmarks.cases.ops.case import Case
-from benchmarks.harness import ROOT, Row, fail
+from benchmarks.harness import ROOT, Row, row
+from owl_fast.errors import OwlError
 from owl_fast.kernels.launch import Launch, recording
 
 DOCUMENT = ROOT / "docs/kernel-resources.md"
@@ -50,21 +50,35 @@ class Line:
 
 
 def run(args: argparse.Namespace) -> list[Row]:
-    """Prints the table; writes it, unless --only asked for a part of it. No rows: nothing is timed."""
+    """Rows of shared memory; the document is written, unless --only asked for a part of it."""
     from benchmarks.cases.ops import CASES
 
     cases = [case for case in CASES if args.only in case.op]
     if not cases:
-        fail(f"--only {args.only}: no such operation; there are {', '.join(sorted({c.op for c in CASES}))}")
+        known = ", ".join(sorted({case.op for case in CASES}))
+        raise OwlError(f"--only {args.only}: no such operation; there are {known}")
     lines = survey(cases, TARGETS)
-    text = table(lines, TARGETS)
-    print(text)
     if complaints := faults(lines):
-        print("error: kernels do not fit:", *complaints, sep="\n  ", file=sys.stderr)
-        raise SystemExit(1)
+        raise OwlError("\n  ".join(["kernels do not fit:", *complaints]))
     if not args.only:
+        text = table(lines, TARGETS)
         DOCUMENT.write_text(HEAD.format(version=triton.__version__) + text + "\n", encoding="utf-8")
-    return []
+    return rows(lines)
+
+
+def rows(lines: Sequence[Line]) -> list[Row]:
+    """Shared memory of a block against what the GPU gives it; registers and settings stand in the note. Of
+    launches alike but for the types of their arguments, the one that takes most."""
+    found: dict[tuple[str, str, str], Row] = {}
+    for line in lines:
+        for target, taken in line.found.items():
+            assert isinstance(taken, Resources)  # else it is a fault
+            where = "kernel-resources", f"{line.kernel} {line.shapes[0]}", f"sm_{target} {GPUS[target]}"
+            note = f"{taken.registers} registers a thread; {line.settings}"
+            limit = SHARED_LIMIT[target] / 1024
+            here = row(*where, "shared memory", "KB", [taken.shared / 1024], limit, note)
+            found[where] = max(found.get(where, here), here, key=lambda row: row.median or 0.0)
+    return list(found.values())
 
 
 def survey(cases: Sequence[Case], targets: Sequence[int]) -> list[Line]:

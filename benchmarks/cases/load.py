@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import ROOT, Row, fail, row
+from benchmarks.harness import ROOT, Row, row
 from benchmarks.memory import MemoryPeak, available_bytes, forget_cached
 from benchmarks.models import NANO, config_of
+from benchmarks.suites import sized
 from owl_fast.checkpoints import copy_side_files, load_model, open_source
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.names import views
@@ -35,6 +36,7 @@ from owl_fast.checkpoints.writer import write_weights
 from owl_fast.config import OwlConfig, Quantization
 from owl_fast.engine.engine import Engine
 from owl_fast.engine.placement import pick_device
+from owl_fast.errors import OwlError
 from owl_fast.files import write_json
 from owl_fast.images import ImageProcessor
 from owl_fast.tokenizer import Tokenizer
@@ -42,7 +44,7 @@ from owl_fast.tokenizer import Tokenizer
 PROMPT = "Human: <image>\nHuman: What is in the picture?\nAI: "
 ALLOWANCE = 500_000_000  # bytes beyond the model and two of its largest tensors: the interpreter and torch
 READ_BYTES = 8 << 20
-LOADS = {"7b-random": 1, "nano": 3, "tiny": 1}
+LOADS = {"7b-random": 1, "nano": 3, "quick": 2, "tiny": 1}
 
 
 def run(args: argparse.Namespace) -> list[Row]:
@@ -57,13 +59,14 @@ def run(args: argparse.Namespace) -> list[Row]:
     folder = Path(tempfile.mkdtemp(prefix="owl-load-", dir=args.work_dir))
     try:
         make_folder(folder, config, infos, device)
-        measured = _measure(folder, device, args.quant, LOADS[args.model])
+        measured = _measure(folder, device, args.quant, sized(LOADS, args))
     finally:
         if args.keep:
             print(f"kept: {folder}", file=sys.stderr)
         else:
             shutil.rmtree(folder)
-    name = args.model if args.quant == "none" else f"{args.model}-{args.quant}"
+    named = Path(args.model).name
+    name = named if args.quant == "none" else f"{named}-{args.quant}"
     return _rows(name, measured, size)
 
 
@@ -123,9 +126,13 @@ def _device_peak(device: torch.device) -> int:
 def _check_room(work_dir: Path, size: int) -> None:
     needed = int(size * 1.05) + ALLOWANCE
     if (free := shutil.disk_usage(work_dir).free) < needed:
-        fail(f"{work_dir}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed; choose another --work-dir")
+        raise OwlError(
+            f"{work_dir}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed; choose another --work-dir"
+        )
     if (free := available_bytes()) < needed:
-        fail(f"{free / 1e9:.1f} GB of memory free, {needed / 1e9:.1f} GB needed; --model tiny runs anywhere")
+        raise OwlError(
+            f"{free / 1e9:.1f} GB of memory free, {needed / 1e9:.1f} GB needed; --model tiny runs anywhere"
+        )
 
 
 def _measure(
@@ -159,7 +166,7 @@ def _start(folder: Path, device: torch.device, quant: str, kernels: str) -> dict
         env={**os.environ, "TRITON_CACHE_DIR": kernels},
     )
     if child.returncode:
-        fail(f"the loading process ended with code {child.returncode}")
+        raise OwlError(f"the loading process ended with code {child.returncode}")
     return json.loads(child.stdout)
 
 
@@ -185,7 +192,7 @@ def _rows(
     limit = first["model"] + 2 * first["largest"] + (0 if on_device else ALLOWANCE)
     for result in cold + warm:
         if result["peak"] > limit:
-            fail(f"loading took {result['peak'] / 1e9:.2f} GB; the limit is {limit / 1e9:.2f} GB")
+            raise OwlError(f"loading took {result['peak'] / 1e9:.2f} GB; the limit is {limit / 1e9:.2f} GB")
     shape = f"{name}-bf16-{size / 1e9:.2f}GB"
     where = "load", shape, "owl_fast"
     token = "load", f"{shape}-{first['rows']}rows", "owl_fast"

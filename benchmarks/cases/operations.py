@@ -17,25 +17,29 @@ from tqdm import tqdm
 from benchmarks.cases.ops import CASES, CPU_CASES
 from benchmarks.cases.ops.case import Case, Work
 from benchmarks.harness import Row, absent
-from benchmarks.peers import plain
+from benchmarks.peers import chosen, plain
 from benchmarks.timing import Run, kernel_timer, race
 from owl_fast.engine.placement import pick_device
 
-SECONDS = 0.2  # of measuring, per contender
+SECONDS, QUICK_SECONDS = 0.2, 0.05  # of measuring, per contender
 CPU_FLOPS, CPU_BYTES = 5e8, 5e7  # a case beyond that takes a small CPU longer than it teaches
+QUICK = "N4096-K4096-", "L512-"  # the full-size shapes of a CPU that the quick suite measures: the smallest
 
 
 def run(args: argparse.Namespace) -> list[Row]:
-    device = pick_device(args.device)
+    device, quick = pick_device(args.device), args.suite == "quick"
     measured = [(case, measure) for case in CASES]
     if device.type == "cpu":
-        measured += [(case, measure_on_cpu) for case in CPU_CASES]
-    chosen = [(case, measure) for case, measure in measured if args.only in case.op]
-    rows = [measure(case, device) for case, measure in tqdm(chosen, desc="ops", leave=False, disable=None)]
+        full_size = [case for case in CPU_CASES if not quick or any(text in case.shape for text in QUICK)]
+        measured += [(case, measure_on_cpu) for case in full_size]
+    asked = [(case, measure) for case, measure in measured if args.only in case.op]
+    rows = [
+        measure(case, device, args) for case, measure in tqdm(asked, desc="ops", leave=False, disable=None)
+    ]
     return [row for found in rows for row in found]
 
 
-def measure(case: Case, device: torch.device) -> list[Row]:
+def measure(case: Case, device: torch.device, args: argparse.Namespace) -> list[Row]:
     """One row per contender; ours must run, a peer may be absent."""
     where = "ops", f"{case.op} {case.shape}"
     planned = case.make(torch.device("meta"))
@@ -47,17 +51,24 @@ def measure(case: Case, device: torch.device) -> list[Row]:
     torch.manual_seed(0)
     work = case.make(device)
     plainly = {} if case.kernel_only else {plain.NAME: plain.plain(work.run)}
-    return compared(where, device, work, {**plainly, **work.peers})
+    return compared(where, device, work, {**plainly, **work.peers}, args)
 
 
-def measure_on_cpu(case: Case, device: torch.device) -> list[Row]:
+def measure_on_cpu(case: Case, device: torch.device, args: argparse.Namespace) -> list[Row]:
     """At full size; plain torch would run the same."""
     torch.manual_seed(0)
     work = case.make(device)
-    return compared(("ops", f"{case.op} {case.shape}"), device, work, work.peers)
+    return compared(("ops", f"{case.op} {case.shape}"), device, work, work.peers, args)
 
 
-def compared(where: tuple[str, str], device: torch.device, work: Work, peers: Mapping[str, Run]) -> list[Row]:
+def compared(
+    where: tuple[str, str],
+    device: torch.device,
+    work: Work,
+    peers: Mapping[str, Run],
+    args: argparse.Namespace,
+) -> list[Row]:
     runs = {"owl_fast": work.run, **peers}
     contenders = {name: functools.partial(kernel_timer, run, device) for name, run in runs.items()}
-    return race((*where, "time"), device, work, contenders, SECONDS)
+    seconds = QUICK_SECONDS if args.suite == "quick" else SECONDS
+    return race((*where, "time"), device, work, chosen(contenders, args), seconds)

@@ -29,7 +29,7 @@ from benchmarks.models import (
     random_model,
     title,
 )
-from benchmarks.peers import compiled, few_layers, llama_cpp, plain, transformers_llama
+from benchmarks.peers import chosen, compiled, few_layers, llama_cpp, plain, transformers_llama
 from benchmarks.timing import Contender, Run, Timer, race, wall_timer
 from owl_fast.engine.engine import Engine
 from owl_fast.engine.placement import pick_device
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> list[Row]:
             ),
             compiled.NAME: compiled.contender(lambda: _first_token(model, packed()), device, args.no_compile),
         }
+    peers = chosen(peers, args)
     rows = []
     sources = {"pixels": _engines(pixels, model) | peers, "JPEG": _engines(jpeg, model)}
     for source, contenders in sources.items():
@@ -85,7 +86,7 @@ def after_text(model: Owl, args: argparse.Namespace) -> list[Row]:
             for flash in llama_cpp.FLASH:
                 contenders[llama_cpp.name(scheme, flash)] = partial(llama_cpps, scheme, flash)
         contenders[few_layers.name(llama)] = partial(few_layers.first_token, args.model, device, TEXT_ONLY)
-        rows = race(where, device, language_effort(model, TEXT_ONLY), contenders, SECONDS)
+        rows = race(where, device, language_effort(model, TEXT_ONLY), chosen(contenders, args), SECONDS)
     return llama_cpp.noted(rows, args.gguf, llama)
 
 

@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -32,12 +31,12 @@ from benchmarks.cases.serving.client import ANSWERED
 from benchmarks.cases.serving.load import PERCENTILES, Load, Seen, measure, percentile
 from benchmarks.cases.serving.servers import Server
 from benchmarks.harness import COUNT, Row, absent, row
-from benchmarks.peers import llama_cpp_server
+from benchmarks.peers import chosen, llama_cpp_server
 from benchmarks.steps import OURS
+from benchmarks.suites import sized
 from benchmarks.timing import attempt, machine, release
 from benchmarks.vocabulary import words
 from owl_fast.checkpoints import save_model
-from owl_fast.checkpoints.load import empty_model
 from owl_fast.engine.placement import pick_device, pick_dtype
 from owl_fast.errors import OwlError
 from owl_fast.export.vocabulary import filled
@@ -46,6 +45,7 @@ from owl_fast.models.owl import Owl
 from owl_fast.tokenizer import Tokenizer
 
 SIZES = {
+    "quick": Size(prompt=64, answer=32, seconds=1.5, patience=3, most=150),
     "nano": Size(prompt=64, answer=32, seconds=6, patience=10, most=150),
     "7b-random": Size(prompt=512, answer=128, seconds=30, patience=60, most=50),
     "tiny": Size(prompt=8, answer=4, seconds=1, patience=10, most=50),
@@ -75,8 +75,8 @@ class Point(NamedTuple):
 
 def run(args: argparse.Namespace) -> list[Row]:
     device = pick_device(args.device)
-    size = (CPU_SIZES if device.type == "cpu" else SIZES)[args.model]
-    model = _shapes(args, device)
+    size = sized(CPU_SIZES if device.type == "cpu" else SIZES, args)
+    model = models.shapes(args.model, device, args.quant)
     kinds = [kind for kind in KINDS if args.only in kind]
     with _folder(args, device) as folder:
         points = _measured(_starts(args, device, folder, size), kinds, folder, size, device)
@@ -98,13 +98,6 @@ def limit(model: Owl, kind: str, size: Size, device: torch.device) -> float:
     return BATCH * size.answer / (prompts + pictures + answers)
 
 
-def _shapes(args: argparse.Namespace, device: torch.device) -> Owl:
-    """The model without weights, in the dtype it is served in."""
-    config = models.config_of(args.model)
-    quantized = replace(config, quantization=models.quantization_of(args.quant))
-    return empty_model(quantized).to(pick_dtype("auto", device, config))
-
-
 @contextmanager
 def _folder(args: argparse.Namespace, device: torch.device) -> Iterator[Path]:
     """Of the model: owl-nano as it is, other sizes with random weights and a text for every token."""
@@ -114,7 +107,7 @@ def _folder(args: argparse.Namespace, device: torch.device) -> Iterator[Path]:
     config, vocabulary = models.config_of(args.model), _vocabulary(models.NANO)
     quantization = models.quantization_of(args.quant)
     with tempfile.TemporaryDirectory(prefix="owl-serve-", dir=args.work_dir) as made:
-        folder = Path(made) / args.model
+        folder = Path(made) / Path(args.model).name
         save_model(
             models.made(config, pick_dtype("auto", device, config), device, quantization, laid_out=False),
             folder,
@@ -128,7 +121,7 @@ def _vocabulary(folder: Path) -> bytes:
     return (folder / "tokenizer.model").read_bytes()
 
 
-def _starts(args: argparse.Namespace, device: torch.device, folder: Path, size: Size) -> dict[str, Start]:
+def _starts(args: argparse.Namespace, device: torch.device, folder: Path, size: Size) -> Mapping[str, Start]:
     context = size.prompt + size.answer + MARGIN
     flags = ["--device", str(device)]
     quant = args.quant if args.model == "nano" else "auto"  # others hold their weights as asked
@@ -146,7 +139,7 @@ def _starts(args: argparse.Namespace, device: torch.device, folder: Path, size: 
             if isinstance(command, str)
             else partial(servers.running, command, llama_cpp_server.EXTRAS)
         )
-    return starts
+    return chosen(starts, args)
 
 
 def _measured(

@@ -15,12 +15,15 @@ import argparse
 import json
 import statistics
 import subprocess
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from benchmarks.harness import Row, absent, row
+from benchmarks.peers import LEFT_OUT, is_wanted
 from benchmarks.timing import machine
 from benchmarks.training import CONTENDERS, OURS, PREFIX, Work, command, tiny
 from owl_fast.config import LlamaConfig
@@ -34,8 +37,17 @@ CPU_LLAMA = LlamaConfig(
     num_key_value_heads=16,
 )
 CPU_BATCH, GPU_BATCH = (4, 165, 60), (2, 2048, 1024)  # samples, rows of each, learned rows of each
+QUICK_LLAMA, QUICK_BATCH = replace(CPU_LLAMA, num_hidden_layers=4), (2, 65, 24)
 STEPS = 7
 TENSORS_ALONE = "tensors; a process on a CPU also holds what the C library keeps for later"
+
+
+class Found(NamedTuple):
+    """Of contenders by name: seconds of every step, peak bytes, and why others took no part."""
+
+    taken: dict[str, list[float]]
+    peaks: dict[str, int]
+    troubles: dict[str, str]
 
 
 class Process:
@@ -83,21 +95,25 @@ def run(args: argparse.Namespace) -> list[Row]:
     rows = []
     for stage in (1, 2):
         llama, batch = (CPU_LLAMA, CPU_BATCH) if device.type == "cpu" else (LlamaConfig(), GPU_BATCH)
+        if args.suite == "quick":
+            llama, batch = QUICK_LLAMA, QUICK_BATCH
         work = Work("", stage, device.type, llama, *batch)
-        rows += measure(tiny(work) if args.model == "tiny" else work)
+        rows += measure(tiny(work) if args.model == "tiny" else work, args)
     return rows
 
 
-def measure(work: Work) -> list[Row]:
+def measure(work: Work, args: argparse.Namespace) -> list[Row]:
     """Three rows per contender: tokens/s, peak memory, and the time of a step; of ours the planned memory."""
     llama = work.llama
+    wanted = [name for name in CONTENDERS if name in OURS or is_wanted(name, args)]
     shape = (
         f"stage {work.stage}, {llama.hidden_size} x {llama.num_hidden_layers} layers, "
         f"{work.samples} x {work.length} rows"
     )
     tokens, rows = work.samples * work.length, []
     limit = tokens * statistics.median(machine(pick_device(work.device)).matmul) / work.flops
-    taken, peaks, troubles = _measured(work)
+    taken, peaks, troubles = measured(work, wanted, STEPS)
+    troubles |= dict.fromkeys(set(CONTENDERS) - set(wanted), LEFT_OUT)
     for name in CONTENDERS:
         where = "train", shape, name
         if name in troubles:
@@ -115,11 +131,10 @@ def measure(work: Work) -> list[Row]:
     return rows
 
 
-def _measured(work: Work) -> tuple[dict[str, list[float]], dict[str, int], dict[str, str]]:
-    """Seconds of every step, peak bytes, and why others took no part. On a GPU one after the other: each has
-    the memory to itself."""
-    groups = [tuple(CONTENDERS)] if work.device == "cpu" else [(name,) for name in CONTENDERS]
-    taken: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+def measured(work: Work, contenders: Sequence[str], steps: int) -> Found:
+    """On a GPU one after the other: each has the memory to itself."""
+    groups = [tuple(contenders)] if work.device == "cpu" else [(name,) for name in contenders]
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
     peaks: dict[str, int] = {}
     troubles: dict[str, str] = {}
     for names in groups:
@@ -127,9 +142,9 @@ def _measured(work: Work) -> tuple[dict[str, list[float]], dict[str, int], dict[
             bar = tqdm(names, desc=f"train, stage {work.stage}", leave=False, disable=None)
             running = {name: Process(replace(work, contender=name), stack) for name in bar}
             troubles |= {name: process.trouble for name, process in running.items() if process.trouble}
-            for _ in range(STEPS):
+            for _ in range(steps):
                 for name, process in running.items():
                     if name not in troubles:
                         taken[name].append(process.step())
             peaks |= {name: process.peak() for name, process in running.items() if name not in troubles}
-    return taken, peaks, troubles
+    return Found(taken, peaks, troubles)

@@ -11,6 +11,7 @@ from benchmarks import models
 from benchmarks.cases.throughput.load import FIRST_ID, measured, times_of
 from benchmarks.harness import Row, absent, row
 from benchmarks.steps import OURS, Start, Steps
+from benchmarks.suites import sized
 from benchmarks.timing import machine, release
 from owl_fast.engine.engine import Engine
 from owl_fast.engine.inputs import PreparedPrompt
@@ -19,7 +20,7 @@ from owl_fast.models.owl import Owl
 from owl_fast.prompts import IMAGE_ID
 
 ASKED, TEXT, TOKENS = 8, 32, 16  # requests, positions of text in each (the first id among them), new tokens
-ROUNDS = {"7b-random": 3, "nano": 7, "tiny": 2}
+ROUNDS = {"7b-random": 3, "nano": 7, "quick": 3, "tiny": 2}
 SETTINGS = {OURS: {}, f"{OURS}, no caches": {"prefix_cache": False, "picture_cache_mb": 0}}
 
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     return [
         found
         for shared in (False, True)
-        for found in _measure(model, models.title(args.model, model), ROUNDS[args.model], shared)
+        for found in _measure(model, models.title(args.model, model), sized(ROUNDS, args), shared)
     ]
 
 

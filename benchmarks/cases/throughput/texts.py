@@ -15,8 +15,9 @@ from tqdm import tqdm
 from benchmarks import models
 from benchmarks.cases.throughput.load import Answer, Load, Prompts, Times, measured, steps, times_of
 from benchmarks.harness import Row, absent, row
-from benchmarks.peers import few_layers, llama_cpp, llama_cpp_batch, transformers_llama
+from benchmarks.peers import chosen, few_layers, llama_cpp, llama_cpp_batch, transformers_llama
 from benchmarks.steps import OURS, StartOf, TakenOf
+from benchmarks.suites import sized
 from benchmarks.timing import machine, release
 from owl_fast.engine.inputs import PreparedPrompt
 from owl_fast.engine.kv_cache import cache_dtype
@@ -26,6 +27,7 @@ from owl_fast.models.owl import Owl
 LOADS = {
     "7b-random": [Load(answers, context, 64, 5) for context in (512, 2048) for answers in (1, 8, 64)],
     "nano": [Load(answers, context, 64, 7) for context in (8, 128, 512) for answers in (1, 2, 4, 8, 16, 32)],
+    "quick": [Load(answers, 64, 32, 3) for answers in (1, 2, 4, 8, 16)],
     "tiny": [Load(answers, 32, 8, 3) for answers in (1, 8)],
 }
 CPU_LOADS = LOADS | {
@@ -47,7 +49,7 @@ Taken = TakenOf[Times]
 def run(args: argparse.Namespace) -> list[Row]:
     device = pick_device(args.device)
     model = models.random_model(args.model, device, quantization=models.quantization_of(args.quant))
-    loads = (CPU_LOADS if device.type == "cpu" else LOADS)[args.model]
+    loads = sized(CPU_LOADS if device.type == "cpu" else LOADS, args)
     taken = {load: _taken(model, args, load) for load in tqdm(loads, "throughput", leave=False, disable=None)}
     title = models.title(args.model, model)
     rows = [found for load in loads for found in _rows(title, model, args, load, taken[load])]
@@ -76,6 +78,7 @@ def _taken(model: Owl, args: argparse.Namespace, load: Load) -> Taken:
         name: partial(steps, answering, load, vocabulary, bos, model.device)
         for name, answering in contenders.items()
     }
+    starts = chosen(starts, args)
     return measured(starts, model.device)
 
 
