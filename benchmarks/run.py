@@ -41,7 +41,7 @@ CASES = {
 UNTIMED = {"contention", "data", "kernel-resources", "load", "memory", "quantization"}
 EXAMPLES = """examples:
   python benchmarks/run.py --suite quick --json now.json --html now.html
-                                                              all cases, small: under five minutes on two cores
+                                                              all cases: under five minutes on two cores
   python benchmarks/run.py --suite full --json full.json --gguf /data/gguf
                                                               7B shapes: hours on a CPU, 17 GB of memory
   python benchmarks/run.py ops vision --suite quick           two cases of a suite
@@ -86,11 +86,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("cases", nargs="*", choices=CASES, metavar="CASE", help=f"one of {', '.join(CASES)}")
+    parser.add_argument("cases", nargs="*", type=_named, metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument(
         "--suite",
         choices=suites.NAMES,
-        help="all cases, or those named, as the suite has them: quick (owl-nano, minutes) or full (7B, hours)",
+        help="all cases, or those named, as in the suite: quick (owl-nano, minutes) or full (7B, hours)",
     )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s"
@@ -159,6 +159,13 @@ def _parser() -> argparse.ArgumentParser:
         help="two results: what moved by more than the noise seen in both; nothing is run",
     )
     return parser
+
+
+def _named(text: str) -> str:
+    """argparse's choices refuse that none is named."""
+    if text not in CASES:
+        raise argparse.ArgumentTypeError(f"{text}: no such case; there are {', '.join(CASES)}")
+    return text
 
 
 def _model(text: str) -> str:

@@ -49,7 +49,6 @@ LENGTHS = {
 TOKENS = 8  # of the answer; the prompt is the rest of the context
 SETTINGS = {OURS: {}, f"{OURS}, int8 cache": {"kv_cache": "int8"}}
 ANSWERING = (*SETTINGS, transformers_llama.GENERATE)
-TRAINING = OURS, f"{OURS} bf16", *training.PEERS
 NEEDS = "transformers.generate needs 16 bit weights or more"
 
 
@@ -99,8 +98,8 @@ def _answering(
 def answer_alone(model: str, quant: str, device: str, context: int, name: str) -> dict[str, int]:
     """Bytes: peak, and the least that weights and cache of so many positions take."""
     where = torch.device(device)
-    small = models.random_model("tiny", where, quantization=models.quantization_of(quant))
-    _answered(small, name, 16)  # modules, threads and libraries are there
+    _answered(models.random_model("tiny", where), name, 16)  # modules, threads and libraries are there
+    models.random_model.cache_clear()
     release_to_system()
     before = resident_bytes()
     with MemoryPeak(0.002) as peak:
@@ -133,10 +132,13 @@ def _training(args: argparse.Namespace, device: torch.device) -> list[Row]:
     for length in sized(LENGTHS, args):
         work = Work("", 2, device.type, llama, 1, length, length // 2)
         work = replace(training.tiny(work), samples=1) if args.model == "tiny" else work
-        wanted = {name: name in training.OURS or is_wanted(name, args) for name in TRAINING}
-        found = train.measured(work, [name for name in TRAINING if wanted[name]], steps=1)
-        where = "memory", f"stage 2, {llama.hidden_size} x {llama.num_hidden_layers} layers, {length} rows"
-        for name in TRAINING:
+        wanted = {name: name in training.OURS or is_wanted(name, args) for name in training.FEW}
+        found = train.measured(work, [name for name in training.FEW if wanted[name]], steps=1)
+        where = (
+            "memory",
+            f"stage 2, {work.llama.hidden_size} x {work.llama.num_hidden_layers} layers, {work.length} rows",
+        )
+        for name in training.FEW:
             if trouble := LEFT_OUT if not wanted[name] else found.troubles.get(name):
                 rows.append(absent(*where, name, "peak memory", "GB", trouble))
                 continue

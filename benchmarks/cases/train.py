@@ -25,7 +25,7 @@ from tqdm import tqdm
 from benchmarks.harness import Row, absent, row
 from benchmarks.peers import LEFT_OUT, is_wanted
 from benchmarks.timing import machine
-from benchmarks.training import CONTENDERS, OURS, PREFIX, Work, command, tiny
+from benchmarks.training import CONTENDERS, FEW, OURS, PREFIX, Work, command, tiny
 from owl_fast.config import LlamaConfig
 from owl_fast.engine.placement import pick_device
 
@@ -105,7 +105,8 @@ def run(args: argparse.Namespace) -> list[Row]:
 def measure(work: Work, args: argparse.Namespace) -> list[Row]:
     """Three rows per contender: tokens/s, peak memory, and the time of a step; of ours the planned memory."""
     llama = work.llama
-    wanted = [name for name in CONTENDERS if name in OURS or is_wanted(name, args)]
+    all_of_them = FEW if args.suite == "quick" else tuple(CONTENDERS)
+    wanted = [name for name in all_of_them if name in OURS or is_wanted(name, args)]
     shape = (
         f"stage {work.stage}, {llama.hidden_size} x {llama.num_hidden_layers} layers, "
         f"{work.samples} x {work.length} rows"
@@ -113,8 +114,8 @@ def measure(work: Work, args: argparse.Namespace) -> list[Row]:
     tokens, rows = work.samples * work.length, []
     limit = tokens * statistics.median(machine(pick_device(work.device)).matmul) / work.flops
     taken, peaks, troubles = measured(work, wanted, STEPS)
-    troubles |= dict.fromkeys(set(CONTENDERS) - set(wanted), LEFT_OUT)
-    for name in CONTENDERS:
+    troubles |= dict.fromkeys(set(all_of_them) - set(wanted), LEFT_OUT)
+    for name in all_of_them:
         where = "train", shape, name
         if name in troubles:
             rows.append(absent(*where, "throughput", "tok/s", troubles[name]))
