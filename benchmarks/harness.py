@@ -117,17 +117,23 @@ def table(rows: Sequence[Row]) -> str:
     )
     lines: list[tuple[str, ...]] = [head]
     for r in rows:
-        numbers = (_number(getattr(r, name)) for name in NUMBERS)
-        rate = "" if r.rate is None else f"{_number(r.rate)} {r.rate_unit}"
+        numbers = (number(getattr(r, name)) for name in NUMBERS)
+        rate = "" if r.rate is None else f"{number(r.rate)} {r.rate_unit}"
         fraction = "" if r.limit_fraction is None else f"{r.limit_fraction:.1%}"
         ours = "" if r.ours is None else f"{r.ours:.2f} x"
         lines.append((r.case, r.shape, r.contender, r.metric, *numbers, r.unit, rate, fraction, ours, r.note))
-    used = [i for i in range(len(head)) if any(line[i] for line in lines[1:])]
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Cells in columns under a head, the first of the lines; a column with nothing below its head is left out."""
+    used = [i for i in range(len(lines[0])) if any(line[i] for line in lines[1:])]
     widths = {i: max(len(line[i]) for line in lines) for i in used}
     return "\n".join("  ".join(line[i].ljust(widths[i]) for i in used).rstrip() for line in lines)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Four digits that count, or whole; nothing for None."""
     if value is None:
         return ""
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"

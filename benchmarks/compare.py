@@ -1,0 +1,159 @@
+"""Two result documents row by row: what moved by more than the noise seen in both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.documents import parse
+from benchmarks.harness import Row, aligned, number
+
+MORE = ("share",)  # units of which more is better, beside rates
+LESS = ("us", "ms", "s", "B", "KB", "MB", "GB", "x", "relative", "nats", "nats, mean")
+BETTER, WORSE, MOVED = "better", "worse", "moved"  # beyond the noise
+STEADY, UNJUDGED = "within the noise", "not judged"
+GONE, NEW = "before only", "after only"
+VERDICTS = (WORSE, BETTER, MOVED, STEADY, UNJUDGED, GONE, NEW)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One quantity in two documents. before, after: None, or a row without numbers, where it was not measured."""
+
+    before: Row | None
+    after: Row | None
+    verdict: str
+
+    @property
+    def row(self) -> Row:
+        """The one that has numbers, to name the quantity by."""
+        found = self.before if self.verdict == GONE else self.after
+        assert found is not None
+        return found
+
+    @property
+    def factor(self) -> float | None:
+        """Median after by median before; None where there is none."""
+        if self.before is None or self.after is None or not self.before.median or self.after.median is None:
+            return None
+        return self.after.median / self.before.median
+
+    @property
+    def size(self) -> float:
+        """Of how many times as much or as little, whichever is more than 1; infinite from or to 0."""
+        return max(self.factor, 1 / self.factor) if self.factor and self.factor > 0 else float("inf")
+
+
+def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """Every row of either, those with the same case, shape, contender, metric and unit together.
+
+    A row has moved when its intervals from p20 to p80 do not overlap: of either run's repeated measurements
+    four in five lie on its own side of a value between the two. That is what the noise within each run
+    allows to be said; that both ran on a machine equally quiet is for the reader to know. A row of a single
+    measurement says nothing of its noise and is not judged, however far apart the two are. Whether more is
+    better is the unit's: of rates and shares it is, of times, memory and errors less is, and of counts
+    neither. Fractions of the limit are not compared: the limit is another one on another day or machine.
+
+    Those that moved come first, the largest first. Rows that are absent in both are left out. OwlError when
+    one is no result document.
+    """
+    old, new = _keyed(parse(before, "before").rows), _keyed(parse(after, "after").rows)
+    changes = []
+    for key in {**old, **new}:
+        one, other = old.get(key), new.get(key)
+        if (one and one.median is not None) or (other and other.median is not None):
+            changes.append(Change(one, other, _verdict(one, other)))
+    moved = (WORSE, BETTER, MOVED)
+    return sorted(changes, key=lambda c: (0, -c.size) if c.verdict in moved else (VERDICTS.index(c.verdict), 0))
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What else than the code differs between two documents, one sentence each."""
+    said = []
+    for part, what in (("device", "device"), ("versions", "version of")):
+        old, new = before[part], after[part]
+        said += [
+            f"{what} {key}: {old.get(key, 'none')} before, {new.get(key, 'none')} after"
+            for key in {**old, **new}
+            if old.get(key) != new.get(key)
+        ]
+    return said
+
+
+def counts(changes: Sequence[Change]) -> dict[str, int]:
+    """How many of each verdict that there is."""
+    found = Counter(change.verdict for change in changes)
+    return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
+
+
+def text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """The comparison for a terminal: what else differs, how many of what, what moved and what is not in both."""
+    changes = compare(before, after)
+    told = [f"differs: {said}" for said in differences(before, after)]
+    told.append(", ".join(f"{count} {verdict}" for verdict, count in counts(changes).items()) or "no rows")
+    moved = [change for change in changes if change.verdict in (WORSE, BETTER, MOVED)]
+    if moved:
+        told.append(table(moved))
+    for verdict in (GONE, NEW):
+        rows = [change.row for change in changes if change.verdict == verdict]
+        told += [f"{verdict}: {r.case}  {r.shape}  {r.contender}  {r.metric}" for r in rows]
+    return "\n".join(told)
+
+
+def table(changes: Sequence[Change]) -> str:
+    """As aligned text."""
+    head = ("", "case", "shape", "contender", "metric", "before", "after", "unit", "times")
+    lines = [head]
+    for change in changes:
+        r, factor = change.row, change.factor
+        times = "" if factor is None else f"{factor:.2f}"
+        numbers = (_interval(change.before), _interval(change.after))
+        lines.append((change.verdict, r.case, r.shape, r.contender, r.metric, *numbers, r.unit, times))
+    return aligned(lines)
+
+
+def more_is_better(unit: str) -> bool | None:
+    """None of what is neither, such as counts."""
+    if unit.endswith("/s") or unit in MORE:
+        return True
+    return False if unit in LESS else None
+
+
+def _keyed(rows: Sequence[Row]) -> dict[tuple[object, ...], Row]:
+    """Rows by what they measure; one that stands there again, by which time it is."""
+    times: Counter[tuple[str, ...]] = Counter()
+    found: dict[tuple[object, ...], Row] = {}
+    for r in rows:
+        key = r.case, r.shape, r.contender, r.metric, r.unit
+        found[*key, times[key]] = r
+        times[key] += 1
+    return found
+
+
+def _verdict(before: Row | None, after: Row | None) -> str:
+    if after is None or after.median is None:
+        return GONE
+    if before is None or before.median is None:
+        return NEW
+    if _single(before) or _single(after):
+        return UNJUDGED
+    assert before.p20 is not None and before.p80 is not None
+    assert after.p20 is not None and after.p80 is not None
+    if after.p20 <= before.p80 and before.p20 <= after.p80:
+        return STEADY
+    better = more_is_better(after.unit)
+    if better is None:
+        return MOVED
+    return BETTER if (after.p20 > before.p80) == better else WORSE
+
+
+def _single(r: Row) -> bool:
+    return r.p20 is None or r.p80 is None or r.p20 == r.median == r.p80
+
+
+def _interval(r: Row | None) -> str:
+    if r is None or r.median is None:
+        return ""
+    return number(r.median) if _single(r) else f"{number(r.median)} ({number(r.p20)} to {number(r.p80)})"
