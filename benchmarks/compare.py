@@ -20,7 +20,7 @@ VERDICTS = (WORSE, BETTER, MOVED, STEADY, UNJUDGED, GONE, NEW)
 
 @dataclass(frozen=True)
 class Change:
-    """One quantity in two documents. before, after: None, or a row without numbers, where it was not measured."""
+    """One quantity in two documents. before, after: None, or a row without numbers, where there are none."""
 
     before: Row | None
     after: Row | None
@@ -66,7 +66,9 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
         if (one and one.median is not None) or (other and other.median is not None):
             changes.append(Change(one, other, _verdict(one, other)))
     moved = (WORSE, BETTER, MOVED)
-    return sorted(changes, key=lambda c: (0, -c.size) if c.verdict in moved else (VERDICTS.index(c.verdict), 0))
+    return sorted(
+        changes, key=lambda c: (0, -c.size) if c.verdict in moved else (VERDICTS.index(c.verdict), 0)
+    )
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -89,7 +91,7 @@ def counts(changes: Sequence[Change]) -> dict[str, int]:
 
 
 def text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """The comparison for a terminal: what else differs, how many of what, what moved and what is not in both."""
+    """The comparison for a terminal: what else differs, how many rows did what, which of them moved."""
     changes = compare(before, after)
     told = [f"differs: {said}" for said in differences(before, after)]
     told.append(", ".join(f"{count} {verdict}" for verdict, count in counts(changes).items()) or "no rows")
@@ -127,7 +129,7 @@ def _keyed(rows: Sequence[Row]) -> dict[tuple[object, ...], Row]:
     found: dict[tuple[object, ...], Row] = {}
     for r in rows:
         key = r.case, r.shape, r.contender, r.metric, r.unit
-        found[*key, times[key]] = r
+        found[(*key, times[key])] = r
         times[key] += 1
     return found
 
@@ -139,18 +141,23 @@ def _verdict(before: Row | None, after: Row | None) -> str:
         return NEW
     if _single(before) or _single(after):
         return UNJUDGED
-    assert before.p20 is not None and before.p80 is not None
-    assert after.p20 is not None and after.p80 is not None
-    if after.p20 <= before.p80 and before.p20 <= after.p80:
+    (low, high), (new_low, new_high) = _bounds(before), _bounds(after)
+    if new_low <= high and low <= new_high:
         return STEADY
     better = more_is_better(after.unit)
     if better is None:
         return MOVED
-    return BETTER if (after.p20 > before.p80) == better else WORSE
+    return BETTER if (new_low > high) == better else WORSE
 
 
 def _single(r: Row) -> bool:
-    return r.p20 is None or r.p80 is None or r.p20 == r.median == r.p80
+    return None in (r.p20, r.p80) or r.p20 == r.median == r.p80
+
+
+def _bounds(r: Row) -> tuple[float, float]:
+    assert r.p20 is not None
+    assert r.p80 is not None
+    return r.p20, r.p80
 
 
 def _interval(r: Row | None) -> str:

@@ -1,4 +1,4 @@
-"""Result documents, the JSON that benchmarks/run.py writes: read, and refused when they are something else."""
+"""Result documents, the JSON that benchmarks/run.py writes: read, or refused when they are something else."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Cells in columns under a head, the first of the lines; a column with nothing below its head is left out."""
+    """Cells in columns under a head, the first line; a column with nothing below its head is left out."""
     used = [i for i in range(len(lines[0])) if any(line[i] for line in lines[1:])]
     widths = {i: max(len(line[i]) for line in lines) for i in used}
     return "\n".join("  ".join(line[i].ljust(widths[i]) for i in used).rstrip() for line in lines)

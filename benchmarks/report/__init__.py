@@ -1,4 +1,4 @@
-"""Result documents as one page of HTML that opens without a network: page(documents), of files that read() took."""
+"""Result documents as one page of HTML that opens without a network: page([read(path), ...])."""
 
 from benchmarks.documents import read
 from benchmarks.report.page import page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.report.entries import Entry, our_limit
 from benchmarks.report.formats import percent, quantity, times
@@ -49,7 +49,9 @@ def bars_of(entries: Sequence[Entry], styles: Mapping[str, Style]) -> Bars:
     ]
     if limit is None:
         return Bars(found, None, "")
-    return Bars(found, 100 * limit / most, quantity(entries[0].row, limit))
+    return Bars(
+        found, 100 * limit / most, quantity(replace(entries[0].row, p20=limit, median=limit, p80=limit))
+    )
 
 
 def _aside(entry: Entry) -> str:

@@ -1,4 +1,4 @@
-"""Panels as SVG that stands inside a page: its own size in pixels, text as text, colours that follow the page's."""
+"""Panels as SVG to stand inside a page: sized in its pixels, text as text, ink in the colours of the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from benchmarks.report.styles import Style
+from benchmarks.steps import OURS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,7 @@ PIXELS = 72  # of an inch: what matplotlib writes as points is taken as pixels
 # Colours of the page, by what stands for them in a drawing.
 INK, MUTED, GRID = "#010203", "#040506", "#070809"
 OF_PAGE = {INK: "var(--text)", MUTED: "var(--muted)", GRID: "var(--line)"}
-SETTINGS: dict[str, Any] = {
+SETTINGS: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -52,9 +53,10 @@ SETTINGS: dict[str, Any] = {
     "ytick.minor.size": 0,
 }
 WIDTH, HEIGHT = 380, 250
-LIMIT = dict(color=INK, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1.5)
+LIMIT: dict[str, Any] = {"color": INK, "linestyle": (0, (5, 3)), "linewidth": 1.3, "zorder": 1.5}
 LINES = {"strong": "-", "light": "-", "dotted": (0, (1, 1.6))}
-Range = tuple[float, float]
+Kind: TypeAlias = Literal["strong", "light", "dotted"]
+Range: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Line:
     ys: Sequence[float]
     lows: Sequence[float] = ()
     highs: Sequence[float] = ()
-    kind: Literal["strong", "light", "dotted"] = "strong"
+    kind: Kind = "strong"
     hollow: Sequence[int] = ()
 
 
@@ -90,21 +92,32 @@ class DotRow:
     told: str
 
 
-def lines(name: str, x: Axis, y: Axis, drawn: Sequence[Line], limit: Sequence[tuple[float, float]] = ()) -> str:
+def lines(
+    name: str, x: Axis, y: Axis, drawn: Sequence[Line], limit: Sequence[tuple[float, float]] = ()
+) -> str:
     """name: of this panel alone in the page, its description for those who do not see it. limit: points."""
     with _panel(name, WIDTH, HEIGHT) as (figure, axes, done):
         figure.subplots_adjust(left=58 / WIDTH, right=1 - 12 / WIDTH, bottom=42 / HEIGHT, top=1 - 12 / HEIGHT)
         if limit:
             axes.plot(*zip(*limit, strict=True), **LIMIT)
-        for line in sorted(drawn, key=lambda line: line.style.ours):
+        for line in sorted(drawn, key=lambda line: line.style.name == OURS):
             _draw(axes, line)
         _set(axes, x, y)
     return done[0]
 
 
-def dots(name: str, x: Axis, rows: Sequence[DotRow], at: float, width: int = WIDTH, labels: int = 150) -> str:
-    """at: where the limit stands. labels: pixels to the left of the plot."""
-    top, bottom, each = 6, 38, 19
+def dots(
+    name: str,
+    x: Axis,
+    rows: Sequence[DotRow],
+    at: float,
+    width: int = WIDTH,
+    labels: int = 150,
+    apart: bool = False,
+) -> str:
+    """at: where the limit stands. labels: pixels to the left of the plot. apart: others lie below ours."""
+    top, bottom, each = 6, 38, 30 if apart else 19
+    shift = 0.17 if apart else 0.0
     height = top + bottom + each * len(rows)
     with _panel(name, width, height) as (figure, axes, done):
         figure.subplots_adjust(
@@ -114,11 +127,19 @@ def dots(name: str, x: Axis, rows: Sequence[DotRow], at: float, width: int = WID
         for place, row in enumerate(rows):
             for style, value in sorted(row.dots, key=lambda dot: dot[0].ours):
                 size = 7.0 if style.ours else 5.5
-                axes.plot(
-                    [value], [place], style.marker, color=style.color, markersize=size, markeredgewidth=0, zorder=3
-                )
+                y = place - shift if style.ours else place + shift
+                look: dict[str, Any] = {
+                    "markersize": size,
+                    "markeredgewidth": 0,
+                    "alpha": 0.75 if apart else 1,
+                }
+                axes.plot([value], [y], style.marker, color=style.color, zorder=3, **look)
             axes.text(
-                1 + 6 / (width - labels - 48), place, row.told, va="center", transform=axes.get_yaxis_transform()
+                1 + 6 / (width - labels - 48),
+                place,
+                row.told,
+                va="center",
+                transform=axes.get_yaxis_transform(),
             )
         axes.set_yticks(range(len(rows)), [row.label for row in rows], color=INK)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -129,17 +150,21 @@ def dots(name: str, x: Axis, rows: Sequence[DotRow], at: float, width: int = WID
 
 def _draw(axes: Axes, line: Line) -> None:
     style, strong = line.style, line.kind == "strong"
-    width = (2.4 if style.ours else 1.6) if strong else 1.0
-    order = 4 if style.ours else 3
+    width = (2.4 if style.name == OURS else 1.7) if strong else 1.2
+    order = 4 if style.name == OURS else 3
     if line.lows and strong:
-        axes.fill_between(line.xs, line.lows, line.highs, color=style.color, alpha=0.18, linewidth=0, zorder=2)
+        axes.fill_between(
+            line.xs, line.lows, line.highs, color=style.color, alpha=0.18, linewidth=0, zorder=2
+        )
     axes.plot(line.xs, line.ys, linestyle=LINES[line.kind], color=style.color, linewidth=width, zorder=order)
     if not strong:
         return
     full = [place for place in range(len(line.xs)) if place not in line.hollow]
-    look: dict[str, Any] = dict(marker=style.marker, linestyle="", color=style.color, zorder=order)
+    look: dict[str, Any] = {"marker": style.marker, "color": style.color, "linestyle": "", "zorder": order}
     size = 6.5 if style.ours else 5
-    axes.plot([line.xs[i] for i in full], [line.ys[i] for i in full], markersize=size, markeredgewidth=0, **look)
+    axes.plot(
+        [line.xs[i] for i in full], [line.ys[i] for i in full], markersize=size, markeredgewidth=0, **look
+    )
     if line.hollow:
         axes.plot(
             [line.xs[i] for i in line.hollow],
@@ -193,7 +218,7 @@ def tick(value: float) -> str:
 def _panel(name: str, width: float, height: float) -> Iterator[tuple[Figure, Axes, list[str]]]:
     """A figure to draw in, and where its SVG is afterwards. Names and numbers decide every byte of it."""
     done: list[str] = []
-    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}):
+    with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": name}):
         figure = Figure(figsize=(width / PIXELS, height / PIXELS), dpi=PIXELS)
         FigureCanvasSVG(figure)
         yield figure, figure.add_subplot(), done

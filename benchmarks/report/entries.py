@@ -38,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Absent:
-    """rows: how many give this reason. numbers: whether they differ in the numbers of the reason, written …"""
+    """rows: how many give this reason, in which numbers that are not the same in all are written …"""
 
     reason: str
     machine: str
@@ -61,7 +61,9 @@ def shown(entries: Sequence[Entry]) -> list[Entry]:
     """
     measured = [entry for entry in entries if entry.row.median is not None]
     found: list[Entry] = []
-    for same in grouped(measured, lambda e: (e.machine, e.row.case, e.row.shape, e.row.metric, e.row.unit)).values():
+    for same in grouped(
+        measured, lambda e: (e.machine, e.row.case, e.row.shape, e.row.metric, e.row.unit)
+    ).values():
         of_ours = [entry for entry in same if entry.row.contender == OURS]
         latest = max(of_ours or same, key=lambda entry: entry.document.date).document
         found += [entry for entry in same if entry.document is latest]

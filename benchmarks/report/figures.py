@@ -18,9 +18,10 @@ from benchmarks.steps import OURS
 BATCH = re.compile(r"(?P<title>.+) B(?P<x>\d+)-C(?P<behind>\d+)")
 HELD = re.compile(r"(?P<title>.+) C(?P<x>\d+)|(?P<step>.+), (?P<rows>\d+) rows")
 LOAD = re.compile(r"(?P<title>.+), (?:(?P<x>[\d.e+-]+) requests/s|(?P<clients>\d+) clients?)")
-PERCENTILES = {"p50": "strong", "p90": "light", "p99": "dotted"}
-LATENCIES = "first token", "between tokens"
+PERCENTILES: Mapping[str, drawing.Kind] = {"p50": "strong", "p90": "light", "p99": "dotted"}
+SERVED = {"first token": "ms", "between tokens": "ms", "output": "tok/s"}
 LOST = 0.01  # share of requests without an answer from which on a point is hollow
+BEST_PEER = Style("best peer", "#8b8b86", "D", "◆", ours=False)
 Styles = Mapping[str, Style]
 
 
@@ -29,6 +30,7 @@ class Panel:
     """drawn: an SVG, or bars. contenders: whom a legend has to name, because the drawing does not."""
 
     caption: str
+    machine: str
     drawn: str | Bars
     contenders: Sequence[str] = ()
 
@@ -68,49 +70,52 @@ class _Point:
 
 def at_a_glance(entries: Sequence[Entry], styles: Styles) -> Figure:
     """Of everything that has a limit, how much of it we reach, and the best peer at the same shape."""
-    found = [e for e in entries if e.row.limit_fraction and (e.row.case != "serve" or "client" in e.row.shape)]
-    found = [e for e in found if e.row.case != "load"]
-    x = Axis("share of what the machine gives, %", range=(0, 1.05 * max([100.0, *map(_share, found)])))
+    found = [e for e in entries if e.row.limit_fraction and e.row.case not in ("load", "serve")]
+    found += _at_capacity([e for e in entries if e.row.limit_fraction and e.row.case == "serve"])
+    x = Axis("share of the limit, %", range=(0, 1.05 * max([100.0, *map(_share, found)])))
     panels = []
     for machine, of_it in grouped(found, lambda e: e.machine).items():
         rows = []
         for name, same in grouped(of_it, lambda e: _called(e.row.case, e.row.metric)).items():
             ours = [(styles[OURS], _share(e)) for e in same if e.row.contender == OURS]
-            if not ours:
-                continue
-            rows.append(DotRow(name, [*_best_peers(same, styles), *ours], percent(_middle(ours) / 100)))
+            if ours:
+                rows.append(DotRow(name, [*_best_peers(same, styles), *ours], percent(_middle(ours) / 100)))
         if rows:
-            svg = drawing.dots(f"limits, {machine}", x, rows, at=100, width=560, labels=190)
-            panels.append(Panel(machine, svg, _drawn_in(rows)))
+            svg = drawing.dots(f"limits, {machine}", x, rows, at=100, width=560, labels=170, apart=True)
+            panels.append(Panel(machine, machine, svg, (OURS, BEST_PEER.name)))
     return Figure(
         "glance",
         "How far from the limit",
-        "A dot is a shape: what owl_fast reaches of the limit there, beside the best of its peers at the same shape. "
-        "The dashed line is the limit, the number the median of ours. The limit is what the machine allows at most: "
-        "bytes that have to be moved at its measured bandwidth, or products at its measured rate, whichever takes "
-        "longer. A dot beyond it had a faster moment than the measurement of the machine.",
+        "A dot is a shape: what owl_fast reaches of the limit there, and below it the best of its peers at "
+        "the same shape. The number is the median of ours. The limit is what the machine allows: bytes "
+        "that have to be moved at its measured bandwidth, or products at its measured rate, whichever "
+        "takes longer. A dot beyond it had a faster moment than the measurement of the machine.",
         [Group("", panels)],
     )
 
 
 def throughput(entries: Sequence[Entry], styles: Styles) -> Figure:
     """Tokens/s against the batch; where there is one batch alone, as bars."""
-    found = [e for e in entries if e.row.case in ("decode", "throughput") and e.row.unit == "tok/s"]
+    found = [e for e in entries if e.row.unit == "tok/s"]
+    placed, others = _placed(found, BATCH)
     groups = []
-    for (_, _, title), same in grouped(found, _batch_group).items():
-        placed, others = _placed(same, BATCH)
-        panels, ranges = [], _ranges(placed)
-        by_panel = grouped(placed, lambda p: (_part(p, BATCH, "behind"), p.entry.machine))
-        for (behind, machine), points in sorted(by_panel.items(), key=lambda of: int(of[0][0])):
-            caption = f"{machine}: behind {behind} positions"
+    for title, of_model in grouped(placed, lambda p: _part(p, "title")).items():
+        panels, ranges = (
+            [],
+            _ranges([p for p in of_model if _part(p, "x") != "1" or p.entry.row.case != "decode"]),
+        )
+        by_panel = grouped(of_model, lambda p: (_what(p), int(_part(p, "behind")), p.entry.machine))
+        for (what, behind, machine), points in sorted(by_panel.items()):
+            caption = f"{what}, behind {behind} positions"
             if len({point.x for point in points}) > 1:
-                name = f"tokens per second against batch, {title}, {caption}"
+                name = f"tokens per second against batch, {title}, {caption}, {machine}"
                 svg = _lines(name, points, styles, "sequences at once", Axis("tok/s", log=True), *ranges)
-                panels.append(Panel(caption, svg, _names(points)))
+                panels.append(Panel(caption, machine, svg, _names(points)))
             else:
-                panels += _bars([p.entry for p in points], styles, lambda e: caption + _sequences(e))
-        panels += _bars(others, styles, lambda e: f"{e.machine}: {e.row.shape}")
+                panels += _bars([p.entry for p in points], styles, f"{caption}, {points[0].x:g} at once")
         groups.append(Group(title, panels))
+    for what, same in grouped(others, lambda e: _called(e.row.case, e.row.metric)).items():
+        groups.append(Group(what, _bars(same, styles)))
     return Figure(
         "throughput",
         "Tokens per second against batch",
@@ -124,27 +129,30 @@ def serving(entries: Sequence[Entry], styles: Styles) -> Figure:
     """Latency against load of open loops, output of those and of closed ones."""
     found = [e for e in entries if e.row.case == "serve"]
     groups = []
-    for title, same in grouped(found, _served).items():
+    for title, same in grouped(found, lambda e: _load(e)[0]).items():
         placed, closed = _placed(same, LOAD)
         lost = _lost(placed)
         panels = []
         for machine, points in grouped(placed, lambda p: p.entry.machine).items():
-            for latency in LATENCIES:
-                of_it = [p for p in points if p.entry.row.metric.startswith(f"{latency} p")]
-                y = Axis(f"{latency}, ms", log=True, range=_ranges(of_it)[1])
-                panels += _against_load(f"{machine}: {latency}, p50 p90 p99", title, of_it, styles, y, lost)
-            output = [p for p in points if p.entry.row.metric == "output"]
-            panels += _against_load(f"{machine}: output", title, output, styles, Axis("tok/s"), lost)
-        outputs = [e for e in closed if e.row.metric == "output"]
-        panels += _bars(outputs, styles, lambda e: f"{e.machine}: output, {e.row.shape.rsplit(', ', 1)[1]}")
+            for what, unit in SERVED.items():
+                of_it = [
+                    p for p in points if p.entry.row.metric in (what, *(f"{what} {p}" for p in PERCENTILES))
+                ]
+                if of_it:
+                    svg = _against_load(f"{title}, {what}, {machine}", of_it, styles, unit, lost)
+                    panels.append(Panel(what, machine, svg, _names(of_it)))
+        for load, outputs in grouped(
+            (e for e in closed if e.row.metric == "output"), lambda e: _load(e)[1]
+        ).items():
+            panels += _bars(outputs, styles, f"output, {load}")
         groups.append(Group(title, panels))
     return Figure(
         "serving",
         "Latency against load",
-        "Clients over HTTP that send requests at random moments, so many a second. Of each server the thick line "
-        "is p50, the thin one p90 and the dotted one p99; a hollow point left more than 1 % of its requests "
-        "without an answer. The dashed line is the limit of the output; no limit is named for a latency. Bars are "
-        "clients that wait for their answers.",
+        "Clients over HTTP send requests at random moments, so many a second. Of a latency the thick line "
+        "is p50, the thin one p90 and the dotted one p99; at a hollow point more than 1 % of the requests "
+        "got no answer. The dashed line is the limit of the output; a latency has none. Bars are of "
+        "clients that wait for their answers. Upright axes are logarithmic.",
         groups,
     )
 
@@ -160,14 +168,14 @@ def memory(entries: Sequence[Entry], styles: Styles) -> Figure:
         panels = []
         for machine, points in grouped(placed, lambda p: p.entry.machine).items():
             if len({point.x for point in points}) == 1:
-                panels += _bars([p.entry for p in points], styles, lambda e: f"{e.machine}: {e.row.shape}")
+                panels += _bars([p.entry for p in points], styles)
                 continue
             x = "positions" if HELD.fullmatch(same[0].row.shape)["x"] else "rows of a step"  # type: ignore[index]
             y = Axis(f"{metric}, {same[0].row.unit}")
             svg = _lines(f"{metric}, {title}, {machine}", points, styles, x, y, ranges[0], (0, 1.08 * top))
-            panels.append(Panel(machine, svg, _names(points)))
-        panels += _bars(others, styles, lambda e: f"{e.machine}: {e.row.shape}")
-        groups.append(Group(f"{title}: {metric}", panels))
+            panels.append(Panel(f"{title}: {metric}", machine, svg, _names(points)))
+        panels += _bars(others, styles)
+        groups.append(Group("", panels))
     return Figure(
         "memory",
         "Memory against sequence length",
@@ -189,11 +197,13 @@ def operations(entries: Sequence[Entry], styles: Styles) -> Figure:
         panels = []
         for machine, of_it in grouped(same, lambda e: e.machine).items():
             rows = [
-                DotRow(_operation(shape)[1], [(styles[e.row.contender], 1 / _fraction(e)) for e in at], _ours(at))
+                DotRow(
+                    _operation(shape)[1], [(styles[e.row.contender], 1 / _fraction(e)) for e in at], _ours(at)
+                )
                 for shape, at in grouped(of_it, lambda e: e.row.shape).items()
             ]
-            caption = f"{machine}: {op}" if len(machines) > 1 else op
-            panels.append(Panel(caption, drawing.dots(f"{op}, {machine}", x, rows, at=1, labels=182), _drawn_in(rows)))
+            svg = drawing.dots(f"{op}, {machine}", x, rows, at=1, labels=182)
+            panels.append(Panel(op, machine, svg, _drawn_in(rows)))
         groups.append(Group("", panels))
     dense = len(machines) == 1
     if dense:
@@ -201,9 +211,9 @@ def operations(entries: Sequence[Entry], styles: Styles) -> Figure:
     return Figure(
         "operations",
         "Time per operation against its roofline",
-        "The dashed line at 1 is the floor: the bytes that have to be read and written over the measured bandwidth, "
-        "or the products over the measured rate, whichever takes longer. Left is better; the number is ours. The "
-        "axis is logarithmic and the same in all panels.",
+        "The dashed line at 1 is the floor: the bytes that have to be read and written over the measured "
+        "bandwidth, or the products over the measured rate, whichever takes longer. Left is better; the "
+        "number is ours. The axis is logarithmic and the same in all panels.",
         groups,
         dense,
     )
@@ -213,10 +223,10 @@ def barred(name: str, title: str, about: str, cases: Mapping[str, Sequence[str]]
     """A figure of bars alone. cases: of each the metrics to draw, all if there are none."""
 
     def drawn(entries: Sequence[Entry], styles: Styles) -> Figure:
-        found = [e for e in entries if e.row.case in cases and e.row.metric in (cases[e.row.case] or [e.row.metric])]
+        found = [e for e in entries if e.row.metric in (cases[e.row.case] or [e.row.metric])]
         groups = [
-            Group(_called(case, metric), _bars(same, styles, lambda e: f"{e.machine}: {e.row.shape}"))
-            for (case, metric), same in grouped(found, lambda e: (e.row.case, e.row.metric)).items()
+            Group(what, _bars(same, styles))
+            for what, same in grouped(found, lambda e: _called(e.row.case, e.row.metric)).items()
         ]
         return Figure(name, title, about, groups)
 
@@ -235,7 +245,8 @@ FIGURES: Sequence[tuple[tuple[str, ...], Drawn]] = (
         barred(
             "first-token",
             "First token and pictures",
-            "Time from a prompt to its first token, and from the pixels of a picture to the rows that stand for it.",
+            "Time from a prompt to its first token, and from the pixels of a picture to the rows that "
+            "stand for it.",
             {"prefill": (), "vision": ()},
         ),
     ),
@@ -244,8 +255,8 @@ FIGURES: Sequence[tuple[tuple[str, ...], Drawn]] = (
         barred(
             "training",
             "Training",
-            "Steps of both stages: tokens per second, whose limit is the products a step needs over the measured "
-            "rate, and the most memory that a step held.",
+            "Steps of both stages: tokens per second, whose limit is the products a step needs over the "
+            "measured rate, and the most memory that a step held.",
             {"train": ("throughput", "peak memory")},
         ),
     ),
@@ -254,8 +265,9 @@ FIGURES: Sequence[tuple[tuple[str, ...], Drawn]] = (
         barred(
             "start",
             "Start, and a busy neighbour",
-            "Loading a folder of weights beside a plain read of the same bytes; of memory the limit is a ceiling. "
-            "Then steps of an answer alone and beside a process of somebody else’s on the same cores.",
+            "Loading a folder of weights beside a plain read of the same bytes; of memory the limit is a "
+            "ceiling. Then steps of an answer alone and beside a process of somebody else’s on the same "
+            "cores.",
             {"load": (), "contention": ()},
         ),
     ),
@@ -270,10 +282,10 @@ def _drawn_in(rows: Sequence[DotRow]) -> list[str]:
     return list(dict.fromkeys(style.name for row in rows for style, _ in row.dots))
 
 
-def _bars(entries: Sequence[Entry], styles: Styles, caption: Callable[[Entry], str]) -> list[Panel]:
-    """A panel for each machine, shape and metric."""
-    same = grouped(entries, lambda e: (e.machine, e.row.shape, e.row.metric)).values()
-    return [Panel(caption(of_it[0]), bars_of(of_it, styles)) for of_it in same]
+def _bars(entries: Sequence[Entry], styles: Styles, caption: str = "") -> list[Panel]:
+    """A panel for each shape, machine and metric; its caption is the shape unless there is one."""
+    same = grouped(entries, lambda e: (e.row.shape, e.machine, e.row.metric))
+    return [Panel(caption or shape, machine, bars_of(at, styles)) for (shape, machine, _), at in same.items()]
 
 
 def _lines(
@@ -322,23 +334,18 @@ def _limits(points: Sequence[_Point]) -> list[tuple[float, float]]:
 
 
 def _against_load(
-    caption: str, title: str, points: Sequence[_Point], styles: Styles, y: Axis, lost: set[tuple[object, ...]]
-) -> list[Panel]:
-    if not points:
-        return []
+    name: str, points: Sequence[_Point], styles: Styles, unit: str, lost: set[tuple[object, ...]]
+) -> str:
     drawn = []
-    for (contender, metric), of_it in grouped(
+    for (contender, metric), at in grouped(
         points, lambda p: (p.entry.row.contender, p.entry.row.metric)
     ).items():
         kind = PERCENTILES.get(metric.rsplit(" ", 1)[-1], "strong")
-        places = sorted(of_it, key=lambda p: p.x)
-        hollow = [i for i, p in enumerate(places) if _where(p) in lost]
-        drawn.append(replace(_line(styles[contender], of_it), kind=kind, hollow=hollow, lows=()))
-    if not y.log:
-        y = replace(y, range=(0, 1.08 * max([*(p.entry.median for p in points), *(v for _, v in _limits(points))])))
+        hollow = [i for i, p in enumerate(sorted(at, key=lambda p: p.x)) if _where(p) in lost]
+        drawn.append(replace(_line(styles[contender], at), kind=kind, hollow=hollow, lows=()))
     x = Axis("requests/s offered", range=(0, 1.05 * max(p.x for p in points)))
-    svg = drawing.lines(f"{title}, {caption}, against load", x, y, drawn, _limits(points))
-    return [Panel(caption, svg, _names(points))]
+    y = Axis(unit, log=True, range=_ranges(points)[1])
+    return drawing.lines(f"{name}, against load", x, y, drawn, _limits(points))
 
 
 def _lost(points: Sequence[_Point]) -> set[tuple[object, ...]]:
@@ -379,7 +386,11 @@ def _ranges(points: Sequence[_Point]) -> tuple[drawing.Range, drawing.Range]:
         for point in points
         for value in (point.entry.row.p20, point.entry.median, point.entry.row.p80)
         if value is not None and value > 0
-    ] + [value for value in (limit(point.entry.row) for point in points if point.entry.row.contender == OURS) if value]
+    ] + [
+        value
+        for value in (limit(point.entry.row) for point in points if point.entry.row.contender == OURS)
+        if value
+    ]
     xs = [point.x for point in points]
     return (min(xs) / 1.15, max(xs) * 1.15), (min(values, default=1) / 1.2, max(values, default=1) * 1.2)
 
@@ -388,32 +399,35 @@ def _best_peers(entries: Sequence[Entry], styles: Styles) -> list[tuple[Style, f
     """The best one of each shape."""
     peers = [e for e in entries if not styles[e.row.contender].ours]
     best = [max(at, key=_share) for at in grouped(peers, lambda e: e.row.shape).values()]
-    return [(styles[e.row.contender], _share(e)) for e in best]
+    return [(BEST_PEER, _share(e)) for e in best]
 
 
-def _part(point: _Point, shape: re.Pattern[str], name: str) -> str:
-    match = shape.fullmatch(point.entry.row.shape)
+def _at_capacity(entries: Sequence[Entry]) -> list[Entry]:
+    """Of each kind of request the load under which we give the most."""
+    found = []
+    for at in grouped(entries, lambda e: (e.machine, _load(e)[0])).values():
+        ours = [e for e in at if e.row.contender == OURS]
+        if ours:
+            best = max(ours, key=_share).row.shape
+            found += [e for e in at if e.row.shape == best]
+    return found
+
+
+def _part(point: _Point, name: str) -> str:
+    match = BATCH.fullmatch(point.entry.row.shape)
     assert match is not None
     return match[name]
 
 
-def _batch_group(entry: Entry) -> tuple[bool, str, str]:
-    """Those with a batch on an axis together, others by what they are."""
-    row, match = entry.row, BATCH.fullmatch(entry.row.shape)
-    what = _called(row.case, row.metric)
-    if match:
-        return True, "", f"{match['title']}, {what}"
-    return False, "", what
+def _what(point: _Point) -> str:
+    row = point.entry.row
+    return row.case if row.case == row.metric or row.metric == "throughput" else row.metric
 
 
-def _sequences(entry: Entry) -> str:
-    match = BATCH.fullmatch(entry.row.shape)
-    assert match is not None
-    return f", {match['x']} at once"
-
-
-def _served(entry: Entry) -> str:
-    return entry.row.shape.rsplit(", ", 1)[0]
+def _load(entry: Entry) -> tuple[str, str]:
+    """What was asked, and under which load."""
+    title, _, load = entry.row.shape.rpartition(", ")
+    return title, load
 
 
 def _held(entry: Entry) -> str:
@@ -422,9 +436,9 @@ def _held(entry: Entry) -> str:
 
 
 def _operation(shape: str) -> tuple[str, str]:
-    """Name and size: what comes behind the last space."""
-    op, _, size = shape.rpartition(" ")
-    return op or shape, size
+    """Name and size, which begins with the first word that has a number and a dash."""
+    op, *size = re.split(r" (?=[^ ]*\d[^ ]*-)", shape, maxsplit=1)
+    return op, "".join(size)
 
 
 def _called(case: str, metric: str) -> str:

@@ -26,7 +26,7 @@ def decimals(row: Row) -> int:
     first = math.floor(math.log10(abs(row.median)))
     spread = (row.p80 or 0.0) - (row.p20 or 0.0)
     if spread <= 0:
-        return 0 if float(row.median).is_integer() else 2 - first
+        return 0 if float(row.median).is_integer() and first < 4 else 2 - first
     return min(max(-math.floor(math.log10(spread / 10)), 1 - first), 3 - first)
 
 
@@ -37,12 +37,11 @@ def fixed(value: float | None, places: int) -> str:
     return text.replace(",", SPACE).replace("-", MINUS)
 
 
-def quantity(row: Row, value: float | None = None) -> str:
-    """The median, or a value beside it, with its unit; times in the unit that fits."""
-    value = row.median if value is None else value
+def quantity(row: Row) -> str:
+    """The median with its unit; times in the unit that fits."""
+    value, unit, places = row.median, row.unit, decimals(row)
     if value is None:
         return "–"
-    unit, places = row.unit, decimals(row)
     if row.unit in SECONDS:
         seconds = value * SECONDS[row.unit]
         unit, size = next(((name, size) for name, size in FITTING if seconds >= size), FITTING[-1])

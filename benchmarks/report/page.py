@@ -15,6 +15,7 @@ from benchmarks.report import formats
 from benchmarks.report.entries import Absent, Entry, absents, grouped, shown
 from benchmarks.report.styles import Style, styles
 from benchmarks.report.tables import Grid, grids
+from benchmarks.steps import OURS
 from owl_fast.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -90,13 +91,16 @@ def _sections(entries: Sequence[Entry], looks: Mapping[str, Style]) -> list[Sect
             )
     cases.pop(MACHINE, None)
     for case, of_it in cases.items():
-        found.append(Section(f"case-{len(found)}", case, "", None, [], grids(shown(of_it)), of_it, absents(of_it)))
+        found.append(
+            Section(f"case-{len(found)}", case, "", None, [], grids(shown(of_it)), of_it, absents(of_it))
+        )
     return found
 
 
 def _glance(entries: Sequence[Entry], looks: Mapping[str, Style]) -> tuple[Figure, list[Style]]:
-    figure = _figures().at_a_glance(shown(entries), looks)
-    return figure, [looks[name] for name in figure.legend]
+    figures = _figures()
+    figure = figures.at_a_glance(shown(entries), looks)
+    return figure, [looks[OURS], figures.BEST_PEER]
 
 
 def _comparison(documents: Sequence[Mapping[str, Any]], changes: Sequence[Change]) -> dict[str, Any]:
@@ -125,6 +129,6 @@ def _figures() -> Any:
         if error.name != "matplotlib":
             raise
         raise UnsupportedError(
-            "the report is drawn with matplotlib, which is not installed: pip install '.[bench]' in the checkout"
+            "a report is drawn with matplotlib, which is missing here: pip install '.[bench]' in the checkout"
         ) from None
     return figures
