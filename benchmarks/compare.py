@@ -123,14 +123,14 @@ def more_is_better(unit: str) -> bool | None:
     return False if unit in LESS else None
 
 
-def _keyed(rows: Sequence[Row]) -> dict[tuple[object, ...], Row]:
+def _keyed(rows: Sequence[Row]) -> dict[tuple[tuple[str, ...], int], Row]:
     """Rows by what they measure; one that stands there again, by which time it is."""
-    times: Counter[tuple[str, ...]] = Counter()
-    found: dict[tuple[object, ...], Row] = {}
+    seen: Counter[tuple[str, ...]] = Counter()
+    found: dict[tuple[tuple[str, ...], int], Row] = {}
     for r in rows:
         key = r.case, r.shape, r.contender, r.metric, r.unit
-        found[(*key, times[key])] = r
-        times[key] += 1
+        found[key, seen[key]] = r
+        seen[key] += 1
     return found
 
 

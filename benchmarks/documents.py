@@ -14,6 +14,7 @@ from owl_fast.files import read_json
 
 WORDS = "case", "shape", "contender", "metric", "unit"  # what every row has
 NUMBERS = "p20", "median", "p80", "limit_fraction", "rate", "ours"
+LATER = "rate_unit", "note"  # words that rows of earlier days may lack
 KNOWN = {field.name for field in fields(Row)}
 
 
@@ -65,6 +66,9 @@ def _row(raw: object, name: str) -> Row:
             raise _refused(name, f"'{key}' is {_told(value)}")
         if value is not None and not math.isfinite(value):
             raise _refused(name, f"'{key}' is {value}")
+    for key in LATER:
+        if not isinstance(raw.get(key, ""), str):
+            raise _refused(name, f"'{key}' is {_told(raw[key])}")
     return Row(**{key: value for key, value in raw.items() if key in KNOWN})
 
 

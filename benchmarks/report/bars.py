@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.report.entries import Entry, our_limit
-from benchmarks.report.formats import percent, quantity, times
+from benchmarks.report.formats import SECONDS, percent, quantity, times
 from benchmarks.report.styles import Style
 
 
@@ -55,9 +55,9 @@ def bars_of(entries: Sequence[Entry], styles: Mapping[str, Style]) -> Bars:
 
 
 def _aside(entry: Entry) -> str:
-    """Of ours the part of the limit, of others how many times ours is as good."""
+    """Of ours the part of the limit; of others how many times as fast ours is, or as much they take."""
     row = entry.row
     if row.ours is not None:
-        what = "as fast" if row.unit.endswith("/s") or row.unit in ("us", "ms", "s") else "less"
-        return f"owl_fast {times(row.ours)} {what}"
+        fast = row.unit.endswith("/s") or row.unit in SECONDS
+        return f"owl_fast {times(row.ours)} as fast" if fast else f"{times(row.ours)} ours"
     return f"{percent(row.limit_fraction)} of the limit" if row.limit_fraction is not None else ""

@@ -202,7 +202,8 @@ def _scale(axes: Axes, which: Literal["x", "y"], wanted: Axis) -> None:
         axis.set_ticks([], minor=True)
     else:
         axis.set_major_locator(MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    told = "{:.0f}".format if wanted.ticks else tick
+    axis.set_major_formatter(FuncFormatter(lambda value, _: told(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -236,5 +237,5 @@ def _inline(svg: str, name: str, width: float, height: float) -> str:
     body = re.sub(r"\s*\n\s*", "\n", body)
     for stands_for, color in OF_PAGE.items():
         body = body.replace(stands_for, color)
-    head = f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img"'
+    head = f'<svg viewBox="0 0 {width:g} {height:g}" style="max-width:{1.25 * width:g}px" role="img"'
     return f'{head} aria-label="{escape(name)}">{body}'

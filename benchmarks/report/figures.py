@@ -37,10 +37,17 @@ class Panel:
 
 @dataclass(frozen=True)
 class Group:
-    """Panels that belong side by side."""
+    """Panels that belong together."""
 
     title: str
     panels: Sequence[Panel]
+
+    @property
+    def columns(self) -> int:
+        """One for each machine, where all have the same panels; 0 where panels just follow each other."""
+        machines = len({panel.machine for panel in self.panels})
+        captions = len({panel.caption for panel in self.panels})
+        return machines if machines > 1 and len(self.panels) == machines * captions else 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ def at_a_glance(entries: Sequence[Entry], styles: Styles) -> Figure:
             if ours:
                 rows.append(DotRow(name, [*_best_peers(same, styles), *ours], percent(_middle(ours) / 100)))
         if rows:
-            svg = drawing.dots(f"limits, {machine}", x, rows, at=100, width=560, labels=170, apart=True)
+            svg = drawing.dots(f"limits, {machine}", x, rows, at=100, width=470, labels=150, apart=True)
             panels.append(Panel(machine, machine, svg, (OURS, BEST_PEER.name)))
     return Figure(
         "glance",
@@ -100,14 +107,13 @@ def throughput(entries: Sequence[Entry], styles: Styles) -> Figure:
     placed, others = _placed(found, BATCH)
     groups = []
     for title, of_model in grouped(placed, lambda p: _part(p, "title")).items():
-        panels, ranges = (
-            [],
-            _ranges([p for p in of_model if _part(p, "x") != "1" or p.entry.row.case != "decode"]),
-        )
+        panels = []
         by_panel = grouped(of_model, lambda p: (_what(p), int(_part(p, "behind")), p.entry.machine))
-        for (what, behind, machine), points in sorted(by_panel.items()):
+        in_lines = [p for points in by_panel.values() if _is_line(points) for p in points]
+        ranges = _ranges(in_lines)
+        for (what, behind, machine), points in sorted(by_panel.items(), key=lambda panel: panel[0][:2]):
             caption = f"{what}, behind {behind} positions"
-            if len({point.x for point in points}) > 1:
+            if _is_line(points):
                 name = f"tokens per second against batch, {title}, {caption}, {machine}"
                 svg = _lines(name, points, styles, "sequences at once", Axis("tok/s", log=True), *ranges)
                 panels.append(Panel(caption, machine, svg, _names(points)))
@@ -133,14 +139,12 @@ def serving(entries: Sequence[Entry], styles: Styles) -> Figure:
         placed, closed = _placed(same, LOAD)
         lost = _lost(placed)
         panels = []
-        for machine, points in grouped(placed, lambda p: p.entry.machine).items():
-            for what, unit in SERVED.items():
-                of_it = [
-                    p for p in points if p.entry.row.metric in (what, *(f"{what} {p}" for p in PERCENTILES))
-                ]
-                if of_it:
-                    svg = _against_load(f"{title}, {what}, {machine}", of_it, styles, unit, lost)
-                    panels.append(Panel(what, machine, svg, _names(of_it)))
+        for what, unit in SERVED.items():
+            named = (what, *(f"{what} {percentile}" for percentile in PERCENTILES))
+            of_it = [p for p in placed if p.entry.row.metric in named]
+            for machine, points in grouped(of_it, lambda p: p.entry.machine).items():
+                svg = _against_load(f"{title}, {what}, {machine}", points, styles, unit, lost)
+                panels.append(Panel(what, machine, svg, _names(points)))
         for load, outputs in grouped(
             (e for e in closed if e.row.metric == "output"), lambda e: _load(e)[1]
         ).items():
@@ -167,7 +171,7 @@ def memory(entries: Sequence[Entry], styles: Styles) -> Figure:
         top = max((p.entry.row.p80 or p.entry.median for p in placed), default=1.0)
         panels = []
         for machine, points in grouped(placed, lambda p: p.entry.machine).items():
-            if len({point.x for point in points}) == 1:
+            if not _is_line(points):
                 panels += _bars([p.entry for p in points], styles)
                 continue
             x = "positions" if HELD.fullmatch(same[0].row.shape)["x"] else "rows of a step"  # type: ignore[index]
@@ -224,10 +228,16 @@ def barred(name: str, title: str, about: str, cases: Mapping[str, Sequence[str]]
 
     def drawn(entries: Sequence[Entry], styles: Styles) -> Figure:
         found = [e for e in entries if e.row.metric in (cases[e.row.case] or [e.row.metric])]
-        groups = [
-            Group(what, _bars(same, styles))
-            for what, same in grouped(found, lambda e: _called(e.row.case, e.row.metric)).items()
-        ]
+        groups = []
+        for case, of_it in grouped(found, lambda e: e.row.case).items():
+            by_metric = grouped(of_it, lambda e: e.row.metric)
+            panels = []
+            for metric, same in by_metric.items():
+                of_metric = _bars(same, styles)
+                if len(by_metric) > 1:
+                    of_metric = [replace(p, caption=f"{metric}, {p.caption}") for p in of_metric]
+                panels += of_metric
+            groups.append(Group(case, panels))
         return Figure(name, title, about, groups)
 
     return drawn
@@ -411,6 +421,10 @@ def _at_capacity(entries: Sequence[Entry]) -> list[Entry]:
             best = max(ours, key=_share).row.shape
             found += [e for e in at if e.row.shape == best]
     return found
+
+
+def _is_line(points: Sequence[_Point]) -> bool:
+    return len({point.x for point in points}) > 1
 
 
 def _part(point: _Point, name: str) -> str:

@@ -10,8 +10,8 @@ from benchmarks.steps import OURS
 
 # Of each family the words that its names have, and the colours its members take in turn. They are read on
 # white and on dark grey alike. The first family whose word is in a name has it.
-FAMILIES = (
-    ((OURS,), ("#e8590c", "#e9a820", "#c2255c", "#9a5b2c", "#f0a37a", "#b08900", "#d46a9f")),
+FAMILIES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    ((OURS,), ("#e8590c", "#e9a820", "#c2255c", "#b5763f", "#f0a37a", "#b08900", "#d46a9f")),
     (("llama.cpp",), ("#5c7fb0", "#8aa5cb", "#47679a", "#a3b6d2")),
     (("transformers", "peft"), ("#8d6fae", "#ab94c4", "#745896", "#bca9d0")),
     (("ONNX",), ("#b0698c", "#c793ac")),
