@@ -90,30 +90,18 @@ def counts(changes: Sequence[Change]) -> dict[str, int]:
     return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
 
 
-def text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """The comparison for a terminal: what else differs, how many rows did what, which of them moved."""
-    changes = compare(before, after)
+def table(before: Mapping[str, Any], after: Mapping[str, Any], changes: Sequence[Change]) -> str:
+    """As text: what else differs, how many rows did what, which of them moved or are in one alone."""
     told = [f"differs: {said}" for said in differences(before, after)]
     told.append(", ".join(f"{count} {verdict}" for verdict, count in counts(changes).items()) or "no rows")
-    moved = [change for change in changes if change.verdict in (WORSE, BETTER, MOVED)]
-    if moved:
-        told.append(table(moved))
-    for verdict in (GONE, NEW):
-        rows = [change.row for change in changes if change.verdict == verdict]
-        told += [f"{verdict}: {r.case}  {r.shape}  {r.contender}  {r.metric}" for r in rows]
-    return "\n".join(told)
-
-
-def table(changes: Sequence[Change]) -> str:
-    """As aligned text."""
-    head = ("", "case", "shape", "contender", "metric", "before", "after", "unit", "times")
-    lines = [head]
+    lines = [("", "case", "shape", "contender", "metric", "before", "after", "unit", "times")]
     for change in changes:
-        r, factor = change.row, change.factor
-        times = "" if factor is None else f"{factor:.2f}"
-        numbers = (_interval(change.before), _interval(change.after))
+        if change.verdict in (STEADY, UNJUDGED):
+            continue
+        r, times = change.row, "" if change.factor is None else f"{change.factor:.2f}"
+        numbers = _interval(change.before), _interval(change.after)
         lines.append((change.verdict, r.case, r.shape, r.contender, r.metric, *numbers, r.unit, times))
-    return aligned(lines)
+    return "\n".join([*told, aligned(lines)] if len(lines) > 1 else told)
 
 
 def more_is_better(unit: str) -> bool | None:

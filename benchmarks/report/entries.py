@@ -12,6 +12,7 @@ from benchmarks.harness import Row
 from benchmarks.steps import OURS
 
 ABSENT = "absent:"
+CEILINGS = "load", "kernel-resources"  # cases whose memory must stay below its limit
 T = TypeVar("T")
 K = TypeVar("K")
 
@@ -28,6 +29,10 @@ class Entry:
     @property
     def is_absent(self) -> bool:
         return self.row.note.startswith(ABSENT)
+
+    @property
+    def has_limit(self) -> bool:
+        return self.row.median is not None and (self.row.limit_fraction or 0.0) > 0
 
     @property
     def median(self) -> float:
@@ -71,11 +76,10 @@ def shown(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def limit(row: Row) -> float | None:
-    """What the machine gives at most, or takes at least, in the unit of the row. Memory while loading has a
-    ceiling, which is held to its share like a rate."""
-    if not row.limit_fraction or row.median is None:
+    """What the machine gives at most, or what it takes at least, in the unit of the row."""
+    if row.median is None or row.limit_fraction is None or row.limit_fraction <= 0:
         return None
-    most = row.unit.endswith("/s") or row.case == "load"
+    most = row.unit.endswith("/s") or row.case in CEILINGS
     return row.median / row.limit_fraction if most else row.median * row.limit_fraction
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from benchmarks.report import drawing
 from benchmarks.report.bars import Bars, bars_of
 from benchmarks.report.drawing import Axis, DotRow, Line
-from benchmarks.report.entries import Entry, grouped, limit, our_limit
+from benchmarks.report.entries import CEILINGS, Entry, grouped, limit, our_limit
 from benchmarks.report.formats import percent, times
 from benchmarks.report.styles import Style
 from benchmarks.steps import OURS
@@ -77,8 +77,8 @@ class _Point:
 
 def at_a_glance(entries: Sequence[Entry], styles: Styles) -> Figure:
     """Of everything that has a limit, how much of it we reach, and the best peer at the same shape."""
-    found = [e for e in entries if e.row.limit_fraction and e.row.case not in ("load", "serve")]
-    found += _at_capacity([e for e in entries if e.row.limit_fraction and e.row.case == "serve"])
+    found = [e for e in entries if e.has_limit and e.row.case not in (*CEILINGS, "serve")]
+    found += _at_capacity([e for e in entries if e.has_limit and e.row.case == "serve"])
     x = Axis("share of the limit, %", range=(0, 1.05 * max([100.0, *map(_share, found)])))
     panels = []
     for machine, of_it in grouped(found, lambda e: e.machine).items():
@@ -191,7 +191,7 @@ def memory(entries: Sequence[Entry], styles: Styles) -> Figure:
 
 def operations(entries: Sequence[Entry], styles: Styles) -> Figure:
     """Time of each operation at each shape, in multiples of its floor."""
-    found = [e for e in entries if e.row.case == "ops" and e.row.limit_fraction]
+    found = [e for e in entries if e.has_limit]
     most = max((1 / _fraction(e) for e in found), default=2.0)
     least = min((1 / _fraction(e) for e in found), default=1.0)
     x = Axis("times the floor", log=True, range=(0.8 * min(least, 1.0), 1.25 * most))
@@ -380,7 +380,7 @@ def _placed(entries: Sequence[Entry], shape: re.Pattern[str]) -> tuple[list[_Poi
         match = shape.fullmatch(entry.row.shape)
         parts = match.groupdict() if match else {}
         place = parts.get("x") or parts.get("rows")
-        if place:
+        if place and float(place) > 0 and entry.median > 0:  # axes are logarithmic
             placed.append(_Point(entry, float(place)))
         else:
             others.append(entry)
@@ -464,7 +464,7 @@ def _ours(entries: Sequence[Entry]) -> str:
 
 
 def _fraction(entry: Entry) -> float:
-    assert entry.row.limit_fraction
+    assert entry.row.limit_fraction is not None
     return entry.row.limit_fraction
 
 

@@ -7,6 +7,7 @@ import math
 from benchmarks.harness import Row
 
 SPACE, MINUS = "\u202f", "−"  # between thousands and before units; of negative numbers
+SMALL = 6  # digits behind the point: what needs more is written with a power of ten
 SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 FITTING = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 
@@ -33,6 +34,9 @@ def decimals(row: Row) -> int:
 def fixed(value: float | None, places: int) -> str:
     if value is None:
         return "–"
+    if places > SMALL:
+        digits = places + math.floor(math.log10(abs(value) or 1.0))
+        return f"{value:.{min(max(digits, 0), 3)}e}".replace("-", MINUS)
     text = f"{round(value, places):,.{max(places, 0)}f}"
     return text.replace(",", SPACE).replace("-", MINUS)
 

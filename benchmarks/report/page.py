@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +68,29 @@ def page(documents: Sequence[Mapping[str, Any]], changes: Sequence[Change] | Non
     return environment.get_template("report.html").render(
         documents=parsed,
         machines=list(dict.fromkeys(document.machine for document in parsed)),
-        rates=grids([entry for entry in entries if entry.row.case == MACHINE]),
+        rates=grids([_dated(entry) for entry in entries if entry.row.case == MACHINE]),
         glance=_glance(entries, looks),
         sections=sections,
         styles=looks,
         comparison=None if changes is None else _comparison(documents, changes),
     )
+
+
+def write(
+    path: Path, documents: Sequence[Mapping[str, Any]], changes: Sequence[Change] | None = None
+) -> None:
+    """The page as a file."""
+    path.write_text(page(documents, changes), encoding="utf-8")
+
+
+def check_packages() -> None:
+    """OwlError when a report cannot be drawn here, before anything is measured for it."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        raise UnsupportedError(
+            "a report is drawn with matplotlib, which is missing here: pip install '.[bench]' in the checkout"
+        ) from None
 
 
 def _sections(entries: Sequence[Entry], looks: Mapping[str, Style]) -> list[Section]:
@@ -116,6 +133,11 @@ def _comparison(documents: Sequence[Mapping[str, Any]], changes: Sequence[Change
     }
 
 
+def _dated(entry: Entry) -> Entry:
+    """In a line of its run instead of one of what it was measured with."""
+    return replace(entry, row=replace(entry.row, shape=entry.document.date, contender=""))
+
+
 def _short(commit: str) -> str:
     """Enough of a commit to find it, and the "+" of one that files differed from."""
     return commit[:10] + ("+" if commit.endswith("+") and len(commit) > 10 else "")
@@ -123,12 +145,7 @@ def _short(commit: str) -> str:
 
 def _figures() -> Any:
     """The module that draws, which needs matplotlib."""
-    try:
-        from benchmarks.report import figures
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise UnsupportedError(
-            "a report is drawn with matplotlib, which is missing here: pip install '.[bench]' in the checkout"
-        ) from None
+    check_packages()
+    from benchmarks.report import figures
+
     return figures

@@ -19,7 +19,7 @@ from benchmarks.compare import (
     compare,
     counts,
     differences,
-    text,
+    table,
 )
 from benchmarks.harness import Row, absent
 from owl_fast.errors import OwlError
@@ -37,6 +37,10 @@ def document(*rows: Row, **device: object) -> dict[str, Any]:
 
 def measured(p20: float, median: float, p80: float, unit: str = "us", contender: str = "owl_fast") -> Row:
     return Row("ops", "norm N1-H8", contender, "time", unit, p20, median, p80, limit_fraction=0.5)
+
+
+def told(before: dict[str, Any], after: dict[str, Any]) -> str:
+    return table(before, after, compare(before, after))
 
 
 def only(before: Row, after: Row) -> Change:
@@ -100,9 +104,10 @@ def test_what_is_in_one_alone_is_named_and_counted() -> None:
     gone, new = measured(9, 10, 11, contender="torch"), measured(9, 10, 11, contender="llama.cpp")
     changes = compare(document(gone, measured(9, 10, 11)), document(measured(9, 10, 11), new))
     assert counts(changes) == {STEADY: 1, GONE: 1, NEW: 1}
-    told = text(document(gone), document(new))
-    assert "before only: ops  norm N1-H8  torch  time" in told
-    assert "after only: ops  norm N1-H8  llama.cpp  time" in told
+    lines = [line.split() for line in told(document(gone), document(new)).splitlines()]
+    where = "ops", "norm", "N1-H8"
+    assert ["before", "only", *where, "torch", "time", "10", "(9", "to", "11)", "us"] in lines
+    assert ["after", "only", *where, "llama.cpp", "time", "10", "(9", "to", "11)", "us"] in lines
 
 
 def test_a_peer_that_is_absent_now_is_gone() -> None:
@@ -137,7 +142,7 @@ def test_another_machine_is_told_and_its_limits_are_not_compared() -> None:
         "version of torch: 2.13 before, 2.14 after",
         "version of triton: none before, 3.9 after",
     ]
-    assert text(before, after).startswith("differs: device cpu: EPYC before, Xeon after\n")
+    assert told(before, after).startswith("differs: device cpu: EPYC before, Xeon after\n")
     assert counts(compare(before, after)) == {STEADY: 1}
     assert differences(before, before) == []
 
@@ -148,14 +153,14 @@ def test_from_zero_there_is_no_factor_and_it_is_the_largest() -> None:
 
 
 def test_the_table_has_both_intervals() -> None:
-    told = text(document(measured(9, 10, 11)), document(measured(19, 20, 21)))
-    assert "1 worse" in told
-    assert "10 (9 to 11)" in told
-    assert "20 (19 to 21)" in told
-    assert "2.00" in told
+    same = measured(1, 2, 3, contender="torch")
+    text = told(document(measured(9, 10, 11), same), document(measured(19, 20, 21), same))
+    assert text.startswith("1 worse, 1 within the noise\n")
+    assert "10 (9 to 11)  20 (19 to 21)  us    2.00" in text
+    assert "torch" not in text
 
 
 def test_what_is_no_document_is_refused() -> None:
     with pytest.raises(OwlError, match="before: no result of"):
         compare({"rows": []}, document())
-    assert text(document(), document()) == "no rows"
+    assert told(document(), document()) == "no rows"

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.compare import compare
 from benchmarks.documents import parse
 from benchmarks.harness import Row, absent, row
-from benchmarks.report import page, read
+from benchmarks.report import check_packages, page, read, write
 from benchmarks.report.entries import Entry, absents, limit, shown
 from benchmarks.report.formats import numbers, quantity
 from benchmarks.report.styles import styles
@@ -270,6 +270,7 @@ def test_limits_come_from_the_fraction() -> None:
     assert of("ops", "us") == 5
     assert of("memory", "GB") == 5
     assert of("load", "GB") == 20  # a ceiling
+    assert of("kernel-resources", "KB") == 20
     assert limit(Row("ops", "", "owl_fast", "m", "us", 10, 10, 10)) is None
 
 
@@ -282,6 +283,8 @@ def test_limits_come_from_the_fraction() -> None:
         ((14.4712, 14.4712, 14.4712), ("14.5",) * 3),
         ((64, 64, 64), ("64",) * 3),
         ((29.49, 29.62, 29.91), ("29.49", "29.62", "29.91")),
+        ((2e-11, 4.53e-10, 3e-8), ("2e−11", "4.5e−10", "3.000e−08")),
+        ((1e-20, 4.53e-10, 1.0), ("1e−20", "4.5e−10", "1.000e+00")),
         ((None, None, None), ("–",) * 3),
     ],
 )
@@ -370,13 +373,15 @@ def test_a_missing_or_broken_file_is_one_error(tmp_path: Path) -> None:
             read(tmp_path / name)
 
 
-def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for name in ("figures", "drawing"):
-        monkeypatch.delitem(sys.modules, f"benchmarks.report.{name}", raising=False)
-    monkeypatch.delattr("benchmarks.report.figures", raising=False)
-    with pytest.raises(OwlError, match=r"matplotlib.*pip install '\.\[bench\]'"):
-        page([document(some())])
+    out = tmp_path / "report.html"
+    for refused in (check_packages, lambda: write(out, [document(some())])):
+        with pytest.raises(OwlError, match=r"matplotlib.*pip install '\.\[bench\]'"):
+            refused()
+    assert not out.exists()
 
 
 def test_a_run_on_the_cpu_of_a_machine_with_a_gpu_is_the_cpus() -> None:
