@@ -88,7 +88,7 @@ def at_a_glance(entries: Sequence[Entry], styles: Styles) -> Figure:
             if ours:
                 rows.append(DotRow(name, [*_best_peers(same, styles), *ours], percent(_middle(ours) / 100)))
         if rows:
-            svg = drawing.dots(f"limits, {machine}", x, rows, at=100, width=470, labels=150, apart=True)
+            svg = drawing.dots(f"limits, {machine}", x, rows, at=100, width=480, labels=162, apart=True)
             panels.append(Panel(machine, machine, svg, (OURS, BEST_PEER.name)))
     return Figure(
         "glance",
