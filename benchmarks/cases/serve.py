@@ -7,7 +7,7 @@ of that capacity, and more until owl_fast no longer keeps up. Texts stand beside
 transformers and llama-cpp-python's own; with a picture, one for all requests or another one for each,
 owl_fast is alone.
 
---only TEXT: the kinds with TEXT in their name. --plot OUT: latency against load, as PNG or SVG.
+--only TEXT: the kinds with TEXT in their name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import models
-from benchmarks.cases.serving import plot, servers
+from benchmarks.cases.serving import servers
 from benchmarks.cases.serving.asked import DIFFERENT, KINDS, SHARED, TEXT, Asker, Size
 from benchmarks.cases.serving.client import ANSWERED
 from benchmarks.cases.serving.load import PERCENTILES, Load, Seen, measure, percentile
@@ -81,8 +81,6 @@ def run(args: argparse.Namespace) -> list[Row]:
     with _folder(args, device) as folder:
         points = _measured(_starts(args, device, folder, size), kinds, folder, size, device)
     title = models.title(args.model, model)
-    if args.plot is not None:
-        plot.draw(points, args.plot, f"{title}, {size.prompt} tokens of text, {size.answer} of answer")
     return [found for point in points for found in _rows(point, f"{title} {point.kind}", model, device, size)]
 
 

@@ -258,32 +258,6 @@ def test_counts_are_not_compared() -> None:
     assert beside_ours([mine, theirs]) == [mine, theirs]
 
 
-def test_the_plot_has_both_percentiles_of_every_contender(tmp_path: Path) -> None:
-    from benchmarks.cases.serving import plot
-
-    points = [
-        Point(kind, Load(offered=offered), name, seen_of(*[ANSWERED] * 9, last))
-        for kind, names in ((TEXT, ("owl_fast", "peer")), (SHARED, ("owl_fast",)))
-        for name in names
-        for offered, last in ((1.0, ANSWERED), (2.0, REFUSED))
-    ]
-    points += [
-        Point(TEXT, Load(clients=1), "owl_fast", seen_of(ANSWERED)),
-        Point(TEXT, Load(3.0), "gone", "-"),
-    ]
-    figure = plot.figure_of(points, "tiny")
-    first, *_ = figure.axes
-    assert [axes.get_title() for axes in figure.axes[:2]] == [TEXT, SHARED]
-    lines = [line for line in first.get_lines() if len(line.get_xdata()) == 2]
-    assert [line.get_linestyle() for line in lines] == ["-", "--"] * 2
-    assert all(list(line.get_xdata()) == [1.0, 2.0] for line in lines)
-    marks = [line for line in first.get_lines() if line.get_marker() == "x" and len(line.get_xdata())]
-    assert [list(line.get_xdata()) for line in marks] == [[2.0]] * 4
-    for name, start in (("a.png", b"\x89PNG"), ("a.svg", b"<?xml")):
-        plot.draw(points, tmp_path / name, "tiny")
-        assert (tmp_path / name).read_bytes().startswith(start)
-
-
 def test_what_a_server_says_before_it_ends_is_told() -> None:
     dying = [sys.executable, "-c", "import sys; sys.exit('no such model')"]
     with pytest.raises(OwlError, match="code 1: no such model"), servers.running(dying):
@@ -317,7 +291,7 @@ def test_every_kind_of_request_meets_every_load(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(serve.CPU_SIZES, "tiny", SIZE._replace(seconds=0.2))
     broken = [sys.executable, "-c", "import sys; sys.exit('broken')"]
     monkeypatch.setattr(serve.llama_cpp_server, "command", lambda *_: broken)
-    rows = report(tmp_path, "--quant", "int4", "--plot", str(tmp_path / "load.svg"))
+    rows = report(tmp_path, "--quant", "int4")
     theirs = serve.llama_cpp_server.name("int4")
     check_rows(rows, TEXT, {"owl_fast", serve.TRANSFORMERS, theirs})
     for kind in (SHARED, DIFFERENT):
@@ -326,8 +300,7 @@ def test_every_kind_of_request_meets_every_load(tmp_path: Path, monkeypatch: pyt
     assert notes.keys() == {serve.TRANSFORMERS, theirs}
     assert notes[theirs].endswith("code 1: broken")
     assert all(row["limit_fraction"] > 0 for row in rows if row["unit"] == "tok/s")
-    assert (tmp_path / "load.svg").stat().st_size > 10_000
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["load.svg", "out.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json"]
 
 
 @pytest.mark.slow
