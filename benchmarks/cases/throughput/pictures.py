@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -53,8 +54,10 @@ def floor(model: Owl, shared: bool) -> float:
     answers = sum(map(of, models.answer_efforts(model, ASKED, context, TOKENS)))
     if not shared:
         return ASKED * picture + of(models.language_effort(model, ASKED * context, ASKED)) + answers
+    begin = models.language_effort(model, rows + 1)
     questions = models.language_effort(model, ASKED * (TEXT - 1), ASKED, cached=rows + 1)
-    return picture + of(models.language_effort(model, rows + 1) + questions) + answers
+    # One step could do both: the weights are read once.
+    return picture + of(replace(begin, flops=begin.flops + questions.flops)) + answers
 
 
 def _measure(model: Owl, title: str, rounds: int, shared: bool) -> list[Row]:
