@@ -1,7 +1,7 @@
 """The example of docs/kernels.md is added to the house as it stands, and the test it brings runs here.
 
-A block whose first line is a path is that file. It is run as that module, from memory: Triton reads a kernel's
-source through linecache.
+A block whose first line is a path is that file. It is run as that module, from memory: Triton reads the
+source of a kernel through linecache.
 """
 
 from __future__ import annotations
