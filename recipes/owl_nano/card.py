@@ -36,7 +36,7 @@ it; nothing else.
 
 It is bundled with owl_fast, so that everything there runs out of the box, and a folder like any other:
 
-    owl-fast chat -i PICTURE -p "What color is the star?"
+    owl-fast chat -i a.jpg -p "What color is the star?"
 
 ```python
 from owl_fast import Engine

@@ -1,31 +1,24 @@
-"""The example of docs/kernels.md is added to the house as it stands, and the test it brings runs here.
-
-A block whose first line is a path is that file. It is run as that module, from memory: Triton reads the
-source of a kernel through linecache.
-"""
+"""The example of docs/kernels.md is added to the house as it stands, and the test it brings runs here."""
 
 from __future__ import annotations
 
-import linecache
 import os
 import re
 import subprocess
 import sys
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 from owl_fast import ops
 from owl_fast.kernels.launch import recording
+from tests.documents.file_blocks import ROOT, module_of, path_of
 
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs/kernels.md").read_text(encoding="utf-8")
-FILES = {path: text for text, path in re.findall(r"^```python\n(# (\S+\.py)\n.*?)^```", GUIDE, re.M | re.S)}
+BLOCKS = re.findall(r"^```python\n(.*?)^```", GUIDE, re.M | re.S)
+FILES = {path: block for block in BLOCKS if (path := path_of(block))}
 COMPILED = """
 from benchmarks.cases import kernel_resources as case
 from owl_fast import ops
@@ -37,22 +30,7 @@ assert not case.faults(lines), case.faults(lines)
 """
 
 
-def module_of(path: str) -> ModuleType:
-    """The module that a block makes; a file that is there gets the block's lines in addition, in a copy."""
-    name = path.removesuffix(".py").replace("/", ".")
-    name = f"owl_fast.{name}" if name.startswith("kernels.") else name
-    module = ModuleType(name)
-    if (ROOT / path).is_file():
-        vars(module).update(vars(import_module(name)))
-    else:
-        sys.modules[name] = module
-    where = f"docs/kernels.md: {path}"
-    linecache.cache[where] = len(FILES[path]), None, FILES[path].splitlines(keepends=True), where
-    exec(compile(FILES[path], where, "exec"), vars(module))
-    return module
-
-
-kernel, chosen, tests, bench = map(module_of, FILES)
+kernel, chosen, tests, bench = (module_of(path, block) for path, block in FILES.items())
 globals().update({name: test for name, test in vars(tests).items() if name.startswith("test_")})
 
 
