@@ -22,8 +22,8 @@ def path_of(block: str) -> str | None:
 
 
 def module_of(path: str, block: str) -> ModuleType:
-    """The module of a file that is not there, to be imported from now on. Of one that is there a copy with the
-    block's lines in addition."""
+    """The module of a file that is not there, to be imported from now on; of one that is there, a copy with
+    the block's lines in addition."""
     name = path.removesuffix(".py").replace("/", ".")
     name = f"owl_fast.{name}" if name.startswith("kernels.") else name
     module = ModuleType(name)
