@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/numbers.md").read_text(encoding="utf-8")
-LINES = re.findall(r"^\| ([\w.-]+\.json) \| (\w+) \| ([\d-]+) \| (\w+) \|$", PAGE, re.M)
+LINES = re.findall(r"^\| ([\w.-]+\.json) \| (\w+) \| ([\d-]+) \| (\w+\+?) \|$", PAGE, re.M)
 
 
 def test_every_result_is_listed_as_it_was_made() -> None:
@@ -16,4 +16,5 @@ def test_every_result_is_listed_as_it_was_made() -> None:
     for name, machine, date, commit in LINES:
         found = json.loads((ROOT / "benchmarks/results" / name).read_text(encoding="utf-8"))
         assert machine in found["device"]["cpu"], name
-        assert (date, commit) == (found["date"][:10], found["commit"][:7]), name
+        assert found["date"][:10] == date, name
+        assert found["commit"][:7] + "+" * found["commit"].endswith("+") == commit, name
