@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.live_memory import LiveMemory
 from owl_fast.kernels import linear_torch as module
 from owl_fast.kernels.linear_torch import column_pieces, linear_torch, row_pieces
 from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_reference
 from owl_fast.kernels.weights import Weight, dequantize
 from tests.kernels.tensors import compare, quantized, random, strided
-from tests.live_memory import LiveMemory
 
 CPU = torch.device("cpu")
 OUTPUTS, INNER = 45, 52

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.live_memory import LiveMemory
 from owl_fast import ops
 from owl_fast.config import Quantization
 from owl_fast.lora import LoraConfig
@@ -19,7 +20,6 @@ from owl_fast.quantization.whole import quantize_
 from owl_fast.training import STAGE1, pack, stage2
 from owl_fast.training.objective import token_loss
 from owl_fast.training.stages import Stage
-from tests.live_memory import LiveMemory
 from tests.training.owls import ROWS, made_up, small_owl
 
 LORA = LoraConfig(r=4, dropout=0.3)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.live_memory import LiveMemory
 from owl_fast.config import AbstractorConfig, LlamaConfig, OwlConfig, Quantization, VisionConfig
 from owl_fast.errors import UnsupportedError
 from owl_fast.lora import LoraConfig
@@ -22,7 +23,6 @@ from owl_fast.training.memory_plan import MicroBatch, Planner, Setup, apply
 from owl_fast.training.optimizers import OPTIMIZERS
 from owl_fast.training.packing import IGNORED
 from owl_fast.training.stages import Stage
-from tests.live_memory import LiveMemory
 
 CPU = torch.device("cpu")
 CONFIG = OwlConfig(

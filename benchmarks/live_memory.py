@@ -11,14 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveMemory(TorchDispatchMode):
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """bytes: of all memory made inside the block that is still held; peak: the most there was at once.
 
     What an operation needs while it runs does not count, nor what native code allocates for itself.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.peak = 0
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
