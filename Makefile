@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*)
 
-.PHONY: chat serve install test test-slow lint nano bench native clean
+.PHONY: chat serve install test test-slow gate lint nano bench native clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/python -m owl_fast.chat $(ARGS)
@@ -46,9 +46,13 @@ lint: $(VENV)/.installed-test
 
 test: lint
 	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m benchmarks.gate
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m slow
+
+gate: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.gate
 
 nano: $(VENV)/.installed
 	@$(PIP) -e '.[recipe]' >&2

@@ -7,8 +7,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.gate.counting import FREE, Operators
 from owl_fast import Engine, ops
 from owl_fast.config import OwlConfig
 from owl_fast.engine.graphs import BUCKETS, DecodeInputs, Recorder, Work, cpu_capture
@@ -19,34 +19,6 @@ from owl_fast.models.owl import Owl
 from tests.golden_data import Golden
 
 CPU = torch.device("cpu")
-# What makes room or looks at the same memory in another way: nothing that a device computes.
-FREE = {
-    *("alias", "as_strided", "detach", "empty", "empty_like", "empty_strided", "expand", "flatten"),
-    *("new_empty", "select", "slice", "unflatten"),
-    *(
-        "split",
-        "split_with_sizes",
-        "squeeze",
-        "t",
-        "transpose",
-        "unbind",
-        "unsqueeze",
-        "view",
-        "_unsafe_view",
-    ),
-}
-
-
-class Operations(TorchDispatchMode):
-    """Names of torch's own operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.seen.append(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
 
 
 def released() -> OwlConfig:
@@ -66,7 +38,7 @@ def test_a_decode_step_of_7b_is_five_launches_a_layer_and_nothing_else(rows: int
     with recording() as recorder:
         model.logits(model(inputs.batch))  # what is made once: tables of angles, the workspace
         recorder.launches.clear()
-        with Operations() as operations:
+        with Operators() as operations:
             model.logits(model(inputs.batch))
     assert set(operations.seen) <= FREE
     assert len(recorder.launches) <= 5 * layers + 3
@@ -148,7 +120,7 @@ def test_a_cpus_decode_step_is_calls_and_nothing_else(cpu_library: object) -> No
     model = engine.model
     inputs = DecodeInputs(KVCache(model.config.llama, 8, torch.float32, CPU), 3, 8, CPU)
     model.logits(model(inputs.batch))  # the tables of angles
-    with Operations() as operations, cpu_calls.recording() as calls:
+    with Operators() as operations, cpu_calls.recording() as calls:
         model.logits(model(inputs.batch))
     # The embedding is a call that torch carries out.
     assert set(operations.seen) <= FREE | {"index_select"}
