@@ -1,4 +1,4 @@
-"""The blocks of a Markdown document: what is indented by four spaces or fenced, and what kind of text it is."""
+"""The blocks of a Markdown document: indented by four spaces or fenced, and their kind."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ PROGRAMS = (
 
 @dataclass(frozen=True)
 class Block:
-    """line: of its first line of text, from 1. heading: the nearest one above."""
+    """line: of its first line of text, from 1. span: all its lines with the fences, from 0. heading: the
+    nearest one above."""
 
     line: int
+    span: range
     language: str
     heading: str
     text: str
@@ -67,13 +69,13 @@ def _blocks(lines: list[str]) -> Iterator[Block]:
             while end < len(lines) and not re.fullmatch(rf" *{found[1]}[`~]* *", lines[end]):
                 end += 1
             assert end < len(lines), f"line {at + 1}: a fence that is never closed"
-            yield _block(at + 1, lines[at + 1 : end], found[2], heading)
+            yield Block(at + 2, range(at, end + 1), found[2], heading, _text(lines[at + 1 : end]))
             at = end + 1
         elif line.startswith("    ") and line.strip() and (at == 0 or _ends(lines[at - 1])):
             end = at
             while end < len(lines) and (lines[end].startswith("    ") or not lines[end].strip()):
                 end += 1
-            yield _block(at, lines[at:end], "", heading)
+            yield Block(at + 1, range(at, end), "", heading, _text(lines[at:end]))
             at = end
         else:
             heading = line.lstrip("# ") if re.match("#+ ", line) else heading
@@ -85,23 +87,16 @@ def _ends(line: str) -> bool:
     return not line.strip() or line.startswith("#")
 
 
-def _block(at: int, lines: list[str], language: str, heading: str) -> Block:
-    text = textwrap.dedent("\n".join(lines)).strip("\n") + "\n"
-    return Block(at + 1, language, heading, text)
+def _text(lines: list[str]) -> str:
+    return textwrap.dedent("\n".join(lines)).strip("\n") + "\n"
 
 
 def without_blocks(document: str) -> str:
     """The document's prose: every line of a block is empty."""
     lines = document.splitlines()
-    fenced = ""
-    for number, line in enumerate(lines):
-        found = re.match(r" *(```+|~~~+)", line)
-        if fenced or found:
-            fenced = "" if fenced and found and found[1].startswith(fenced) else fenced or (found or "")[1]
-            lines[number] = ""
-    for block in blocks("\n".join(lines)):
-        for number in range(block.line - 1, block.line - 1 + block.text.count("\n")):
-            lines[number] = ""
+    for block in blocks(document):
+        for at in block.span:
+            lines[at] = ""
     return "\n".join(lines)
 
 

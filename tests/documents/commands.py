@@ -28,7 +28,7 @@ from tests.documents.packages import check_pip
 ROOT = Path(__file__).resolve().parents[2]
 STAMPS = sorted(set(re.findall(r"\$\(VENV\)/(\.installed[\w-]*)", (ROOT / "Makefile").read_text())))
 # Others' programs: nothing of them can be looked at.
-FOREIGN = ("ruff", "mypy", "cmake", "docker")
+FOREIGN = ("ruff", "mypy", "pytest", "cmake")
 PROGRAMS = ("owl-fast", "python", "python3", "pip", "torchrun", "curl", "serve", *FOREIGN)
 
 
@@ -86,43 +86,41 @@ def _remove(place: Path) -> None:
     place.unlink(missing_ok=True)
 
 
-def _here(words: list[str]) -> object:
+def _here(words: list[str]) -> None:
     """The program with these words, in this process."""
     program, *rest = words
     sys.argv = words
     if program == "owl-fast":
-        return runpy.run_module("owl_fast", run_name="__main__")
-    if program in ("python", "python3"):
-        return _python(rest)
-    if program == "pip":
-        return check_pip(rest)
-    if program == "torchrun":
+        _python(["-m", "owl_fast", *rest])
+    elif program in ("python", "python3"):
+        _python(rest)
+    elif program == "pip":
+        check_pip(rest)
+    elif program == "torchrun":
         given = torch.distributed.run.get_args_parser().parse_known_args(rest)[0]
         assert given.module, f"torchrun without -m: {rest}"
-        return _python(["-m", given.training_script, *given.training_script_args])
-    if program == "serve":
-        return _ray(rest)
-    assert program in FOREIGN, f"nobody knows how to run {shlex.join(words)}"
-    return 0
+        _python(["-m", given.training_script, *given.training_script_args])
+    elif program == "serve":
+        _ray(rest)
+    else:
+        assert program in FOREIGN, f"nobody knows how to run {shlex.join(words)}"
 
 
-def _python(words: list[str]) -> object:
+def _python(words: list[str]) -> None:
     if words[:2] == ["-m", "pip"]:
-        return check_pip(words[2:])
-    if words[:2] == ["-m", "pytest"]:
-        return 0
-    if words[0] == "-m":
+        check_pip(words[2:])
+    elif words[0] == "-m" and words[1] not in FOREIGN:
         sys.argv = words[1:]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # that other tests have imported the module
-            return runpy.run_module(words[1], run_name="__main__")
-    assert words[0].endswith(".py"), f"python {shlex.join(words)}: neither a module nor a file"
-    sys.argv = words
-    return runpy.run_path(words[0], run_name="__main__")
+            runpy.run_module(words[1], run_name="__main__")
+    elif words[0] != "-m":
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
 
 
-def _ray(words: list[str]) -> int:
-    """`serve run MODULE:FUNCTION NAME=VALUE ...`, whose names are looked for in the source: Ray is not here."""
+def _ray(words: list[str]) -> None:
+    """`serve run MODULE:FUNCTION NAME=VALUE ...`, with names that stand in the source: Ray is not here."""
     run, target, *options = words
     module, _, function = target.partition(":")
     source = Path(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
@@ -130,7 +128,6 @@ def _ray(words: list[str]) -> int:
     assert f"def {function}(" in source
     for option in options:
         assert f'"{option.partition("=")[0]}"' in source, option
-    return 0
 
 
 def _process(words: list[str]) -> list[str]:

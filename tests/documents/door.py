@@ -65,19 +65,19 @@ class Call:
             os.chdir(self.folder)
             yield
 
-    def code_of(self, work: Callable[[], object]) -> int:
-        """The exit code of work() as a program: the number it gives or leaves with; 1 after a traceback."""
+    def code_of(self, work: Callable[[], None]) -> int:
+        """The exit code of work() as a program: what it leaves with; 0 at its end, 1 after a traceback."""
         with self.taken_on():
             try:
-                code = work()
+                work()
             except SystemExit as leaving:
-                code = leaving.code
+                if isinstance(leaving.code, str):
+                    print(leaving.code, file=sys.stderr)
+                return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
             except Exception:
                 traceback.print_exc()
                 return 1
-            if isinstance(code, str):
-                print(code, file=sys.stderr)
-            return code if isinstance(code, int) else int(code is not None)
+            return 0
 
     def started(self, *command: str, **environment: str) -> int:
         """The exit code of a process of its own."""

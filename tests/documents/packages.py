@@ -13,8 +13,8 @@ else:
     import tomli as tomllib
 
 
-def check_pip(words: list[str]) -> int:
-    """0; AssertionError for an extra, a package or a file that is not there. The checkout is the working
+def check_pip(words: list[str]) -> None:
+    """AssertionError for an extra, a package or a file that is not there. The checkout is the working
     folder."""
     parser = argparse.ArgumentParser(prog="pip", allow_abbrev=False)
     parser.add_argument("install", choices=["install"])
@@ -24,9 +24,8 @@ def check_pip(words: list[str]) -> int:
     parser.add_argument("--no-binary", action="append", default=[])
     for flag in ("force-reinstall", "no-deps", "no-cache-dir", "quiet", "disable-pip-version-check"):
         parser.add_argument(f"--{flag}", action="store_true")
-    given, unknown = parser.parse_known_intermixed_args(
-        words
-    )  # parse_args is replaced where commands are only read
+    # parse_args would leave at once where commands are only read.
+    given, unknown = parser.parse_known_intermixed_args(words)
     assert not unknown, f"pip: {unknown}"
     for file in given.constraints:
         assert file.is_file(), f"no file {file}"
@@ -34,7 +33,6 @@ def check_pip(words: list[str]) -> int:
     assert wanted, "pip install of nothing"
     for requirement in wanted:
         _check(requirement)
-    return 0
 
 
 def _check(requirement: str) -> None:

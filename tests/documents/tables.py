@@ -1,4 +1,4 @@
-"""What has to be said about single blocks and commands. A row that fits nothing any more makes a test fail."""
+"""What has to be said about single blocks and commands. A row that fits nothing any more fails a test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 # Commands that are not run but read by their own parser, and why. The pattern is searched for in the words of
 # the command, as make or the shell passes them on.
 READ = {
-    r"^pip install |^python -m pip ": "takes minutes and the network; extras, versions and files are looked up",
+    r"^pip install |^python -m pip ": "minutes, and the network; extras, packages and files are looked up",
     r"^python -m pytest |^ruff |^mypy": "these tests are a part of it",
     r"^cmake ": "a minute of compiling; tests of packaging build it",
     r"^owl-fast completion (zsh|fish)": "scripts for other shells than bash; tests/test_completion.py",
@@ -16,7 +16,7 @@ READ = {
     r"^serve run ": "takes Ray; tests/serving/test_ray_app.py",
 }
 
-# Blocks that bash only checks for mistakes: (document, how the block begins) -> why nothing in them is started.
+# Blocks whose syntax alone is checked: (document, how the block begins) -> why nothing in them is started.
 NOT_STARTED = {
     ("examples/serving/README.md", "export OWL_API_KEY="): "docker builds an image from the network",
     ("examples/serving/README.md", "git clone"): "root writes to /etc and starts a service",
@@ -25,7 +25,7 @@ NOT_STARTED = {
 
 @dataclass(frozen=True)
 class Other:
-    """Blocks that are neither commands nor Python: those of a document that begin so. what: for the reader."""
+    """Blocks of a document that begin so and are neither commands nor Python, and what they are instead."""
 
     document: str
     begins: str
@@ -40,20 +40,13 @@ OTHERS = (
     Other("docs/data.md", "image,caption", "a table; tests/training/readers/test_guide.py reads it"),
     Other("docs/evaluation.md", "| task", "output", printed_by="python -m owl_fast.evaluate nano"),
     Other("docs/serving.md", "ready: ", "output, on a machine with a GPU"),
-    Other(
-        "docs/structure.md", "benchmarks  export  recipes", "a drawing; tests/test_layout.py has the rules"
-    ),
+    Other("docs/structure.md", "benchmarks  export  recipes", "a drawing, held by tests/test_layout.py"),
     Other("examples/serving/README.md", "owl.example.org {", "a file of Caddy's"),
 )
 
-# What a document says about the output of a command: (document, command, what it says) all stand in one line.
-SAID = (
-    (
-        "README.md",
-        'owl-fast chat runs/brief/final -i examples/scene.png -p "What color is the star?"',
-        "blue",
-    ),
-)
+# What a document says about the output of a command: (document, command, a line of output). The document has
+# both in one line.
+SAID = (("README.md", "owl-fast chat runs/brief/final -i examples/scene.png", "blue"),)
 
 # Flags that make a command small enough, where it does not have them itself.
 SMALLER = {

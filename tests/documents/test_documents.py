@@ -4,21 +4,19 @@ one folder, as somebody who follows the document would run them."""
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.documents import tables
-from tests.documents.blocks import Block, spoken_commands
+from tests.documents.blocks import spoken_commands
 from tests.documents.commands import PROGRAMS, STAMPS, Commands, Depth
 from tests.documents.door import Shell
 from tests.documents.pages import BLOCKS, DOCUMENTS
+from tests.documents.reader import Reader
 from tests.documents.workshop import NANO, judge, prepare
 from tests.fake_hub import Hub, files_in
 from tests.serving.owls import serving
@@ -51,61 +49,6 @@ def shell_in(folder: Path, aside: Path) -> Iterator[Shell]:
     shell.close()
 
 
-def put(text: str, addresses: dict[str, str]) -> str:
-    for words, there in tables.STAND_INS.items():
-        text = text.replace(words, there.format(**addresses))
-    return text
-
-
-class Reader:
-    """Goes through a document's blocks, in order. said: what was printed, for each block."""
-
-    def __init__(self, name: str, folder: Path, addresses: dict[str, str]) -> None:
-        self.name, self.folder, self._addresses = name, folder, addresses
-        self.said: list[tuple[Block, str]] = []
-        self.names: dict[str, Any] = {}
-
-    def command(self, block: Block, shell: Shell, commands: Commands, depth: Depth) -> None:
-        script = put(block.script, self._addresses)
-        if any(name == self.name and block.text.startswith(begins) for name, begins in tables.NOT_STARTED):
-            subprocess.run(["bash", "-n", "-c", script], check=True)
-            return
-        code, output = shell.run(script, commands.answer(depth))
-        assert code == 0, f"{self.name}:{block.line}: exit code {code}\n{script}\n{output[-3000:]}"
-        self.said.append((block, output))
-
-    def python(self, block: Block) -> None:
-        """Tracebacks name the document's own lines."""
-        text = "\n" * (block.line - 1) + put(block.text, self._addresses)
-        here = os.getcwd()
-        os.chdir(self.folder)
-        try:
-            exec(compile(text, self.name, "exec"), self.names)
-        finally:
-            os.chdir(here)
-
-    def check_what_was_said(self) -> None:
-        for block, output in self.said:
-            come = [_plain(line) for line in output.splitlines()]
-            shown = [text for name, words, text in tables.SAID if name == self.name and words in block.text]
-            at = 0
-            for line in [*shown, *block.shown]:
-                assert _plain(line) in come[at:], f"{self.name}:{block.line}: not printed: {line}\n{output}"
-                at = come.index(_plain(line), at) if line in block.shown else at
-        for row in tables.OTHERS:
-            if row.document == self.name and row.printed_by:
-                (first,) = (
-                    b.text.splitlines()[0] for b in BLOCKS[self.name] if b.text.startswith(row.begins)
-                )
-                outputs = [output for block, output in self.said if row.printed_by in block.text]
-                assert any(_plain(first) in map(_plain, output.splitlines()) for output in outputs), row
-
-
-def _plain(line: str) -> str:
-    """Widths of columns are not compared."""
-    return re.sub(r"-+", "-", " ".join(line.split()))
-
-
 @pytest.fixture(scope="module")
 def mistakes(commands: Commands, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Every document's commands read by their parsers: document -> what was wrong."""
@@ -117,7 +60,7 @@ def mistakes(commands: Commands, prepared: Path, tmp_path_factory: pytest.TempPa
                 for block in BLOCKS[name]:
                     if block.kind in ("shell", "console"):
                         reader.command(block, shell, commands, Depth.READ)
-            except (AssertionError, subprocess.CalledProcessError) as error:
+            except AssertionError as error:
                 found[name] = str(error)
     return found
 
