@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 LANGUAGES = {"python": "python", "py": "python", "sh": "shell", "bash": "shell", "console": "console"}
+OURS = ("owl-fast", "python", "pip", "make", "torchrun")
 # A block without a language is shell if it begins with one of these.
-PROGRAMS = (
-    *("owl-fast", "python", "pip", "make", "torchrun", "curl", "docker", "eval", "cat", "export", "serve"),
-    *("git", "cd", "CMAKE_ARGS"),
-)
+PROGRAMS = (*OURS, "curl", "docker", "eval", "cat", "export", "serve", "git", "cd", "CMAKE_ARGS")
 
 
 @dataclass(frozen=True)
@@ -104,4 +102,4 @@ def spoken_commands(document: str) -> list[str]:
     """Commands within sentences: `owl-fast doctor MODEL`, with what follows the program."""
     spans = re.findall(r"(?<!`)`([^`]+)`(?!`)", without_blocks(document))
     words = (" ".join(span.split()) for span in spans)
-    return [text for text in words if text.startswith(tuple(f"{name} " for name in PROGRAMS))]
+    return [text for text in words if text.startswith(tuple(f"{name} " for name in OURS))]

@@ -49,7 +49,6 @@ class Commands:
     def __init__(self, hub: dict[str, str]) -> None:
         self._hub = hub
         self.used: set[str] = set()
-        self.counts: dict[Depth, int] = dict.fromkeys(Depth, 0)
 
     def answer(self, depth: Depth) -> Callable[[Call], int]:
         return lambda call: self._answer(call, depth)
@@ -59,7 +58,6 @@ class Commands:
         if row is not None:
             self.used.add(row)
             depth = min(depth, Depth.READ)
-        self.counts[depth] += 1
         if depth < Depth.RUN:
             with _only_read(depth):
                 return call.code_of(lambda: _here(call.words))

@@ -51,9 +51,6 @@ class Call:
     @contextlib.contextmanager
     def taken_on(self) -> Iterator[None]:
         """This process stands where the program would."""
-        if not os.isatty(self.files[0]):
-            with contextlib.suppress(OSError):
-                os.lseek(self.files[0], 0, os.SEEK_SET)  # every program finds what was typed from its start
         with contextlib.ExitStack() as stack:
             stack.callback(os.chdir, os.getcwd())
             stack.enter_context(_replaced(os.environ, self.environment))
@@ -133,7 +130,7 @@ class Shell:
         self.folder, self._aside = folder, aside
         doors = aside / "bin"
         doors.mkdir()
-        address = str(aside / "door")
+        address = f"\0owl-doors-{os.getpid()}-{id(self)}"  # no file, whose path might be too long
         (doors / "python").write_text(CLIENT.format(python=sys.executable, address=address))
         for name in {*programs} - {"python"}:
             (doors / name).symlink_to("python")
@@ -181,6 +178,8 @@ class Shell:
             with connection:
                 connection.settimeout(10)
                 message, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+                with contextlib.suppress(OSError):  # a pipe
+                    os.lseek(files[0], 0, os.SEEK_SET)  # every program finds what was typed from its start
                 try:
                     code = answer(Call(*json.loads(message), files))
                 finally:

@@ -42,7 +42,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def shell_in(folder: Path, aside: Path) -> Iterator[Shell]:
-    """`aside` must have a short path, as sockets' names are short."""
     (aside / "home/.config/fish/completions").mkdir(parents=True)
     shell = Shell(folder, aside, PROGRAMS, STAMPS)
     yield shell

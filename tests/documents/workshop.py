@@ -73,6 +73,7 @@ def _evaluation(folder: Path) -> None:
     (folder / "owleval/answer").mkdir()
     for system in ("one", "two"):
         write_lines(folder / f"owleval/answer/{system}.jsonl", answers_of(system, ["red", "a", "b", "c"]))
+    write_lines(folder / "ours.jsonl", answers_of("ours", ["red", "a", "b", "c"]))
     captions = {
         "images": [{"id": 9, "file_name": "a.jpg"}],
         "annotations": [{"image_id": 9, "id": n, "caption": f"A red star {n}."} for n in range(5)],
