@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from owl_fast.kernels.autocast import as_autocast
 from owl_fast.kernels.kept import kept
 
 BLOCK = 1 << 20  # numbers of P at a time: 4 MB
@@ -34,10 +35,7 @@ def attention_torch(
     Packed and causal: query (T, H, D), key and value (T, K, D), bounds (B + 1) of the sequences, where K
     divides H. Unmasked: query (N, L, H, D), key and value (N, M, H, D), no bounds.
     """
-    device = query.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    query, key, value = as_autocast(query, key, value)
     out: Tensor = _Attention.apply(query, key, value, bounds, attend)
     return out
 

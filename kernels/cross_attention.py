@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owl_fast.kernels.attention_cpu import heads_fit, query_fits, whole_attention_cpu
+from owl_fast.kernels.autocast import as_autocast
+from owl_fast.kernels.dropout import draw_seed
 from owl_fast.kernels.flash import (
     LOG2_E,
-    as_autocast,
     attend,
     block_of,
     check_heads,
@@ -55,38 +56,11 @@ def cross_attention_reference(
 
 @jit
 def _cross_attention_fwd_kernel(
-    q,
-    query_kv,
-    image_kv,
-    extra,
-    out,
-    lse,
-    q_n,
-    q_row,
-    q_head,
-    query_n,
-    query_row,
-    query_two,
-    query_head,
-    image_n,
-    image_row,
-    image_two,
-    image_head,
-    extra_two,
-    extra_head,
-    lse_n,
-    lse_head,
-    queries,
-    image_rows,
-    all_keys,
-    scale,
-    seed,
-    drop,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    q, query_kv, image_kv, extra, out, lse, q_n, q_row, q_head, query_n, query_row, query_two, query_head,
+    image_n, image_row, image_two, image_head, extra_two, extra_head, lse_n, lse_head, queries, image_rows,
+    all_keys, scale, seed, drop,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """A tile of queries of one head of one picture: grid (tiles, H, N). out (N, Q, H, D) is contiguous."""
     head, n = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     heads = tl.num_programs(1)
@@ -122,45 +96,11 @@ def _cross_attention_fwd_kernel(
 
 @jit
 def _cross_attention_query_gradient_kernel(
-    q,
-    query_kv,
-    image_kv,
-    extra,
-    out,
-    given,
-    lse,
-    delta,
-    dq,
-    q_n,
-    q_row,
-    q_head,
-    query_n,
-    query_row,
-    query_two,
-    query_head,
-    image_n,
-    image_row,
-    image_two,
-    image_head,
-    extra_two,
-    extra_head,
-    given_n,
-    given_row,
-    given_head,
-    lse_n,
-    lse_head,
-    queries,
-    image_rows,
-    all_keys,
-    softmax_scale,
-    scale,
-    seed,
-    drop,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    q, query_kv, image_kv, extra, out, given, lse, delta, dq, q_n, q_row, q_head, query_n, query_row,
+    query_two, query_head, image_n, image_row, image_two, image_head, extra_two, extra_head, given_n,
+    given_row, given_head, lse_n, lse_head, queries, image_rows, all_keys, softmax_scale, scale, seed, drop,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """dq, laid out as out, and delta for the gradients of keys; grid (tiles, H, N)."""
     head, n = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     heads = tl.num_programs(1)
@@ -228,18 +168,10 @@ def cross_attention_triton(
     check(0 <= dropout < 1, f"dropout {dropout}", "a probability below 1")
     if extra_key_value is not None:
         check_heads(extra_key_value, (2, heads, width), query)
-    seed = dropout_seed() if dropout else None
+    seed = draw_seed() if dropout else None
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         return _CrossAttention.apply(*inputs, dropout, seed)
     return _forward(query, query_key_value, image_key_value, extra_key_value, dropout, seed)[0]
-
-
-def dropout_seed() -> int:
-    """From torch's CPU generator, which no device has to be waited for.
-
-    Odd and above 2^32: Triton compiles a kernel again for multiples of 16 and for small integers.
-    """
-    return int(torch.randint(1 << 32, 1 << 61, ())) * 2 + 1
 
 
 class _CrossAttention(torch.autograd.Function):

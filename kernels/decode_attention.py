@@ -24,13 +24,13 @@ from owl_fast.kernels.kv_append import (
     as_cached,
     check_cache,
     check_new,
-    keep,
     operand,
     rotary_append_reference,
+    store_cached,
 )
-from owl_fast.kernels.launch import check, jit, launch, tl
+from owl_fast.kernels.launch import check, jit, launch, power_of_two, tl
 from owl_fast.kernels.paged_attention import check_tables, paged_attention_reference, tables_fit
-from owl_fast.kernels.rotary import check_rows, rotated
+from owl_fast.kernels.rotary import check_rotary, rotated
 
 # Tokens of a split. At D = 128 in bf16 a program of 256 threads loads 32 KB at once and takes 80 registers a
 # thread (Triton 3.9), so that three share an SM with 96 KB in flight, where bandwidth times latency is 26 KB
@@ -133,8 +133,8 @@ def _decode_attention_kernel(
     kept_v, new_v_scale = as_cached(new_v, value_cache, value_scale is not None)
     if (slot >= 0) & (first == 0):  # one writer; no program reads the slot
         at = slot * KV_HEADS + head + one
-        keep(kept_k, new_k_scale, key_cache, key_scale, at, one == 0, columns, HEAD_DIM)
-        keep(kept_v, new_v_scale, value_cache, value_scale, at, one == 0, columns, HEAD_DIM)
+        store_cached(kept_k, new_k_scale, key_cache, key_scale, at, one == 0, columns, HEAD_DIM)
+        store_cached(kept_v, new_v_scale, value_cache, value_scale, at, one == 0, columns, HEAD_DIM)
     new_v = kept_v.to(tl.float32) * new_v_scale[:, None]
     new_k = kept_k.to(tl.float32) * new_k_scale[:, None]
     new_score = tl.sum(q.to(tl.float32) * new_k, 1) * scale  # (ROWS,)
@@ -180,20 +180,34 @@ def _decode_attention_kernel(
             tl.store(weights + left, weight[:, None], mask=group < GROUP)
 
     if splits > 1:
-        # By the PTX memory model: the barrier orders all threads' stores before the one thread that counts,
-        # and its release at GPU scope is cumulative. The last program's acquire sees them all; its other
-        # threads get the count from that one through a barrier (on sm_90: BAR, MEMBAR.GPU, ATOMG, CCTL.IVALL,
-        # BAR). No program waits for another, so none has to be resident with another.
-        tl.debug_barrier()
-        arrival = arrivals + row * KV_HEADS + head
-        before = tl.atomic_add(arrival, 1, sem="acq_rel", scope="gpu")
-        if before == tl.minimum(splits, tl.num_programs(2)) - 1:
-            tl.store(arrival, 0)  # for the next launch: everyone has counted
-            for member in range(GROUP):
-                this = row * (KV_HEADS * GROUP) + head * GROUP + member
-                mixed = _combine(values, peaks, weights, this * room, splits, columns, HEAD_DIM, COMBINED)
-                place = out + this * HEAD_DIM + columns
-                tl.store(place, mixed.to(out.dtype.element_ty), mask=columns < HEAD_DIM)
+        _combine_last(
+            values, peaks, weights, arrivals, out, row, head, room, splits, columns,
+            GROUP, KV_HEADS, HEAD_DIM, COMBINED,
+        )  # fmt: skip
+
+
+@jit
+def _combine_last(
+    values, peaks, weights, arrivals, out, row, head, room, splits, columns,
+    GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, COMBINED: tl.constexpr,
+):  # fmt: skip
+    """The program that arrives last of those of a key head adds up the splits of its GROUP of query heads.
+
+    By the PTX memory model: the barrier orders all threads' stores before the one thread that counts, and its
+    release at GPU scope is cumulative. The last program's acquire sees them all; its other threads get the
+    count from that one through a barrier (on sm_90: BAR, MEMBAR.GPU, ATOMG, CCTL.IVALL, BAR). No program
+    waits for another, so none has to be resident with another.
+    """
+    tl.debug_barrier()
+    arrival = arrivals + row * KV_HEADS + head
+    before = tl.atomic_add(arrival, 1, sem="acq_rel", scope="gpu")
+    if before == tl.minimum(splits, tl.num_programs(2)) - 1:
+        tl.store(arrival, 0)  # for the next launch: everyone has counted
+        for member in range(GROUP):
+            this = row * (KV_HEADS * GROUP) + head * GROUP + member
+            mixed = _combine(values, peaks, weights, this * room, splits, columns, HEAD_DIM, COMBINED)
+            place = out + this * HEAD_DIM + columns
+            tl.store(place, mixed.to(out.dtype.element_ty), mask=columns < HEAD_DIM)
 
 
 @jit
@@ -222,8 +236,8 @@ def _combine(values, peaks, weights, start, splits, columns, HEAD_DIM: tl.conste
 
 def launch_spec(group: int, head_dim: int) -> dict[str, int]:
     """32 channels of the keys' split for each thread, and as many of the values' (not measured yet)."""
-    block_d = max(1 << (head_dim - 1).bit_length(), 16)
-    rows = 1 if group == 1 else max(1 << (group - 1).bit_length(), 16)
+    block_d = max(power_of_two(head_dim), 16)
+    rows = 1 if group == 1 else max(power_of_two(group), 16)
     warps = min(max(SPLIT * block_d // 1024, 4), 8)
     settings = {"SPLIT": SPLIT, "COMBINED": COMBINED, "ROWS": rows, "BLOCK_D": block_d}
     return {**settings, "num_warps": warps, "num_stages": 1}
@@ -252,7 +266,7 @@ def decode_attention_triton(
     The grid depends on shapes alone. A sequence of context 0 is padding: zeros out, nothing appended.
     Without a workspace one is made, which is another launch.
     """
-    check_rows(query, cos, sin, "query")
+    check_rotary(query, cos, sin, "query")
     check_cache(query, key_cache, value_cache, key_scale, value_scale)
     check_new(query, key, value, key_cache, slot_mapping)
     check_tables(block_tables, context_lens, len(query), query.device)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from owl_fast.kernels.attention_cpu import TYPES
 from owl_fast.kernels.elementwise_cpu import call
-from owl_fast.kernels.launch import check, jit, launch, tl
-from owl_fast.kernels.rows import GPU_DTYPES, block_of
+from owl_fast.kernels.launch import GPU_DTYPES, check, jit, launch, power_of_two, tl
 from owl_fast.kernels.weights import Int4Weight, Int8Weight
 
 
@@ -32,17 +31,9 @@ def _dequantize_int8_kernel(
 
 @jit
 def _dequantize_int4_kernel(
-    q,
-    scale,
-    out,
-    q_stride,
-    out_stride,
-    scale_stride,
-    WIDTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    PART: tl.constexpr,
-    PARTS: tl.constexpr,
-):
+    q, scale, out, q_stride, out_stride, scale_stride,
+    WIDTH: tl.constexpr, GROUP: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
     """Parts of a row per program, each inside one group: out[n, k] = (q[n, k] - 8) scale[n, k // G]."""
     row = tl.program_id(0).to(tl.int64)
     part = (tl.program_id(1) * PARTS + tl.arange(0, PARTS))[:, None]
@@ -57,7 +48,7 @@ def _dequantize_int4_kernel(
 
 def launch_spec(width: int, group: int | None) -> dict[str, int]:
     """Tiles of 2048 values and 4 warps: 16 values a thread. Not measured yet."""
-    block = min(block_of(width), 2048)
+    block = min(power_of_two(width), 2048)
     if group is None:
         return {"WIDTH": width, "BLOCK": block, "num_warps": min(max(block // 512, 1), 4)}
     part = group & -group  # the largest power of two that divides it

@@ -1,4 +1,4 @@
-"""Dropout by a counter: whether place (row, column) is kept is a function of the seed and the place alone.
+"""Dropout by a counter: whether place (row, column) stays is a function of the seed and the place alone.
 
 Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with key = seed and
 counter = (column // 4, row, 0, 0) gives the bits of four neighbouring columns; a place is kept when its upper
@@ -26,11 +26,8 @@ class Dropout(NamedTuple):
 
     @classmethod
     def draw(cls, probability: float) -> Dropout:
-        """With the next seed of torch's CPU generator, so that no device is waited for.
-
-        Always odd and above 2^32: Triton compiles a kernel again for even and for small integers.
-        """
-        return cls(int(torch.randint(1 << 32, 1 << 61, ())) * 2 + 1, probability)
+        """With a seed from draw_seed."""
+        return cls(draw_seed(), probability)
 
     @property
     def threshold(self) -> int:
@@ -42,8 +39,16 @@ class Dropout(NamedTuple):
         return 1.0 / (1.0 - self.probability)
 
 
+def draw_seed() -> int:
+    """The next of torch's CPU generator, so that no device is waited for.
+
+    Odd and above 2^32: Triton compiles a kernel again for multiples of 16 and for small integers.
+    """
+    return int(torch.randint(1 << 32, 1 << 61, ())) * 2 + 1
+
+
 @jit
-def kept(seed, threshold, rows, first, COLUMNS: tl.constexpr):
+def keep_mask(seed, threshold, rows, first, COLUMNS: tl.constexpr):
     """Whether the places (rows, first ... first + COLUMNS) are kept: bool (ROWS, COLUMNS), first % 4 == 0."""
     quads = first // 4 + tl.arange(0, COLUMNS // 4)
     none = rows[:, None] * 0 + quads[None, :] * 0
@@ -52,8 +57,8 @@ def kept(seed, threshold, rows, first, COLUMNS: tl.constexpr):
     return (bits >> 8).to(tl.int32) >= threshold
 
 
-def kept_reference(dropout: Dropout, rows: int, columns: int) -> Tensor:
-    """bool (rows, columns) on the CPU, as `kept` makes it."""
+def keep_mask_reference(dropout: Dropout, rows: int, columns: int) -> Tensor:
+    """bool (rows, columns) on the CPU, as keep_mask makes it."""
     quads, line = torch.arange(-(-columns // 4)).expand(rows, -1), torch.arange(rows)[:, None]
     a, b, c, d = quads, line.expand_as(quads), torch.zeros_like(quads), torch.zeros_like(quads)
     low, high = dropout.seed & _LOW, dropout.seed >> 32

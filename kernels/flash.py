@@ -17,14 +17,11 @@ K key heads, D head width, R rows of lse: a multiple of 16, so that no length ma
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from owl_fast.kernels.launch import check, jit, tl
+from owl_fast.kernels.launch import GPU_DTYPES, check, jit, power_of_two, tl
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 256  # head width
 LOG2_E = 1 / math.log(2)
 
@@ -60,27 +57,10 @@ def sequence(number, starts, queries, keys):
 
 @jit
 def attend(
-    largest,
-    total,
-    mixed,
-    q,
-    k,
-    v,
-    k_stride,
-    v_stride,
-    begin,
-    end,
-    rows,
-    scale,
-    seed,
-    drop,
-    draws,
-    MASKED: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    largest, total, mixed, q, k, v, k_stride, v_stride, begin, end, rows, scale, seed, drop, draws,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
-):
+):  # fmt: skip
     """Let the queries q (M, BLOCK_D) of these rows see keys [begin, end).
 
     MASKED: end may fall inside a tile, and with CAUSAL a row sees no key behind itself. draws (M,): if seed
@@ -110,28 +90,10 @@ def attend(
 
 @jit
 def query_gradient(
-    dq,
-    q,
-    given,
-    lse,
-    delta,
-    k,
-    v,
-    k_stride,
-    v_stride,
-    begin,
-    end,
-    rows,
-    scale,
-    seed,
-    drop,
-    draws,
-    MASKED: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    dq, q, given, lse, delta, k, v, k_stride, v_stride, begin, end, rows, scale, seed, drop, draws,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
-):
+):  # fmt: skip
     """Add what keys [begin, end) give to dq (M, BLOCK_D), not yet scaled; arguments as of attend."""
     count = end if MASKED else None
     for first in range(begin, end, BLOCK_N):
@@ -156,30 +118,10 @@ def query_gradient(
 
 @jit
 def _add_queries(
-    dk,
-    dv,
-    k,
-    v,
-    q,
-    given,
-    lse,
-    delta,
-    q_stride,
-    given_stride,
-    begin,
-    end,
-    queries,
-    keys,
-    scale,
-    seed,
-    drop,
-    draws,
-    draws_row,
-    CAUSAL: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
+    dk, dv, k, v, q, given, lse, delta, q_stride, given_stride, begin, end, queries, keys, scale, seed,
+    drop, draws, draws_row,
+    CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
     """Add what query rows [begin, end) give to dk and dv (N, BLOCK_D), not yet scaled.
 
     Rows beyond `queries` are read as zeros with an infinite lse, which makes their weights zero.
@@ -209,46 +151,12 @@ def _add_queries(
 
 @jit
 def key_gradient_kernel(
-    q,
-    k,
-    v,
-    given,
-    lse,
-    delta,
-    dk,
-    dv,
-    starts,
-    q_n,
-    q_row,
-    q_head,
-    k_n,
-    k_row,
-    k_head,
-    v_n,
-    v_row,
-    v_head,
-    given_n,
-    given_row,
-    given_head,
-    lse_n,
-    lse_head,
-    dk_n,
-    dk_row,
-    queries,
-    keys,
-    all_keys,
-    first_key,
-    softmax_scale,
-    scale,
-    seed,
-    drop,
-    GROUP: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    q, k, v, given, lse, delta, dk, dv, starts, q_n, q_row, q_head, k_n, k_row, k_head, v_n, v_row, v_head,
+    given_n, given_row, given_head, lse_n, lse_head, dk_n, dk_row, queries, keys, all_keys, first_key,
+    softmax_scale, scale, seed, drop,
+    GROUP: tl.constexpr, CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """dk and dv of a tile of keys: grid (tiles, K, N). For starts and strides see whole_attention.py."""
     head, number = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     place, queries, keys = sequence(number, starts, queries, keys)
@@ -290,7 +198,7 @@ def key_gradient_kernel(
 
 def block_of(width: int) -> int:
     """Columns of a tile for this head width; tl.dot wants 16 at least."""
-    return max(16, 1 << (width - 1).bit_length())
+    return max(16, power_of_two(width))
 
 
 def tile_settings(queries: int, keys: int, warps: int, stages: int) -> dict[str, int]:
@@ -306,21 +214,14 @@ def padded(rows: int) -> int:
     return -(-rows // 16) * 16
 
 
-def as_autocast(*tensors: Any) -> tuple[Any, ...]:
-    """Tensors, or None, in autocast's dtype where it is on: so torch's own attention takes its inputs."""
-    kind = tensors[0].device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(None if x is None else x.to(dtype) for x in tensors)
-
-
 def check_heads(x: Tensor, shape: tuple[int | None, ...], like: Tensor) -> None:
     """ValueError unless x has this shape (None: any), like's dtype and device, and channels side by side."""
     fits = x.dim() == len(shape) and all(b in (a, None) for a, b in zip(x.shape, shape, strict=True))
-    fits = fits and x.dtype == like.dtype and x.device == like.device and x.dtype in DTYPES
+    fits = fits and x.dtype == like.dtype and x.device == like.device and x.dtype in GPU_DTYPES
     wanted = ", ".join("any" if length is None else str(length) for length in shape)
-    kind = str(like.dtype).removeprefix("torch.") if like.dtype in DTYPES else "float32, bfloat16 or float16"
+    kind = (
+        str(like.dtype).removeprefix("torch.") if like.dtype in GPU_DTYPES else "float32, bfloat16 or float16"
+    )
     check(
         fits and 0 < x.shape[-1] <= WIDEST and x.stride(-1) == 1,
         x,

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from owl_fast.kernels.attention_cpu import cache_fits, function, heads_fit, put_cache, put_new, task_of
-from owl_fast.kernels.launch import check, jit, launch, tl
-from owl_fast.kernels.rotary import GPU_DTYPES, check_rows, launch_spec, rotary_reference, rotated
+from owl_fast.kernels.launch import GPU_DTYPES, check, jit, launch, tl
+from owl_fast.kernels.rotary import check_rotary, launch_spec, rotary_reference, rotated
 
 SMALLEST = 2.0**-126  # scale of a row of zeros: the smallest normal float32
 
@@ -97,7 +97,7 @@ def operand(x, dtype: tl.constexpr, QUANTIZED: tl.constexpr):
 
 
 @jit
-def keep(kept, scale, cache, scales, at, there, columns, HEAD_DIM: tl.constexpr):
+def store_cached(kept, scale, cache, scales, at, there, columns, HEAD_DIM: tl.constexpr):
     """Store what as_cached gave. at (R, 1): slot * K + head, where there (R, 1)."""
     tl.store(cache + at * HEAD_DIM + columns, kept, mask=there & (columns < HEAD_DIM))
     if scales is not None:
@@ -134,10 +134,10 @@ def _rotary_append_kernel(
             at = slot * KV_HEADS + heads
             k = rotated(key + row * key_row + heads * key_head, cos, sin, columns, inside, 0.0, False, half)
             kept, scale = as_cached(k.to(key.dtype.element_ty), key_cache, key_scale is not None)
-            keep(kept, scale, key_cache, key_scale, at, there, columns, HEAD_DIM)
+            store_cached(kept, scale, key_cache, key_scale, at, there, columns, HEAD_DIM)
             v = tl.load(value + row * value_row + heads * value_head + columns, mask=inside, other=0.0)
             kept, scale = as_cached(v, value_cache, value_scale is not None)
-            keep(kept, scale, value_cache, value_scale, at, there, columns, HEAD_DIM)
+            store_cached(kept, scale, value_cache, value_scale, at, there, columns, HEAD_DIM)
 
 
 def check_cache(
@@ -192,7 +192,7 @@ def rotary_append_triton(
 ) -> Tensor:
     """As rotary_append_reference, in one launch, without gradients. query, key and value may be views of
     the rows of a fused projection; of a row whose slot is negative nothing is written to the cache."""
-    check_rows(query, cos, sin, "query")
+    check_rotary(query, cos, sin, "query")
     check(len(query) == len(cos) == len(sin), cos, f"angles of {len(query)} rows")
     check_cache(query, key_cache, value_cache, key_scale, value_scale)
     check_new(query, key, value, key_cache, slot_mapping)

@@ -22,6 +22,7 @@ except ImportError:  # CPU-only installs need none of it
     triton = tl = None
 
 __all__ = [
+    "GPU_DTYPES",
     "OPTIONS",
     "Launch",
     "Recorder",
@@ -29,16 +30,17 @@ __all__ = [
     "check",
     "jit",
     "launch",
+    "power_of_two",
     "recording",
     "supports",
     "tl",
 ]
 
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of what kernels compute with
 OLDEST = 80  # compute capability
-OPTIONS = {
-    "enable_fp_fusion": True
-}  # of every kernel: versions of Triton differ in what they take when unset
-INTERPRETED = 90  # whose settings the interpreter runs with
+# Of every kernel: versions of Triton differ in what they assume when it is left out.
+OPTIONS = {"enable_fp_fusion": True}
+INTERPRETED = 90  # the compute capability whose settings the interpreter runs with
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ def capability(device: torch.device) -> int:
         major, minor = torch.cuda.get_device_capability(device)
         return 10 * major + minor
     return _recorder.capability if _recorder is not None else INTERPRETED
+
+
+def power_of_two(n: int) -> int:
+    """The smallest that is no less than n, 1 at least: tl.arange takes no other lengths."""
+    return 1 << max(n - 1, 0).bit_length()
 
 
 def check(fits: bool, came: object, wanted: str) -> None:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from owl_fast.kernels.attention_cpu import TYPES
 from owl_fast.kernels.elementwise_cpu import call, place, rows_fit
-from owl_fast.kernels.launch import jit, launch, tl
-from owl_fast.kernels.rows import as_rows, block_of, check_rows, check_vector
+from owl_fast.kernels.launch import jit, launch, power_of_two, tl
+from owl_fast.kernels.rows import as_rows, check_rows, check_vector
 
 PROGRAMS = 256  # of the backward pass: as many partial sums for weight and bias; not measured yet
 
@@ -52,20 +52,9 @@ def _layer_norm_fwd_kernel(x, weight, bias, y, x_stride, eps, WIDTH: tl.constexp
 
 @jit
 def _layer_norm_bwd_kernel(
-    x,
-    weight,
-    dy,
-    dx,
-    dw,
-    db,
-    x_stride,
-    dy_stride,
-    rows,
-    eps,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+    x, weight, dy, dx, dw, db, x_stride, dy_stride, rows, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     """With n the normed row and g = dy * weight:  dx = (g - mean(g) - n mean(g n)) / std.
 
     Each program takes every P-th tile of ROWS rows and leaves its own sums for weight and bias in dw and db
@@ -104,14 +93,14 @@ def _layer_norm_bwd_kernel(
 
 def launch_spec(width: int) -> dict[str, int]:
     """Forward: a row in registers, two 128-bit loads of bf16 a thread at most. Not measured yet."""
-    block = block_of(width)
+    block = power_of_two(width)
     return {"WIDTH": width, "BLOCK": block, "num_warps": min(max(block // 512, 1), 32)}
 
 
 def backward_spec(width: int) -> dict[str, int]:
     """Backward: tiles of 4096 values. A row of 1024 alone would leave most of a GPU's bandwidth unused, since
     few programs run and each waits for its rows; 8 warps keep 16 KB in flight. Not measured yet."""
-    block = block_of(width)
+    block = power_of_two(width)
     rows = max(4096 // block, 1) if block >= 64 else 64
     return {"WIDTH": width, "BLOCK": block, "ROWS": rows, "num_warps": min(max(rows * block // 512, 1), 32)}
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.dropout import Dropout, kept
-from owl_fast.kernels.launch import capability, jit, launch, tl
-from owl_fast.kernels.linear_many_rows import PROCESSORS, multiply
+from owl_fast.kernels.dropout import Dropout, keep_mask
+from owl_fast.kernels.launch import capability, jit, launch, power_of_two, tl
+from owl_fast.kernels.linear_many_rows import multiply
+from owl_fast.kernels.linear_tiles import LITTLE_SHARED, PROCESSORS, known_capability
 from owl_fast.kernels.low_rank import Branch, shrink
 from owl_fast.kernels.weights import StackedLora, Weight
 
@@ -47,7 +48,7 @@ def _outer_kernel(
             right + places * right_stride + q[None, :], mask=inside & (q < Q)[None, :], other=0.0
         )
         if threshold is not None:
-            second = tl.where(kept(seed, threshold, rows, first, BLOCK_Q), second, 0.0)
+            second = tl.where(keep_mask(seed, threshold, rows, first, BLOCK_Q), second, 0.0)
         total = tl.dot(tl.trans(first_factor), second, total, input_precision="ieee")
     if threshold is not None:
         total *= dropout_scale
@@ -57,21 +58,15 @@ def _outer_kernel(
 
 def launch_spec(rows: int, p: int, q: int, dtype: torch.dtype, capability: int) -> dict[str, int]:
     """Tiles of the sum over rows; PARTS: of how many sums it is made. No constant is measured yet."""
-    nearest = max((known for known in PROCESSORS if known <= capability), default=80)
+    nearest = known_capability(capability)
     thin = p <= 64
     if dtype == torch.float32:  # multiplied without tensor cores
         block = {"BLOCK_P": 64, "BLOCK_Q": 64, "BLOCK_M": 16, "num_warps": 4, "num_stages": 3}
     else:
-        small = nearest in (86, 89, 120)  # 99 KB of shared memory for a block
-        block = {
-            "BLOCK_P": 128,
-            "BLOCK_Q": 128,
-            "BLOCK_M": 32 if small else 64,
-            "num_warps": 8,
-            "num_stages": 3,
-        }
+        rows_at_once = 32 if nearest in LITTLE_SHARED else 64
+        block = {"BLOCK_P": 128, "BLOCK_Q": 128, "BLOCK_M": rows_at_once, "num_warps": 8, "num_stages": 3}
     if thin:  # one tile high: right is read once
-        block["BLOCK_P"] = max(16, 1 << (p - 1).bit_length())
+        block["BLOCK_P"] = max(16, power_of_two(p))
         block["num_warps"] = 4
     tiles = -(-p // block["BLOCK_P"]) * -(-q // block["BLOCK_Q"])
     # Two programs a multiprocessor, but each at least eight steps long.
@@ -88,21 +83,8 @@ def outer(left: Tensor, right: Tensor, dtype: torch.dtype, dropout: Dropout | No
     out = torch.empty(parts, p, q, dtype=dtype if parts == 1 else torch.float32, device=left.device)
     drop = (None, None, None) if dropout is None else (dropout.seed, dropout.threshold, dropout.scale)
     grid = -(-p // spec["BLOCK_P"]) * -(-q // spec["BLOCK_Q"]), parts
-    launch(
-        _outer_kernel,
-        grid,
-        left,
-        right,
-        out,
-        rows,
-        p,
-        q,
-        left.stride(0),
-        right.stride(0),
-        part,
-        *drop,
-        **spec,
-    )
+    args = (left, right, out, rows, p, q, left.stride(0), right.stride(0), part, *drop)
+    launch(_outer_kernel, grid, *args, **spec)
     return out[0] if parts == 1 else out.sum(0).to(dtype)
 
 

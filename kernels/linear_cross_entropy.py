@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owl_fast.kernels.dequantize import check_quantized, dequantize_rows
-from owl_fast.kernels.launch import check, jit, launch, tl
-from owl_fast.kernels.rows import GPU_DTYPES, block_of
+from owl_fast.kernels.launch import GPU_DTYPES, check, jit, launch, power_of_two, tl
 from owl_fast.kernels.weights import Weight, dequantize
 
 # 2048 rows of bf16 logits of 32000 words: enough for products at full speed; not measured yet.
@@ -89,7 +88,7 @@ def _scale_kernel(x, factor, y, count, BLOCK: tl.constexpr):
 def launch_spec(vocabulary: int) -> dict[str, int]:
     """Steps of 4096 logits: 16 a thread, two 128-bit loads of bf16; several rows share a multiprocessor, so
     that one loads while another sums. Not measured yet."""
-    block = min(block_of(vocabulary), 4096)
+    block = min(power_of_two(vocabulary), 4096)
     return {"WIDTH": vocabulary, "BLOCK": block, "num_warps": min(max(block // 512, 1), 8)}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from owl_fast.kernels.autocast import autocast_dtype
 from owl_fast.kernels.linear_cross_entropy import SLICE_BYTES, chunk_rows
 from owl_fast.kernels.linear_torch import PIECE, Expand, column_pieces, row_pieces
 from owl_fast.kernels.weights import Weight, dequantize
@@ -25,8 +26,7 @@ def linear_cross_entropy_torch(
 ) -> Tensor:
     """As linear_cross_entropy_reference, with gradients for hidden and a dense weight; under autocast the
     products are of its dtype. expand: writes out pieces of the weight."""
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    dtype = autocast_dtype(hidden) or hidden.dtype
     trains = isinstance(weight, Tensor) and weight.requires_grad
     needs = (hidden.requires_grad, trains) if torch.is_grad_enabled() else (False, False)
     # The weight twice: as what wants a gradient, and as what may be no tensor.

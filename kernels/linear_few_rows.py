@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.launch import check, launch
+from owl_fast.kernels.launch import GPU_DTYPES, check, launch, power_of_two
 from owl_fast.kernels.linear_four_rows import linear_four_rows_kernel
 from owl_fast.kernels.linear_tensor_rows import linear_tensor_rows_kernel
+from owl_fast.kernels.linear_tiles import ACTIVATIONS
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight
 
 # Of more rows W would come from the second cache once for every 32 of them: at 128 rows some 3 ms a step of a
@@ -29,8 +30,6 @@ MOST_ROWS = 64
 ROWS = 4  # of one program: more would need more registers than leave room for loads in flight
 PROGRAMS = 264  # at most, with adapters: two on each of an H200's 132 multiprocessors; not measured yet
 BUSY = 128  # programs that occupy most multiprocessors of an A100, H200 or 4090; not measured yet
-_ACTIVATIONS = (None, "swiglu", "quick_gelu")
-_GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def launch_spec(rows: int, inputs: int, outputs: int, bits: int, adapters: bool) -> dict[str, int]:
@@ -41,8 +40,8 @@ def launch_spec(rows: int, inputs: int, outputs: int, bits: int, adapters: bool)
     way (int4: 32, since its scales take registers too) leave room for 2 to 4 programs on a multiprocessor,
     which makes some 48 KB; an H200 needs about 30 KB (4.3 TB/s x 0.9 us / 132), a 4090 or 3090 about 8 KB.
     """
-    warps = min(max(_power_of_two(inputs) // 256, 1), 8)
-    block_m = min(_power_of_two(rows), ROWS)
+    warps = min(max(power_of_two(inputs) // 256, 1), 8)
+    block_m = min(power_of_two(rows), ROWS)
     block_n = 4 if bits > 8 or block_m == ROWS or adapters else 8  # with adapters, 8 spill on sm_80
     return {
         "BLOCK_M": block_m,
@@ -66,7 +65,7 @@ def tensor_rows_spec(rows: int, outputs: int, bits: int, group: int, rank: int) 
     sm_120. A tile of A takes 16 KB at most. BLOCK_K and BLOCK_A, so the order of summation, are the same for
     any number of rows.
     """
-    block_r = _power_of_two(max(rank, 16))
+    block_r = power_of_two(max(rank, 16))
     block_k = min(group & -group, 128) if bits == 4 else 128
     block_m, block_n = (16 if rows <= 16 else 32), 32
     while block_m == 32 and block_n < 128 and -(-outputs // (2 * block_n)) * -(-rows // block_m) >= BUSY:
@@ -88,11 +87,6 @@ def _programs(rows: int, outputs: int, block_m: int, block_n: int, adapters: boo
     """One for each block of x and of W; with adapters fewer, since each reads all of A."""
     parts, blocks = -(-rows // block_m), -(-outputs // block_n)
     return parts * (min(blocks, max(PROGRAMS // max(parts, 1), 1)) if adapters else blocks)
-
-
-def _power_of_two(n: int) -> int:
-    """The smallest that is no less than n >= 1."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def linear_few_rows(
@@ -132,7 +126,7 @@ def linear_few_rows(
         settings = launch_spec(rows, inputs, outputs, bits, lora is not None)
         matrix, settings["WORDS"] = _words(matrix)
         a, settings["A_WORDS"] = (None, False) if a is None else _words(a)
-        settings.update(A_BITS=8 * x.element_size(), BLOCK_R=_power_of_two(max(rank, 8)))
+        settings.update(A_BITS=8 * x.element_size(), BLOCK_R=power_of_two(max(rank, 8)))
     programs = settings.pop("programs")
     strides = [0 if t is None else t.stride(0) for t in (x, matrix, a, residual)]
     sizes = rows, inputs, outputs, adapters, -(-outputs // settings["BLOCK_N"])
@@ -176,13 +170,9 @@ def _check(
     activation: str | None,
     residual: Tensor | None,
 ) -> None:
-    fits = x.dim() == 2 and x.shape[0] <= MOST_ROWS and x.shape[1] > 0 and x.dtype in _GPU_DTYPES
+    fits = x.dim() == 2 and x.shape[0] <= MOST_ROWS and x.shape[1] > 0 and x.dtype in GPU_DTYPES
     check(fits, x, f"fp32, bf16 or fp16 of (M, K), M at most {MOST_ROWS}, K at least 1")
-    check(
-        activation in _ACTIVATIONS,
-        f"activation {activation!r}",
-        "one of " + ", ".join(map(repr, _ACTIVATIONS)),
-    )
+    check(activation in ACTIVATIONS, f"activation {activation!r}", f"one of {ACTIVATIONS}")
     outputs, inputs = weight.shape
     check(inputs == x.shape[1], f"a weight of {inputs} inputs", f"{x.shape[1]}, the width of x")
     check(activation != "swiglu" or outputs % 2 == 0, f"{outputs} outputs", "an even number, gate and up")

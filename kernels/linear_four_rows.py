@@ -16,18 +16,10 @@ from owl_fast.kernels.linear_row_parts import finish, load_gain, load_inputs, ou
 
 @jit
 def _fetch(
-    weight,
-    scales,
-    n,
-    stride,
-    turn,
-    INPUTS: tl.constexpr,
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    WORDS: tl.constexpr,
-    KEPT: tl.constexpr,
+    weight, scales, n, stride, turn,
+    INPUTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, WORDS: tl.constexpr, KEPT: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     """Rows n (1, BLOCK_N, 1) of the turn-th BLOCK_K columns, as int32 words, and int4's scales: one a word.
 
     The hint gives each thread 8 neighbouring k whatever their width, which are those of x that it has: tiles
@@ -102,66 +94,32 @@ def _eight_weights(tile, BITS: tl.constexpr, DTYPE: tl.constexpr):
     """_eighths of the numbers in the words of _fetch, in fp32; integers times 2^place, as from _whole."""
     if BITS == 4:
         return (
-            _whole(tile, 4, 0),
-            _whole(tile, 4, 1),
-            _whole(tile, 4, 2),
-            _whole(tile, 4, 3),
-            _whole(tile, 4, 4),
-            _whole(tile, 4, 5),
-            _whole(tile, 4, 6),
-            _whole(tile, 4, 7),
-        )
+            _whole(tile, 4, 0), _whole(tile, 4, 1), _whole(tile, 4, 2), _whole(tile, 4, 3),
+            _whole(tile, 4, 4), _whole(tile, 4, 5), _whole(tile, 4, 6), _whole(tile, 4, 7),
+        )  # fmt: skip
     elif BITS == 8:
         turned = tile ^ -0x7F7F7F80
         a, b = tl.split(turned.reshape(tile.shape[0], tile.shape[1], tile.shape[2] // 2, 2))
         return (
-            _whole(a, 8, 0),
-            _whole(a, 8, 1),
-            _whole(a, 8, 2),
-            _whole(a, 8, 3),
-            _whole(b, 8, 0),
-            _whole(b, 8, 1),
-            _whole(b, 8, 2),
-            _whole(b, 8, 3),
-        )
+            _whole(a, 8, 0), _whole(a, 8, 1), _whole(a, 8, 2), _whole(a, 8, 3), _whole(b, 8, 0),
+            _whole(b, 8, 1), _whole(b, 8, 2), _whole(b, 8, 3),
+        )  # fmt: skip
     elif BITS == 16:
         a, c, b, d = _quarters(tile)
         return (
-            _half(a, False, DTYPE),
-            _half(a, True, DTYPE),
-            _half(b, False, DTYPE),
-            _half(b, True, DTYPE),
-            _half(c, False, DTYPE),
-            _half(c, True, DTYPE),
-            _half(d, False, DTYPE),
-            _half(d, True, DTYPE),
-        )
+            _half(a, False, DTYPE), _half(a, True, DTYPE), _half(b, False, DTYPE), _half(b, True, DTYPE),
+            _half(c, False, DTYPE), _half(c, True, DTYPE), _half(d, False, DTYPE), _half(d, True, DTYPE),
+        )  # fmt: skip
     else:
         return _eighths(tile.to(tl.float32, bitcast=True))
 
 
 @jit
 def _sums(
-    tile,
-    tile_scale,
-    x,
-    norm_weight,
-    norm_scale,
-    weight,
-    scales,
-    m,
-    n,
-    x_stride,
-    stride,
-    rows,
-    inputs,
-    INPUTS: tl.constexpr,
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    WORDS: tl.constexpr,
-    KEPT: tl.constexpr,
+    tile, tile_scale, x, norm_weight, norm_scale, weight, scales, m, n, x_stride, stride, rows, inputs,
+    INPUTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, WORDS: tl.constexpr, KEPT: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     """Rows m (BLOCK_M, 1, 1) of x times n (1, BLOCK_N, 1) of W -> (BLOCK_M, BLOCK_N). tile: W's first."""
     total = tl.zeros((m.shape[0], n.shape[1], BLOCK_K // 8), tl.float32)
     for start in range(0, inputs, BLOCK_K):
@@ -195,26 +153,10 @@ def _rms_scale(x, m, x_stride, rows, inputs, eps, INPUTS: tl.constexpr, BLOCK_K:
 
 @jit
 def _shrink(
-    x,
-    norm_weight,
-    norm_scale,
-    a,
-    lora_scale,
-    m,
-    mine,
-    adapters,
-    x_stride,
-    a_stride,
-    rows,
-    inputs,
-    INPUTS: tl.constexpr,
-    BITS: tl.constexpr,
-    WORDS: tl.constexpr,
-    RANK: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-):
+    x, norm_weight, norm_scale, a, lora_scale, m, mine, adapters, x_stride, a_stride, rows, inputs,
+    INPUTS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr, RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
     """((x A^T) scale) of rows m (BLOCK_M, 1, 1), each with its adapter mine (BLOCK_M,) -> (BLOCK_M, BLOCK_R).
 
     Adapters that none of the rows has are not read; 8 rows of A at a time are treated as rows of W.
@@ -231,26 +173,9 @@ def _shrink(
                     own, None, n[None, :, None], a_stride, 0, INPUTS, BITS, 1, WORDS, True, BLOCK_K
                 )
                 sums = _sums(
-                    tile,
-                    tile_scale,
-                    x,
-                    norm_weight,
-                    norm_scale,
-                    own,
-                    None,
-                    m,
-                    n[None, :, None],
-                    x_stride,
-                    a_stride,
-                    rows,
-                    inputs,
-                    INPUTS,
-                    BITS,
-                    1,
-                    WORDS,
-                    True,
-                    BLOCK_K,
-                )
+                    tile, tile_scale, x, norm_weight, norm_scale, own, None, m, n[None, :, None], x_stride,
+                    a_stride, rows, inputs, INPUTS, BITS, 1, WORDS, True, BLOCK_K,
+                )  # fmt: skip
                 scale = tl.load(lora_scale + i * RANK + n, mask=r + eight < RANK, other=0.0)
                 here = (mine == i)[:, None, None] & (chunks == r // 8)
                 found = tl.where(here, (sums * scale[None, :])[:, None, :], found)
@@ -259,40 +184,12 @@ def _shrink(
 
 @jit
 def linear_four_rows_kernel(
-    x,
-    norm_weight,
-    weight,
-    scales,
-    bias,
-    a,
-    b,
-    lora_scale,
-    owners,
-    residual,
-    y,
-    x_stride,
-    weight_stride,
-    a_stride,
-    residual_stride,
-    rows,
-    inputs,
-    outputs,
-    adapters,
-    blocks,
-    eps,
-    INPUTS: tl.constexpr,
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    WORDS: tl.constexpr,
-    A_BITS: tl.constexpr,
-    A_WORDS: tl.constexpr,
-    RANK: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-):
+    x, norm_weight, weight, scales, bias, a, b, lora_scale, owners, residual, y, x_stride, weight_stride,
+    a_stride, residual_stride, rows, inputs, outputs, adapters, blocks, eps,
+    INPUTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, WORDS: tl.constexpr,
+    A_BITS: tl.constexpr, A_WORDS: tl.constexpr, RANK: tl.constexpr, ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
     """One program: BLOCK_M rows of x, and one block of BLOCK_N rows of W; with adapters every P-th block."""
     parts = tl.cdiv(rows, BLOCK_M)  # neighbours read the same rows of W at the same time: once from memory
     programs = tl.num_programs(0) // parts
@@ -312,26 +209,9 @@ def linear_four_rows_kernel(
         if owners is not None:
             mine = tl.load(owners + lane, mask=lane < rows, other=-1)
         low = _shrink(
-            x,
-            norm_weight,
-            norm_scale,
-            a,
-            lora_scale,
-            m,
-            mine,
-            adapters,
-            x_stride,
-            a_stride,
-            rows,
-            inputs,
-            INPUTS,
-            A_BITS,
-            A_WORDS,
-            RANK,
-            BLOCK_M,
-            BLOCK_K,
-            BLOCK_R,
-        )
+            x, norm_weight, norm_scale, a, lora_scale, m, mine, adapters, x_stride, a_stride, rows, inputs,
+            INPUTS, A_BITS, A_WORDS, RANK, BLOCK_M, BLOCK_K, BLOCK_R,
+        )  # fmt: skip
     for block in range(first, blocks, programs):
         n = output_rows(block, outputs, ACTIVATION, BLOCK_N)
         if a is not None:
@@ -339,26 +219,9 @@ def linear_four_rows_kernel(
                 weight, scales, n[None, :, None], weight_stride, 0, INPUTS, BITS, GROUP, WORDS, False, BLOCK_K
             )
         sums = _sums(
-            tile,
-            tile_scale,
-            x,
-            norm_weight,
-            norm_scale,
-            weight,
-            scales,
-            m,
-            n[None, :, None],
-            x_stride,
-            weight_stride,
-            rows,
-            inputs,
-            INPUTS,
-            BITS,
-            GROUP,
-            WORDS,
-            False,
-            BLOCK_K,
-        )
+            tile, tile_scale, x, norm_weight, norm_scale, weight, scales, m, n[None, :, None], x_stride,
+            weight_stride, rows, inputs, INPUTS, BITS, GROUP, WORDS, False, BLOCK_K,
+        )  # fmt: skip
         if BITS == 8:
             sums *= tl.load(scales + n)[None, :]
         if a is not None:
@@ -368,16 +231,6 @@ def linear_four_rows_kernel(
             wide = tl.load(b + own * RANK + r, mask=inside, other=0.0).to(tl.float32)
             sums += tl.sum(low[:, None, :] * wide, 2)
         finish(
-            sums,
-            block,
-            lane,
-            bias,
-            residual,
-            y,
-            residual_stride,
-            rows,
-            outputs,
-            ACTIVATION,
-            BLOCK_M,
+            sums, block, lane, bias, residual, y, residual_stride, rows, outputs, ACTIVATION, BLOCK_M,
             BLOCK_N,
-        )
+        )  # fmt: skip

@@ -16,12 +16,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.dropout import Dropout, kept
+from owl_fast.kernels.dropout import Dropout, keep_mask
 from owl_fast.kernels.launch import capability, check, jit, launch, tl
 from owl_fast.kernels.linear_tiles import (
+    ACTIVATIONS,
+    LITTLE_SHARED,
+    PROCESSORS,
     check_linear,
     finished,
-    flat_rows,
+    known_capability,
     weight_format,
     weight_tile,
     with_bias,
@@ -35,9 +38,9 @@ from owl_fast.kernels.low_rank import (
     narrow_tile,
     padded_rank,
 )
+from owl_fast.kernels.rows import as_rows
 from owl_fast.kernels.weights import StackedLora, Weight
 
-ACTIVATIONS = (None, "quick_gelu", "swiglu")
 _COMBINED = 1024  # outputs per program that adds parts
 
 
@@ -77,7 +80,7 @@ def _linear_kernel(
             b_rank_stride, adapters, RANK, BLOCK_RANK
         )  # fmt: skip
         if threshold is not None:
-            total = tl.where(kept(seed, threshold, rows, first, BLOCK_N), total * dropout_scale, 0.0)
+            total = tl.where(keep_mask(seed, threshold, rows, first, BLOCK_N), total * dropout_scale, 0.0)
     start = tl.program_id(1) * part
     for k in range(start, min(start + part, K), BLOCK_K):
         inner = k + tl.arange(0, BLOCK_K)
@@ -154,8 +157,6 @@ def _combine_kernel(
     tl.store(y + row * width + outs[None, :], total, mask=mask[None, :])
 
 
-# Streaming multiprocessors of a usual GPU of each compute capability (A100, 3090, 4090, H200, B200, 5090).
-PROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
 EXACT_ROWS = 64  # what a decode step needs most: parts enough to read W by all processors
 _MANY = 512  # rows from which large tiles pay; not measured yet
 
@@ -168,9 +169,8 @@ def launch_spec(
     form: "dense", "int8" or "int4"; masked: what is added has dropout. Shared memory holds num_stages tiles
     of x and W and, for a quantized W, one dequantized tile.
     """
-    nearest = max((known for known in PROCESSORS if known <= capability), default=80)
-    processors = PROCESSORS[nearest]
-    small = nearest in (86, 89, 120)  # 99 KB of shared memory for a block
+    nearest = known_capability(capability)
+    processors, small = PROCESSORS[nearest], nearest in LITTLE_SHARED
     if dtype == torch.float32:  # multiplied without tensor cores
         block = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 4, "num_stages": 3}
     else:
@@ -259,7 +259,7 @@ def linear_many_rows(
     exact: a row's bits do not depend on the other rows.
     """
     check_linear(x, weight, bias)
-    rows = flat_rows(x)
+    rows = as_rows(x)
     check(activation in ACTIVATIONS, f"activation={activation!r}", f"one of {ACTIVATIONS}")
     outputs = weight.shape[0]
     check(
@@ -275,7 +275,7 @@ def linear_many_rows(
             residual,
             f"{x.dtype} {(*x.shape[:-1], width)} on {x.device}",
         )
-        residual = flat_rows(residual)
+        residual = as_rows(residual)
     branch = None if lora is None else branch_of(rows, lora, dropout, exact=exact)
     y = multiply(rows, weight, branch, bias=bias, activation=activation, residual=residual, exact=exact)
     return y.view(*x.shape[:-1], width)

@@ -43,19 +43,9 @@ def output_rows(block, outputs, ACTIVATION: tl.constexpr, BLOCK_N: tl.constexpr)
 
 @jit
 def finish(
-    sums,
-    block,
-    m,
-    bias,
-    residual,
-    y,
-    residual_stride,
-    rows,
-    outputs,
-    ACTIVATION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    sums, block, m, bias, residual, y, residual_stride, rows, outputs,
+    ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """Store rows m of one block of sums (BLOCK_M, BLOCK_N); rounded after linear, activation and residual."""
     dtype: tl.constexpr = y.dtype.element_ty
     n = output_rows(block, outputs, ACTIVATION, BLOCK_N)

@@ -25,25 +25,10 @@ def _exactly(unsigned, LESS: tl.constexpr, DTYPE: tl.constexpr):
 
 @jit
 def _sums(
-    x,
-    norm_weight,
-    norm_scale,
-    weight,
-    scales,
-    m,
-    n,
-    x_stride,
-    stride,
-    rows,
-    inputs,
-    INPUTS: tl.constexpr,
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    x, norm_weight, norm_scale, weight, scales, m, n, x_stride, stride, rows, inputs,
+    INPUTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Rows m (BLOCK_M,) of x times n (BLOCK_N,) of W -> (BLOCK_M, BLOCK_N), without int8's scales.
 
     int4: BLOCK_K divides GROUP.
@@ -88,16 +73,9 @@ def _sums(
 
 @jit
 def _rms_scale(
-    x,
-    m,
-    x_stride,
-    rows,
-    inputs,
-    eps,
-    INPUTS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    x, m, x_stride, rows, inputs, eps,
+    INPUTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """1 / rms of rows m (BLOCK_M,): (BLOCK_M, 1)."""
     total = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     for start in range(0, inputs, BLOCK_K):
@@ -108,40 +86,37 @@ def _rms_scale(
 
 
 @jit
-def linear_tensor_rows_kernel(
-    x,
-    norm_weight,
-    weight,
-    scales,
-    bias,
-    a,
-    b,
-    lora_scale,
-    owners,
-    residual,
-    y,
-    x_stride,
-    weight_stride,
-    a_stride,
-    residual_stride,
-    rows,
-    inputs,
-    outputs,
-    adapters,
-    blocks,
-    eps,
-    INPUTS: tl.constexpr,
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    RANK: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_A: tl.constexpr,
+def _shrink(
+    x, norm_weight, norm_scale, a, lora_scale, m, mine, adapters, x_stride, a_stride, rows, inputs,
+    INPUTS: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_A: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+):  # fmt: skip
+    """((x A^T) scale) of rows m, each with its adapter mine (BLOCK_M,) -> (BLOCK_M, BLOCK_R).
+
+    Adapters that none of the rows has are not read.
+    """
+    r = tl.arange(0, BLOCK_R)
+    low = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
+    for i in range(0, adapters):
+        if tl.max((mine == i).to(tl.int32)) > 0:
+            own = a + tl.cast(i, tl.int64) * a_stride * RANK
+            sums = _sums(
+                x, norm_weight, norm_scale, own, None, m, tl.minimum(r, RANK - 1), x_stride, a_stride,
+                rows, inputs, INPUTS, 16, 1, BLOCK_M, BLOCK_R, BLOCK_A, 3,
+            )  # fmt: skip
+            scale = tl.load(lora_scale + i * RANK + r, mask=r < RANK, other=0.0)
+            low = tl.where((mine == i)[:, None], sums * scale[None, :], low)
+    return low
+
+
+@jit
+def linear_tensor_rows_kernel(
+    x, norm_weight, weight, scales, bias, a, b, lora_scale, owners, residual, y, x_stride, weight_stride,
+    a_stride, residual_stride, rows, inputs, outputs, adapters, blocks, eps,
+    INPUTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, RANK: tl.constexpr,
+    ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """One program: BLOCK_M rows of x, and one block of BLOCK_N rows of W; with adapters every P-th block."""
     parts = tl.cdiv(rows, BLOCK_M)  # neighbours read the same rows of W at the same time: once from memory
     m = (tl.program_id(0) % parts) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -153,54 +128,16 @@ def linear_tensor_rows_kernel(
         mine = tl.zeros((BLOCK_M,), tl.int32)
         if owners is not None:
             mine = tl.load(owners + m, mask=m < rows, other=-1)
-        low = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
-        for i in range(0, adapters):
-            if tl.max((mine == i).to(tl.int32)) > 0:
-                own = a + tl.cast(i, tl.int64) * a_stride * RANK
-                sums = _sums(
-                    x,
-                    norm_weight,
-                    norm_scale,
-                    own,
-                    None,
-                    m,
-                    tl.minimum(r, RANK - 1),
-                    x_stride,
-                    a_stride,
-                    rows,
-                    inputs,
-                    INPUTS,
-                    16,
-                    1,
-                    BLOCK_M,
-                    BLOCK_R,
-                    BLOCK_A,
-                    3,
-                )
-                scale = tl.load(lora_scale + i * RANK + r, mask=r < RANK, other=0.0)
-                low = tl.where((mine == i)[:, None], sums * scale[None, :], low)
+        low = _shrink(
+            x, norm_weight, norm_scale, a, lora_scale, m, mine, adapters, x_stride, a_stride, rows, inputs,
+            INPUTS, RANK, BLOCK_M, BLOCK_A, BLOCK_R,
+        )  # fmt: skip
     for block in range(tl.program_id(0) // parts, blocks, tl.num_programs(0) // parts):
         n = output_rows(block, outputs, ACTIVATION, BLOCK_N)
         sums = _sums(
-            x,
-            norm_weight,
-            norm_scale,
-            weight,
-            scales,
-            m,
-            n,
-            x_stride,
-            weight_stride,
-            rows,
-            inputs,
-            INPUTS,
-            BITS,
-            GROUP,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-            STAGES,
-        )
+            x, norm_weight, norm_scale, weight, scales, m, n, x_stride, weight_stride, rows, inputs, INPUTS,
+            BITS, GROUP, BLOCK_M, BLOCK_N, BLOCK_K, STAGES,
+        )  # fmt: skip
         if BITS == 8:
             sums *= tl.load(scales + n)[None, :]
         if a is not None:
@@ -211,16 +148,5 @@ def linear_tensor_rows_kernel(
                     update = tl.dot(low.to(wide.dtype), wide)
                     sums += tl.where((mine == i)[:, None], update, 0.0)
         finish(
-            sums,
-            block,
-            m,
-            bias,
-            residual,
-            y,
-            residual_stride,
-            rows,
-            outputs,
-            ACTIVATION,
-            BLOCK_M,
-            BLOCK_N,
-        )
+            sums, block, m, bias, residual, y, residual_stride, rows, outputs, ACTIVATION, BLOCK_M, BLOCK_N,
+        )  # fmt: skip

@@ -10,27 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.launch import check, jit, tl
+from owl_fast.kernels.launch import GPU_DTYPES, check, jit, tl
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, Weight
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = (None, "quick_gelu", "swiglu")
+# Streaming multiprocessors of a usual GPU of each compute capability (A100, 3090, 4090, H200, B200, 5090).
+PROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
+LITTLE_SHARED = (
+    86,
+    89,
+    120,
+)  # capabilities with 99 KB of shared memory for a block; others have 163 and more
+
+
+def known_capability(capability: int) -> int:
+    """The newest of PROCESSORS that is no newer than this one."""
+    return max((known for known in PROCESSORS if known <= capability), default=80)
 
 
 @jit
 def weight_tile(
-    weight,
-    scale,
-    rows,
-    first,
-    row_count,
-    column_count,
-    row_stride,
-    scale_stride,
-    dtype: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    FORMAT: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+    weight, scale, rows, first, row_count, column_count, row_stride, scale_stride,
+    dtype: tl.constexpr, COLUMNS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
     """W[rows, first : first + COLUMNS] as `dtype`, first a multiple of COLUMNS; int8 values are not scaled.
 
     Outside of W: 0, or, where a nibble fills the last byte of a row, something finite.
@@ -95,11 +97,6 @@ def _silu(x):
     return x * tl.sigmoid(x)
 
 
-def flat_rows(x: Tensor) -> Tensor:
-    """(..., K) -> (M, K) with neighbouring columns side by side; copied only if they are not."""
-    return (x if x.stride(-1) == 1 else x.contiguous()).reshape(-1, x.shape[-1])
-
-
 def weight_format(weight: Weight) -> tuple[Tensor, Tensor | None, int, dict[str, Any]]:
     """(values, scales, stride of a row of scales, the kernels' settings)."""
     if isinstance(weight, Int8Weight):
@@ -111,7 +108,7 @@ def weight_format(weight: Weight) -> tuple[Tensor, Tensor | None, int, dict[str,
 
 def check_linear(x: Tensor, weight: Weight, bias: Tensor | None) -> None:
     """x (..., K), weight (N, K), bias (N,): of one dtype (quantized weights have their own) and device."""
-    check(x.dim() > 0 and x.dtype in DTYPES, x, "fp32, bf16 or fp16 of one dimension or more")
+    check(x.dim() > 0 and x.dtype in GPU_DTYPES, x, "fp32, bf16 or fp16 of one dimension or more")
     outputs, inner = weight.shape
     if isinstance(weight, Tensor):
         _check_part(weight, (outputs, x.shape[-1]), x.dtype, x)

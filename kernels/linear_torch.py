@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_fast.kernels.autocast import autocast_dtype
 from owl_fast.kernels.kept import kept
 from owl_fast.kernels.lora_linear import LoraUpdate, Parts
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, Weight, dequantize
@@ -83,8 +84,7 @@ def linear_torch(
 ) -> Tensor:
     """Gradients for x, a dense weight, bias, residual, and every a and b. Under autocast the products are of
     its dtype. expand: writes out pieces of W."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    dtype = autocast_dtype(x) or x.dtype
     probability = updates[0].dropout if updates else 0.0
     # From the generator that checkpointing puts back; one mask for all updates, as in the kernels.
     mask = (int(torch.randint(1 << 62, ())), probability) if probability else None

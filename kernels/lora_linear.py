@@ -17,14 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl_fast.kernels.autocast import autocast_dtype
 from owl_fast.kernels.dropout import Dropout
 from owl_fast.kernels.kept import kept
 from owl_fast.kernels.launch import check
 from owl_fast.kernels.linear_backward import input_gradient, low_rank_gradients, outer
 from owl_fast.kernels.linear_many_rows import linear_many_rows
-from owl_fast.kernels.linear_tiles import check_linear, flat_rows
+from owl_fast.kernels.linear_tiles import check_linear
 from owl_fast.kernels.quick_gelu import quick_gelu_reference, quick_gelu_triton
 from owl_fast.kernels.rms_norm import rms_norm_reference
+from owl_fast.kernels.rows import as_rows
 from owl_fast.kernels.swiglu import swiglu_reference, swiglu_triton
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight, dequantize
 
@@ -103,9 +105,8 @@ def lora_linear_triton(
     Under autocast x, weight and bias are cast first, as torch's linear casts them; the cast weight is made
     again for backward.
     """
-    device, own = x.device.type, weight
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    own = weight
+    if (dtype := autocast_dtype(x)) is not None:
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
         weight = weight.to(dtype) if isinstance(weight, Tensor) else weight
     check_linear(x, weight, bias)
@@ -165,14 +166,14 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, dense, *pairs = ctx.saved_tensors
         wanted_x, wanted_weight, _, wanted_bias, wanted_residual, *_ = ctx.needs_input_grad
-        given = flat_rows(dy).to(ctx.dtype)
+        given = as_rows(dy).to(ctx.dtype)
         weight = _either(dense, ctx.packed, given.dtype)
         lora, dt = _stacked(ctx.parts, pairs, weight.shape[0], given.dtype), None
         gradients: list[Tensor | None] = [None] * len(pairs)
         if lora is not None:
             wanted = ctx.needs_input_grad[7:]
             da, db, dt = low_rank_gradients(
-                None if x is None else flat_rows(x),
+                None if x is None else as_rows(x),
                 given,
                 lora,
                 ctx.dropout,
@@ -182,7 +183,7 @@ class _LoraLinear(torch.autograd.Function):
         dx = None
         if wanted_x:
             dx = input_gradient(given, weight, lora, dt, ctx.dropout).view(ctx.shape)
-        dw = outer(given, flat_rows(x), dense.dtype) if wanted_weight else None
+        dw = outer(given, as_rows(x), dense.dtype) if wanted_weight else None
         # One pass over dy at the speed of memory: torch's reduction has a fixed order and sums in fp32.
         db_sum = given.sum(0) if wanted_bias else None
         dr = dy.to(ctx.residual) if wanted_residual else None

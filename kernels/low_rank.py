@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.dropout import Dropout, kept
-from owl_fast.kernels.launch import check, jit, launch, tl
+from owl_fast.kernels.dropout import Dropout, keep_mask
+from owl_fast.kernels.launch import check, jit, launch, power_of_two, tl
 from owl_fast.kernels.weights import StackedLora
 
 INSIDE = 32  # largest rank for which T is summed beside the main tile: a quarter of its work at 128 outputs
@@ -102,7 +102,7 @@ def _shrink_kernel(
                 x + row_places * x_stride + inner[None, :], mask=own[:, None] & within[None, :], other=0.0
             )
             if threshold is not None:
-                left = tl.where(kept(seed, threshold, rows, k, BLOCK_K), left, 0.0)
+                left = tl.where(keep_mask(seed, threshold, rows, k, BLOCK_K), left, 0.0)
             mask = within[:, None] & (ranks < RANK)[None, :]
             right = tl.load(rank_places + inner.to(tl.int64)[:, None] * a_inner_stride, mask=mask, other=0.0)
             total = tl.dot(left, right, total, input_precision="ieee")
@@ -115,7 +115,7 @@ def _shrink_kernel(
 
 def padded_rank(rank: int, most: int) -> int:
     """A power of two a tensor core takes."""
-    return min(max(16, 1 << (rank - 1).bit_length()), most)
+    return min(max(16, power_of_two(rank)), most)
 
 
 def shrink_spec(rank: int, dtype: torch.dtype) -> dict[str, int]:

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from owl_fast.kernels.attention_cpu import cache_fits, function, put_cache, put_tables, task_of
 from owl_fast.kernels.kv_append import check_cache, dequantize_heads, operand
-from owl_fast.kernels.launch import capability, check, jit, launch, tl
-from owl_fast.kernels.rotary import GPU_DTYPES
+from owl_fast.kernels.launch import GPU_DTYPES, capability, check, jit, launch, power_of_two, tl
 
 
 def paged_attention_reference(
@@ -129,10 +128,10 @@ def launch_spec(rows: int, head_dim: int, dtype: torch.dtype, capability: int) -
     64 rows are what one warpgroup of an H100 multiplies at once, and let a chunk of 165 tokens and 32 heads
     fill 96 programs. fp32 products run on the plain cores: small tiles keep them out of local memory.
     """
-    block_d = max(1 << (head_dim - 1).bit_length(), 16)
+    block_d = max(power_of_two(head_dim), 16)
     if dtype == torch.float32:
         return {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_D": block_d, "num_warps": 4, "num_stages": 1}
-    block_m = min(max(1 << (rows - 1).bit_length(), 16), 64)
+    block_m = min(max(power_of_two(rows), 16), 64)
     block_n = 64 if capability in (90, 100) else 32  # the others keep products in registers, and 64 spill
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_D": block_d, "num_warps": 4, "num_stages": 3}
 

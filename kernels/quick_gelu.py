@@ -14,8 +14,8 @@ from torch import Tensor
 
 from owl_fast.kernels.attention_cpu import TYPES
 from owl_fast.kernels.elementwise_cpu import call, place, rows_fit
-from owl_fast.kernels.launch import jit, launch, tl
-from owl_fast.kernels.rows import as_rows, block_of, check_rows, check_vector
+from owl_fast.kernels.launch import jit, launch, power_of_two, tl
+from owl_fast.kernels.rows import as_rows, check_rows, check_vector
 
 PROGRAMS = 128  # that share the rows where the bias wants a gradient: as many sums; not measured yet
 
@@ -65,7 +65,7 @@ def _quick_gelu_bwd_kernel(
 
 def launch_spec(width: int) -> dict[str, int]:
     """Tiles of 2048: 16 values a thread, two 128-bit loads of bf16. Not measured yet."""
-    block = min(block_of(width), 2048)
+    block = min(power_of_two(width), 2048)
     return {"WIDTH": width, "BLOCK": block, "num_warps": min(max(block // 512, 1), 4)}
 
 

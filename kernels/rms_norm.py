@@ -20,8 +20,8 @@ from torch import Tensor
 from owl_fast.kernels.attention_cpu import TYPES
 from owl_fast.kernels.cpu_calls import call
 from owl_fast.kernels.elementwise_cpu import call as elementwise
-from owl_fast.kernels.launch import check, jit, launch, tl
-from owl_fast.kernels.rows import as_rows, block_of, check_rows
+from owl_fast.kernels.launch import check, jit, launch, power_of_two, tl
+from owl_fast.kernels.rows import as_rows, check_rows
 
 PROGRAMS = 256  # of the backward pass: rows are shared among so many, which is how many sums dW is made of
 _NAMES = {torch.float32: "owl_rms_norm_f32", torch.bfloat16: "owl_rms_norm_bf16"}
@@ -75,7 +75,7 @@ def _rms_norm_bwd_kernel(
 
 def launch_spec(width: int) -> dict[str, int]:
     """A row in registers: 16 values a thread at most."""
-    block = block_of(width)
+    block = power_of_two(width)
     return {"WIDTH": width, "BLOCK": block, "num_warps": min(max(block // 512, 1), 32)}
 
 

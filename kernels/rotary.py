@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.launch import check, jit, launch, tl
-
-GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from owl_fast.kernels.launch import GPU_DTYPES, check, jit, launch, power_of_two, tl
 
 
 def rotary_tables(
@@ -70,28 +68,28 @@ def _rotary_kernel(
         heads += tile * BLOCK_H
         inside = (heads < HEADS) & (columns < HEAD_DIM)
         x, y = query + row * query_row + heads * query_head, query_out + (row * HEADS + heads) * HEAD_DIM
-        _turn(x, y, cos, sin, columns, inside, BACK, half)
+        _rotate_heads(x, y, cos, sin, columns, inside, BACK, half)
     else:
         heads += (tile - query_tiles) * BLOCK_H
         inside = (heads < KV_HEADS) & (columns < HEAD_DIM)
         x, y = key + row * key_row + heads * key_head, key_out + (row * KV_HEADS + heads) * HEAD_DIM
-        _turn(x, y, cos, sin, columns, inside, BACK, half)
+        _rotate_heads(x, y, cos, sin, columns, inside, BACK, half)
 
 
 @jit
-def _turn(x, y, cos, sin, columns, inside, BACK: tl.constexpr, HALF: tl.constexpr):
+def _rotate_heads(x, y, cos, sin, columns, inside, BACK: tl.constexpr, HALF: tl.constexpr):
     values = rotated(x, cos, sin, columns, inside, 0.0, BACK, HALF)
     tl.store(y + columns, values.to(y.dtype.element_ty), mask=inside)
 
 
 def launch_spec(heads: int, head_dim: int) -> dict[str, int]:
     """Heads of one row side by side, 16 values a thread (not measured yet)."""
-    block_d = 1 << (head_dim - 1).bit_length()
-    block_h = min(1 << (heads - 1).bit_length(), max(2048 // block_d, 1))
+    block_d = power_of_two(head_dim)
+    block_h = min(power_of_two(heads), max(2048 // block_d, 1))
     return {"BLOCK_H": block_h, "BLOCK_D": block_d, "num_warps": min(max(block_h * block_d // 512, 1), 8)}
 
 
-def check_rows(x: Tensor, cos: Tensor, sin: Tensor, name: str = "rows") -> None:
+def check_rotary(x: Tensor, cos: Tensor, sin: Tensor, name: str = "rows") -> None:
     """x (N, heads, D) with neighbouring channels side by side, and cos, sin (N, D/2) of its dtype."""
     check(x.dim() == 3 and x.dtype in GPU_DTYPES, x, f"{name}: fp32, bf16 or fp16 (N, heads, D)")
     check(x.shape[-1] % 2 == 0 and x.stride(-1) == 1, x, f"{name}: an even D, channels side by side")
@@ -107,7 +105,7 @@ def rotary_triton(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple
     One launch, and one for the gradients of both.
     """
     for x, name in ((query, "query"), (key, "key")):
-        check_rows(x, cos, sin, name)
+        check_rotary(x, cos, sin, name)
         check(len(x) == len(cos) == len(sin), x, f"{name}: {len(cos)} rows as angles")
     check(key.dtype == query.dtype and key.shape[-1] == query.shape[-1], key, f"key as query {query.shape}")
     rotated_pair: tuple[Tensor, Tensor] = _Rotary.apply(query, key, cos, sin)

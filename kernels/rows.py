@@ -1,23 +1,16 @@
-"""What kernels that walk over rows share: tensors seen as rows, and the settings of a row in registers."""
+"""What kernels share that walk over rows: tensors seen as rows, and what they refuse."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.launch import check
-
-GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from owl_fast.kernels.launch import GPU_DTYPES, check
 
 
 def as_rows(x: Tensor) -> Tensor:
     """(..., H) -> (N, H) with neighbouring columns side by side; a view wherever that is possible."""
     return (x if x.stride(-1) == 1 else x.contiguous()).reshape(-1, x.shape[-1])
-
-
-def block_of(width: int) -> int:
-    """The power of two that holds a row."""
-    return 1 << max(width - 1, 0).bit_length()
 
 
 def check_rows(x: Tensor) -> None:

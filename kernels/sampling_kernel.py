@@ -14,8 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.launch import check, jit, launch, tl
-from owl_fast.kernels.rows import GPU_DTYPES, block_of
+from owl_fast.kernels.launch import GPU_DTYPES, check, jit, launch, power_of_two, tl
 from owl_fast.kernels.sampling import FINE, MAX_BIASES, ONE, SamplingState
 
 NOT_FINITE, NONE_ALLOWED = 1, 2  # faults
@@ -68,17 +67,9 @@ def _count(counts, history, length, STEP: tl.constexpr):
 
 @jit
 def _penalise(
-    logits,
-    scratch,
-    counts,
-    history,
-    length,
-    penalty,
-    presence,
-    frequency,
-    ONE: tl.constexpr,
-    STEP: tl.constexpr,
-):
+    logits, scratch, counts, history, length, penalty, presence, frequency,
+    ONE: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
     """Keys of tokens of the history. A token that comes twice is written twice, from its logit: the same."""
     counted = 0
     if (presence != 0) | (frequency != 0):
@@ -173,15 +164,9 @@ def _threshold(scratch, target, lowest, WEIGHED: tl.constexpr, WIDTH: tl.constex
 
 @jit
 def _weigh(
-    scratch,
-    largest,
-    scale,
-    top_k,
-    ONE: tl.constexpr,
-    FINE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    scratch, largest, scale, top_k,
+    ONE: tl.constexpr, FINE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Weights instead of keys, 0 for those less than the top_k-th: their sum."""
     least = tl.full((), -(1 << 31), tl.int32)
     if (top_k > 0) & (top_k < WIDTH):
@@ -235,31 +220,11 @@ def _draw(scratch, kept, bits, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 @jit
 def _sample_kernel(
-    logits,
-    slots,
-    floats,
-    integers,
-    history,
-    lengths,
-    biased,
-    biases,
-    scratch,
-    counts,
-    tokens,
-    logprobs,
-    faults,
-    logits_stride,
-    longest,
-    end_token,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ONE: tl.constexpr,
-    FINE: tl.constexpr,
-    STEP: tl.constexpr,
-    MAX_BIASES: tl.constexpr,
-    NOT_FINITE: tl.constexpr,
-    NONE_ALLOWED: tl.constexpr,
-):
+    logits, slots, floats, integers, history, lengths, biased, biases, scratch, counts, tokens, logprobs,
+    faults, logits_stride, longest, end_token,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, FINE: tl.constexpr, STEP: tl.constexpr,
+    MAX_BIASES: tl.constexpr, NOT_FINITE: tl.constexpr, NONE_ALLOWED: tl.constexpr,
+):  # fmt: skip
     """One row per program; a row without a slot gets token 0."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
@@ -317,7 +282,7 @@ def _sample_kernel(
 def launch_spec(vocabulary: int) -> dict[str, int]:
     """Steps of 8192 tokens, 8 for each of 1024 threads: the whole multiprocessor for one row, since rows are
     fewer than multiprocessors. Not measured yet."""
-    block = min(max(block_of(vocabulary), 32), 8192)
+    block = min(max(power_of_two(vocabulary), 32), 8192)
     faults = {"NOT_FINITE": NOT_FINITE, "NONE_ALLOWED": NONE_ALLOWED}
     numbers = {"ONE": ONE, "FINE": FINE, "STEP": STEP, "MAX_BIASES": MAX_BIASES}
     return {"WIDTH": vocabulary, "BLOCK": block, **numbers, **faults, "num_warps": max(block // 256, 1)}

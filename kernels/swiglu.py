@@ -15,8 +15,8 @@ from torch import Tensor
 
 from owl_fast.kernels.attention_cpu import TYPES
 from owl_fast.kernels.elementwise_cpu import call, rows_fit
-from owl_fast.kernels.launch import check, jit, launch, tl
-from owl_fast.kernels.rows import as_rows, block_of, check_rows
+from owl_fast.kernels.launch import check, jit, launch, power_of_two, tl
+from owl_fast.kernels.rows import as_rows, check_rows
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def _swiglu_bwd_kernel(x, dy, dx, x_stride, dy_stride, WIDTH: tl.constexpr, BLOC
 def launch_spec(width: int) -> dict[str, int]:
     """Tiles of 1024: 8 values a thread, a 128-bit load of bf16 of either half; small, so that one row alone
     (decoding) is spread over several multiprocessors. Not measured yet."""
-    block = min(block_of(width), 1024)
+    block = min(power_of_two(width), 1024)
     return {"WIDTH": width, "BLOCK": block, "num_warps": min(max(block // 256, 1), 4)}
 
 

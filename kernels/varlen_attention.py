@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owl_fast.kernels.attention_cpu import function, heads_fit, put_new, query_fits, task_of
-from owl_fast.kernels.flash import as_autocast, check_heads
+from owl_fast.kernels.autocast import as_autocast
+from owl_fast.kernels.flash import check_heads
 from owl_fast.kernels.launch import check
 from owl_fast.kernels.whole_attention import whole_attention
 

@@ -31,34 +31,11 @@ from owl_fast.kernels.launch import capability, jit, launch, tl
 
 @jit
 def _whole_attention_fwd_kernel(
-    q,
-    k,
-    v,
-    out,
-    lse,
-    starts,
-    q_n,
-    q_row,
-    q_head,
-    k_n,
-    k_row,
-    k_head,
-    v_n,
-    v_row,
-    v_head,
-    out_n,
-    lse_n,
-    lse_head,
-    queries,
-    keys,
-    scale,
-    GROUP: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    q, k, v, out, lse, starts, q_n, q_row, q_head, k_n, k_row, k_head, v_n, v_row, v_head, out_n, lse_n,
+    lse_head, queries, keys, scale,
+    GROUP: tl.constexpr, CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """A tile of queries of one head: grid (tiles, H, N). out has its heads side by side."""
     head = tl.program_id(1).to(tl.int64)
     place, queries, keys = sequence(tl.program_id(2).to(tl.int64), starts, queries, keys)
@@ -96,41 +73,11 @@ def _whole_attention_fwd_kernel(
 
 @jit
 def _whole_attention_query_gradient_kernel(
-    q,
-    k,
-    v,
-    out,
-    given,
-    lse,
-    delta,
-    dq,
-    starts,
-    q_n,
-    q_row,
-    q_head,
-    k_n,
-    k_row,
-    k_head,
-    v_n,
-    v_row,
-    v_head,
-    given_n,
-    given_row,
-    given_head,
-    out_n,
-    lse_n,
-    lse_head,
-    queries,
-    keys,
-    softmax_scale,
-    scale,
-    GROUP: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    q, k, v, out, given, lse, delta, dq, starts, q_n, q_row, q_head, k_n, k_row, k_head, v_n, v_row, v_head,
+    given_n, given_row, given_head, out_n, lse_n, lse_head, queries, keys, softmax_scale, scale,
+    GROUP: tl.constexpr, CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """dq, laid out as out, and delta for the gradient of keys; grid (tiles, H, N)."""
     head = tl.program_id(1).to(tl.int64)
     place, queries, keys = sequence(tl.program_id(2).to(tl.int64), starts, queries, keys)

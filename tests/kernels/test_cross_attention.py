@@ -12,9 +12,9 @@ from torch import Tensor
 from owl_fast.kernels.cross_attention import (
     cross_attention_reference,
     cross_attention_triton,
-    dropout_seed,
     launch_spec,
 )
+from owl_fast.kernels.dropout import draw_seed
 from owl_fast.kernels.launch import jit, launch, tl
 from tests.kernels.tensors import DTYPES, compare, random, strided
 
@@ -139,7 +139,7 @@ def test_dropout_is_a_mask_of_places(device: torch.device, dtype: torch.dtype) -
     shape, drop = (2, 35, 70, 2, 16), 0.3
     given = inputs(shape, dtype, device, extra=True)
     torch.manual_seed(11)
-    mask = kept((2, 2, 35, 35 + 70 + 1), dropout_seed(), drop, device)
+    mask = kept((2, 2, 35, 35 + 70 + 1), draw_seed(), drop, device)
 
     def ours(**tensors: Tensor) -> Tensor:
         torch.manual_seed(11)
@@ -150,7 +150,7 @@ def test_dropout_is_a_mask_of_places(device: torch.device, dtype: torch.dtype) -
 
 def test_dropout_drops_as_often_as_asked(device: torch.device) -> None:
     torch.manual_seed(0)
-    masks = [kept((1, 3, 64, 321), dropout_seed(), drop, device) for drop in (0.1, 0.1, 0.5)]
+    masks = [kept((1, 3, 64, 321), draw_seed(), drop, device) for drop in (0.1, 0.1, 0.5)]
     for mask, drop in zip(masks, (0.1, 0.1, 0.5), strict=True):
         rate = 1 - mask.float().mean().item()
         deviation = (drop * (1 - drop) / mask.numel()) ** 0.5
@@ -163,9 +163,9 @@ def test_dropout_drops_as_often_as_asked(device: torch.device) -> None:
 
 def test_seeds_come_from_the_cpu_generator_and_compile_once() -> None:
     torch.manual_seed(5)
-    seeds = [dropout_seed() for _ in range(100)]
+    seeds = [draw_seed() for _ in range(100)]
     torch.manual_seed(5)
-    assert seeds == [dropout_seed() for _ in range(100)]
+    assert seeds == [draw_seed() for _ in range(100)]
     assert len(set(seeds)) == 100
     assert all(seed % 2 and 1 << 32 < seed < 1 << 63 for seed in seeds)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owl_fast import ops
-from owl_fast.kernels.dropout import Dropout, kept, kept_reference
+from owl_fast.kernels.dropout import Dropout, keep_mask, keep_mask_reference
 from owl_fast.kernels.launch import jit, launch, recording, tl
 from owl_fast.kernels.linear_backward import launch_spec, outer
 from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_triton
@@ -86,7 +86,7 @@ def test_dropout(device: torch.device, dtype: torch.dtype, monkeypatch: pytest.M
     drop = Dropout(7**20, 0.25)
     monkeypatch.setattr(Dropout, "draw", lambda probability: drop._replace(probability=probability))
     rows, weight = 67, weight_of("dense", OUTPUTS, INNER, dtype, device)
-    mask = kept_reference(drop, rows, INNER).to(device) * drop.scale
+    mask = keep_mask_reference(drop, rows, INNER).to(device) * drop.scale
     given = inputs_of(rows, dtype, device)
     compare(lambda **g: ours(weight, 0.25, **g), lambda **g: reference(weight, mask, **g), given)
 
@@ -96,7 +96,7 @@ def _write_mask(out, seed, threshold, columns, ROWS: tl.constexpr, COLUMNS: tl.c
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(1) * COLUMNS
     places = rows[:, None] * columns + first + tl.arange(0, COLUMNS)[None, :]
-    tl.store(out + places, kept(seed, threshold, rows, first, COLUMNS).to(tl.int8))
+    tl.store(out + places, keep_mask(seed, threshold, rows, first, COLUMNS).to(tl.int8))
 
 
 @pytest.mark.parametrize("tile", [(16, 16), (32, 64)], ids=str)
@@ -105,11 +105,13 @@ def test_mask_is_a_function_of_seed_and_place(device: torch.device, tile: tuple[
     out = torch.empty(64, 128, dtype=torch.int8, device=device)
     grid = 64 // tile[0], 128 // tile[1]
     launch(_write_mask, grid, out, drop.seed, drop.threshold, 128, ROWS=tile[0], COLUMNS=tile[1])
-    assert torch.equal(out.bool().cpu(), kept_reference(drop, 64, 128))
+    assert torch.equal(out.bool().cpu(), keep_mask_reference(drop, 64, 128))
 
 
 def test_masks_drop_what_they_should_and_differ() -> None:
-    first, second = (kept_reference(Dropout(seed, 0.1), 400, 500).double() for seed in (2**40 + 1, 2**40 + 3))
+    first, second = (
+        keep_mask_reference(Dropout(seed, 0.1), 400, 500).double() for seed in (2**40 + 1, 2**40 + 3)
+    )
     for mask in (first, second):
         assert abs(mask.mean() - 0.9) < 0.004  # six standard deviations of 200,000 places
         assert abs(mask.mean(0) - 0.9).max() < 0.09
