@@ -15,50 +15,39 @@ from ctypes import c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
+from owl_fast.kernels.cpu_calls import TYPES
+
 WIDEST, TASK_VALUES = 256, 12288  # kWidestHead and kTaskValues in kernels/cpu/vectors.h
-TYPES = {torch.float32: 0, torch.bfloat16: 1}
 CACHE_TYPES = {**TYPES, torch.int8: 2}
 
 
-def _struct(pointers: str, numbers: str, order: str) -> list[tuple[str, type]]:
-    """Fields in order; all of eight bytes."""
-    kinds = {**dict.fromkeys(pointers.split(), c_void_p), **dict.fromkeys(numbers.split(), c_int64)}
-    return [(name, kinds[name]) for name in order.split()]
+def _fields(names: str) -> list[tuple[str, type]]:
+    """Of a struct, in order, all of eight bytes: *NAME a pointer, NAME a number."""
+    return [(name.lstrip("*"), c_void_p if name[0] == "*" else c_int64) for name in names.split()]
 
 
 class Task(ctypes.Structure):
-    """owl_attention."""
+    """owl_attention_task."""
 
-    _fields_ = _struct(
-        "query key value out bounds cos sin positions key_cache value_cache key_scale value_scale slots "
-        "tables lengths",
-        "type rows sequences heads kv_heads width query_row query_head key_row key_head value_row value_head "
-        "angles cache_type block_size cache_row cache_head table_row length_step",
-        "type rows sequences heads kv_heads width query key value query_row query_head key_row key_head "
-        "value_row value_head out bounds cos sin positions angles cache_type key_cache value_cache key_scale "
-        "value_scale block_size cache_row cache_head slots tables table_row lengths length_step",
+    _fields_ = _fields(
+        "type rows sequences heads kv_heads width *query *key *value query_row query_head key_row key_head "
+        "value_row value_head *out *bounds *cos *sin *positions angles cache_type *key_cache *value_cache "
+        "*key_scale *value_scale block_size cache_row cache_head *slots *tables table_row *lengths "
+        "length_step"
     )
 
 
 class KeyPart(ctypes.Structure):
     """owl_key_part."""
 
-    _fields_ = _struct(
-        "key value",
-        "count key_picture key_row key_head value_picture value_row value_head",
-        "key value count key_picture key_row key_head value_picture value_row value_head",
-    )
+    _fields_ = _fields("*key *value count key_picture key_row key_head value_picture value_row value_head")
 
 
 class WholeTask(ctypes.Structure):
     """owl_whole_attention_task."""
 
     _fields_ = [
-        *_struct(
-            "query out",
-            "type pictures queries heads width query_picture query_row query_head",
-            "type pictures queries heads width query query_picture query_row query_head out",
-        ),
+        *_fields("type pictures queries heads width *query query_picture query_row query_head *out"),
         ("parts", KeyPart * 3),
     ]
 

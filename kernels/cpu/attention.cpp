@@ -1,32 +1,15 @@
 // Attention: which rows meet which keys, and where those lie.
+#include <algorithm>
 #include <cmath>
-#include <limits>
 
-#include "machine.h"
 #include "owl_cpu.h"
 #include "pool.h"
 #include "vectors.h"
 
 namespace {
 
-const PathList<Vectors> &paths() {
-  static const PathList<Vectors> found = [] {
-    const Machine &has = machine();
-    PathList<Vectors> list;
-    list.add(vectors_avx512bf16, has.avx512bf16);
-    list.add(vectors_avx512, has.avx512);
-    list.add(vectors_avx2, has.avx2);
-    list.add(vectors_neon, has.neon);
-    list.add(vectors_portable, true);
-    return list;
-  }();
-  return found;
-}
-
 constexpr int64_t kMostRows = kTaskValues / 32;
 constexpr int64_t kSizes[3] = {4, 2, 1};  // bytes of fp32, bf16, int8
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 inline const void *at(const void *data, int64_t offset, int64_t type) {
   return static_cast<const char *>(data) + offset * kSizes[type];
@@ -51,19 +34,19 @@ void repeat_last(KeyBlock *block, int64_t count) {
 }
 
 // A vector of the cache.
-inline int64_t place_of(const owl_attention &task, int64_t block, int64_t row, int64_t head) {
+inline int64_t place_of(const owl_attention_task &task, int64_t block, int64_t row, int64_t head) {
   return block * task.block_size * task.kv_heads + row * task.cache_row + head * task.cache_head;
 }
 
 struct PagedKeys {
-  const owl_attention *task;
+  const owl_attention_task *task;
   const int32_t *table;
   int64_t head;
 };
 
 void locate_paged(const void *keys, int64_t first, int64_t count, KeyBlock *block) {
   const PagedKeys &mine = *static_cast<const PagedKeys *>(keys);
-  const owl_attention &task = *mine.task;
+  const owl_attention_task &task = *mine.task;
   const float factor = score_factor(task.width);
   const int64_t size = kSizes[task.cache_type], next = task.cache_row * task.width * size;
   int64_t page = first / task.block_size, row = first % task.block_size;
@@ -71,7 +54,7 @@ void locate_paged(const void *keys, int64_t first, int64_t count, KeyBlock *bloc
     int64_t place = place_of(task, mine.table[page], row, mine.head);
     const char *key = static_cast<const char *>(task.key_cache) + place * task.width * size;
     const char *value = static_cast<const char *>(task.value_cache) + place * task.width * size;
-    const int64_t last = smaller(i + task.block_size - row, count);
+    const int64_t last = std::min(i + task.block_size - row, count);
     for (; i < last; ++i, place += task.cache_row, key += next, value += next) {
       block->place[i] = key;
       block->place[kKeys + i] = value;
@@ -125,7 +108,7 @@ struct Rows {
 };
 
 // Rows [first, last) of those of a sequence that share a head of the keys; row r is of token r / group.
-void put_rows(const owl_attention &task, int64_t token, int64_t head, int64_t first, int64_t last, Rows *rows) {
+void put_rows(const owl_attention_task &task, int64_t token, int64_t head, int64_t first, int64_t last, Rows *rows) {
   const int64_t group = task.heads / task.kv_heads;
   for (int64_t r = first; r < last; ++r) {
     const int64_t n = token + r / group, h = head * group + r % group;
@@ -135,7 +118,7 @@ void put_rows(const owl_attention &task, int64_t token, int64_t head, int64_t fi
 }
 
 // Every sequence's rows, causal; keys in the cache, or beside the queries.
-void attend_sequences(owl_pool *pool, const owl_attention &task, bool paged, const Vectors &vectors) {
+void attend_sequences(owl_pool *pool, const owl_attention_task &task, bool paged, const Vectors &vectors) {
   const int64_t group = task.heads / task.kv_heads;
   int64_t longest = 0;
   for (int64_t b = 0; b < task.sequences; ++b) {
@@ -150,7 +133,7 @@ void attend_sequences(owl_pool *pool, const owl_attention &task, bool paged, con
     const int64_t number = most - 1 - item / lanes;  // those with the most keys first
     if (number >= cut.tasks || number * cut.size >= tokens * group) return;
     const int64_t first = number * cut.size, end = tokens * group;
-    const int64_t last = smaller(first + cut.size, end);
+    const int64_t last = std::min(first + cut.size, end);
     Rows rows;
     put_rows(task, token, head, first, last, &rows);
     const int64_t length = paged ? task.lengths[b * task.length_step] : tokens;
@@ -174,12 +157,12 @@ void attend_sequences(owl_pool *pool, const owl_attention &task, bool paged, con
   });
 }
 
-// Turns heads by the angle of one row.
-struct Turn {
+// The angles of one row.
+struct Rotation {
   const void *cos, *sin;
   alignas(64) uint32_t missing[kWidestHead / 2];  // NaN, in fp32 and in bf16
 
-  Turn(const owl_attention &task, int64_t row) {
+  Rotation(const owl_attention_task &task, int64_t row) {
     const int64_t angle = task.positions != nullptr ? task.positions[row] : row;
     if (angle >= 0 && angle < task.angles) {
       cos = at(task.cos, angle * (task.width / 2), task.type);
@@ -191,18 +174,19 @@ struct Turn {
   }
 };
 
-// A new key, turned, and its value into their slot.
-void append(const owl_attention &task, int64_t row, int64_t head, const Turn &turn, const Vectors &vectors) {
+// A new key, rotated, and its value into their slot.
+void append(const owl_attention_task &task, int64_t row, int64_t head, const Rotation &rotation,
+            const Vectors &vectors) {
   const int64_t slot = task.slots[row];
   if (slot < 0) return;
-  alignas(64) float turned[kWidestHead];
+  alignas(64) float rotated[kWidestHead];
   const int64_t place = place_of(task, slot / task.block_size, slot % task.block_size, head), type = task.cache_type;
   const void *key = at(task.key, row * task.key_row + head * task.key_head, task.type);
   const void *value = at(task.value, row * task.value_row + head * task.value_head, task.type);
-  vectors.rotate[task.type](key, turn.cos, turn.sin, task.width, turned);
+  vectors.rotate[task.type](key, rotation.cos, rotation.sin, task.width, rotated);
   const Keep keep = vectors.keep[task.type][type];
   const bool scaled = task.key_scale != nullptr;
-  keep(turned, task.width, at(task.key_cache, place * task.width, type),
+  keep(rotated, task.width, at(task.key_cache, place * task.width, type),
        scaled ? task.key_scale + place : nullptr);
   keep(value, task.width, at(task.value_cache, place * task.width, type),
        scaled ? task.value_scale + place : nullptr);
@@ -210,52 +194,46 @@ void append(const owl_attention &task, int64_t row, int64_t head, const Turn &tu
 
 }  // namespace
 
-const Vectors &vectors_of(int32_t path) { return *paths().path[path]; }
-
-OWL_API const char *owl_vector_paths() { return paths().names; }
-
-OWL_API void owl_exp(const float *x, float *y, int64_t count, int32_t path) { vectors_of(path).exp(x, y, count); }
-
-OWL_API void owl_rotary_append(owl_pool *pool, const owl_attention *given, int32_t path) {
-  const owl_attention &task = *given;
+OWL_API void owl_rotary_append(owl_pool *pool, const owl_attention_task *given, int32_t path) {
+  const owl_attention_task &task = *given;
   const Vectors &vectors = vectors_of(path);
   parallel(pool, task.rows, [&](int64_t row) {
-    const Turn turn(task, row);
+    const Rotation rotation(task, row);
     for (int64_t head = 0; head < task.heads; ++head) {
-      vectors.rotate[task.type](at(task.query, row * task.query_row + head * task.query_head, task.type), turn.cos,
-                                turn.sin, task.width,
+      vectors.rotate[task.type](at(task.query, row * task.query_row + head * task.query_head, task.type), rotation.cos,
+                                rotation.sin, task.width,
                                 at(task.out, (row * task.heads + head) * task.width, task.type));
     }
-    for (int64_t head = 0; head < task.kv_heads; ++head) append(task, row, head, turn, vectors);
+    for (int64_t head = 0; head < task.kv_heads; ++head) append(task, row, head, rotation, vectors);
   });
 }
 
-OWL_API void owl_paged_attention(owl_pool *pool, const owl_attention *task, int32_t path) {
+OWL_API void owl_paged_attention(owl_pool *pool, const owl_attention_task *task, int32_t path) {
   attend_sequences(pool, *task, true, vectors_of(path));
 }
 
-OWL_API void owl_packed_attention(owl_pool *pool, const owl_attention *task, int32_t path) {
+OWL_API void owl_packed_attention(owl_pool *pool, const owl_attention_task *task, int32_t path) {
   attend_sequences(pool, *task, false, vectors_of(path));
 }
 
-OWL_API void owl_decode_attention(owl_pool *pool, const owl_attention *given, int32_t path) {
-  const owl_attention &task = *given;
+OWL_API void owl_decode_attention(owl_pool *pool, const owl_attention_task *given, int32_t path) {
+  const owl_attention_task &task = *given;
   const Vectors &vectors = vectors_of(path);
   const int64_t group = task.heads / task.kv_heads, threads = pool == nullptr ? 1 : owl_pool_threads(pool);
   // Heads beside each other are one item, so that each can send for the next one's keys.
   const int64_t fair = task.sequences * task.kv_heads / (threads * kItemsPerThread);
-  const int64_t together = fair < 1 ? 1 : smaller(fair, task.kv_heads);
+  const int64_t together = fair < 1 ? 1 : std::min(fair, task.kv_heads);
   const int64_t parts = (task.kv_heads + together - 1) / together;
   const auto attend = [&](int64_t row, int64_t head) {
     const int64_t length = task.lengths[row * task.length_step];
-    const Turn turn(task, row);
-    if (length > 0) append(task, row, head, turn, vectors);
-    alignas(64) float turned[kTaskValues];
+    const Rotation rotation(task, row);
+    if (length > 0) append(task, row, head, rotation, vectors);
+    alignas(64) float rotated[kTaskValues];
     Rows rows;
     put_rows(task, row, head, 0, group, &rows);
     for (int64_t r = 0; r < group; ++r) {
-      void *to = at(static_cast<void *>(turned), r * task.width, task.type);
-      vectors.rotate[task.type](rows.query[r], turn.cos, turn.sin, task.width, to);
+      void *to = at(static_cast<void *>(rotated), r * task.width, task.type);
+      vectors.rotate[task.type](rows.query[r], rotation.cos, rotation.sin, task.width, to);
       rows.query[r] = to;
     }
     const PagedKeys keys = {&task, task.tables + row * task.table_row, head};
@@ -264,7 +242,7 @@ OWL_API void owl_decode_attention(owl_pool *pool, const owl_attention *given, in
          head + 1 < task.kv_heads ? task.cache_head * task.width * kSizes[task.cache_type] : 0});
   };
   parallel(pool, task.sequences * parts, [&](int64_t item) {
-    const int64_t first = item % parts * together, last = smaller(first + together, task.kv_heads);
+    const int64_t first = item % parts * together, last = std::min(first + together, task.kv_heads);
     for (int64_t head = first; head < last; ++head) attend(item / parts, head);
   });
 }
@@ -279,7 +257,7 @@ OWL_API void owl_whole_attention(owl_pool *pool, const owl_whole_attention_task 
     const int64_t number = item % cut.tasks, head = item / cut.tasks % task.heads;
     const int64_t picture = item / cut.tasks / task.heads, first = number * cut.size;
     if (first >= task.queries) return;
-    const int64_t last = smaller(first + cut.size, task.queries);
+    const int64_t last = std::min(first + cut.size, task.queries);
     Rows rows;
     for (int64_t row = first; row < last; ++row) {
       const int64_t place = picture * task.query_picture + row * task.query_row + head * task.query_head;

@@ -2,9 +2,10 @@
 // local to the file that includes it: the same function compiled for two instruction sets must never be merged.
 //
 // The order of every sum is fixed. A score is summed over every kLanes-th channel (or pair of channels) in order,
-// then the upper half of these sums is added to the lower half until one is left; a row keeps its largest score and its sum of weights over blocks of kKeys keys from the first; values are added in order of
-// their keys, a lane per channel, and no key that a row does not see is ever multiplied, not even by zero. How
-// many rows are computed at once, and which, changes no bit.
+// then the upper half of these sums is added to the lower half until one is left; a row keeps its largest score
+// and its sum of weights over blocks of kKeys keys from the first; values are added in order of their keys, a lane
+// per channel, and no key that a row does not see is ever multiplied, not even by zero. How many rows are computed
+// at once, and which, changes no bit.
 #pragma once
 
 #include <cstdint>
@@ -112,7 +113,7 @@ inline __attribute__((always_inline)) void fold(const typename Math::Element *a,
   }
 }
 
-// Scores of `rows` rows, at most kRows of them, with keys turned round; columns: of these, a multiple of kLanes.
+// Scores of `rows` rows, at most kRows of them, with transposed keys; columns: of these, a multiple of kLanes.
 template <typename Math, int kRows = Floats::kScored>
 inline void score_rows(int64_t rows, const typename Math::Element *query, const typename Math::Element *keys,
                        int64_t columns, int64_t count, float *scores) {
@@ -172,7 +173,7 @@ inline void send_for(const KeyBlock &block, int64_t first, int64_t count, int64_
 
 // Keys of a block as columns: out[channel / kPack][key].
 template <typename Math, typename Stored, bool kWhole>
-void turn_keys(const KeyBlock &block, int64_t width, typename Math::Element *out) {
+void transpose_keys(const KeyBlock &block, int64_t width, typename Math::Element *out) {
   constexpr int64_t kSize = kLanes * Math::kPack;
   const int64_t pieces = (width + kSize - 1) / kSize;
   for (int64_t first = 0; first < block.count; first += kLanes) {
@@ -450,16 +451,16 @@ void attend_blocks(const AttentionTask &task) {
     locate(0, &blocks[0]);
     for (int64_t i = 0; i < kAhead; ++i) after[i] = static_cast<const char *>(blocks[0].place[i]) + task.next;
   }
-  for (int64_t first = 0, turn = 0; first < end; first += kKeys, turn ^= 1) {
-    KeyBlock &block = blocks[turn];
+  for (int64_t first = 0, current = 0; first < end; first += kKeys, current ^= 1) {
+    KeyBlock &block = blocks[current];
     const bool more = first + kKeys < end;
-    if (more) locate(first + kKeys, &blocks[turn ^ 1]);
-    std::memcpy(block.place + 2 * kKeys, more ? blocks[turn ^ 1].place : after, kAhead * sizeof(void *));
+    if (more) locate(first + kKeys, &blocks[current ^ 1]);
+    std::memcpy(block.place + 2 * kKeys, more ? blocks[current ^ 1].place : after, kAhead * sizeof(void *));
     if (task.rows == 1) {
       attend_one<Math, Stored, kWhole>(task, block, running);
       continue;
     }
-    turn_keys<Math, Stored, kWhole>(block, task.width, keys);
+    transpose_keys<Math, Stored, kWhole>(block, task.width, keys);
     put_values<Math, Stored, kWhole>(block, task.width, values);
     for (int64_t row = 0; row < task.rows; row += Floats::kRows) {
       const int64_t last = row + Floats::kRows < task.rows ? row + Floats::kRows : task.rows;

@@ -8,7 +8,7 @@ constexpr int64_t kChunkBlocks = 8;    // that meet a tile of W one after the ot
 // To 4 rows of W, `apart` from each other, the last one instead of those that are missing.
 void point_at(DenseTask &task, const void *weight, int64_t row, int64_t apart, int64_t rows, int64_t row_bytes) {
   for (int64_t s = 0; s < kStreams; ++s) {
-    const int64_t at = smaller(row + s * apart, rows - 1);
+    const int64_t at = std::min(row + s * apart, rows - 1);
     task.weights[s] = static_cast<const uint8_t *>(weight) + at * row_bytes;
   }
 }
@@ -55,8 +55,8 @@ void multiply_dense(owl_pool *pool, const Linear &linear) {
   const int64_t depth = count <= kChunkBlocks ? 1 : depth_of(pool, tiles);  // to meet a chunk while it is at hand
   parallel(pool, (tiles + depth - 1) / depth, [&](int64_t item) {
     for (int64_t first = 0; first < count; first += kChunkBlocks) {
-      for (int64_t tile = item * depth; tile < smaller((item + 1) * depth, tiles); ++tile) {
-        product.multiply(tile, first, smaller(first + kChunkBlocks, count));
+      for (int64_t tile = item * depth; tile < std::min((item + 1) * depth, tiles); ++tile) {
+        product.multiply(tile, first, std::min(first + kChunkBlocks, count));
       }
     }
   });
@@ -65,7 +65,7 @@ void multiply_dense(owl_pool *pool, const Linear &linear) {
 namespace {
 
 // low[row][first .. first + 4) of one block of rows; rows of other adapters than their neighbours' one by one.
-void multiply_down_part(const Linear &linear, int64_t block, int64_t first) {
+void shrink_part(const Linear &linear, int64_t block, int64_t first) {
   const DenseKernels &kernels = linear.dense;
   const owl_linear_task &task = linear.task;
   const int64_t rows = linear.dense_blocks.size(block), step_bytes = kernels.step * kernels.value_bytes;
@@ -84,7 +84,7 @@ void multiply_down_part(const Linear &linear, int64_t block, int64_t first) {
   for (int64_t m = 0; m < rows; m += taken) {
     const int64_t adapter = linear.adapter(row + m);
     if (adapter < 0) continue;
-    const int64_t ranks = linear.ranks(adapter), count = smaller(kStreams, ranks - first);
+    const int64_t ranks = linear.ranks(adapter), count = std::min(kStreams, ranks - first);
     if (count <= 0) continue;
     const uint8_t *a = static_cast<const uint8_t *>(task.lora_a) + adapter * task.rank * row_bytes;
     point_at(dots, a, first, 1, ranks, row_bytes);
@@ -101,8 +101,8 @@ void multiply_down_part(const Linear &linear, int64_t block, int64_t first) {
 
 }  // namespace
 
-void multiply_down(owl_pool *pool, const Linear &linear) {
+void shrink(owl_pool *pool, const Linear &linear) {
   const int64_t parts = (linear.task.rank + kStreams - 1) / kStreams;
   parallel(pool, linear.dense_blocks.count * parts,
-           [&](int64_t item) { multiply_down_part(linear, item / parts, item % parts * kStreams); });
+           [&](int64_t item) { shrink_part(linear, item / parts, item % parts * kStreams); });
 }

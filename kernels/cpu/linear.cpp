@@ -3,8 +3,8 @@
 
 Linear::Linear(const owl_linear_task &task_, uint8_t *workspace)
     : task(task_),
-      quantized(*path_at(task.path).quantized),
-      dense(*(task.type == OWL_F32 ? path_at(task.path).dense_f32 : path_at(task.path).dense_bf16)),
+      quantized(*linear_path(task.path).quantized),
+      dense(*(task.type == OWL_F32 ? linear_path(task.path).dense_f32 : linear_path(task.path).dense_bf16)),
       layout(task.form, task.n, task.k, task.group),
       blocks(task.rows, quantized.most_rows),
       dense_blocks(task.rows, dense.most_rows),
@@ -83,7 +83,7 @@ OWL_API void owl_linear(owl_pool *pool, const owl_linear_task *task, uint8_t *wo
   if (task->rows == 0 || task->n == 0) return;
   const Linear linear(*task, workspace);
   pack_inputs(pool, linear);
-  if (linear.has_update) multiply_down(pool, linear);
+  if (linear.has_update) shrink(pool, linear);
   (linear.is_quantized ? multiply_quantized : multiply_dense)(pool, linear);
   if (linear.gate_up != nullptr) finish_swiglu(pool, linear);
 }

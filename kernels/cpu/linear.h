@@ -2,8 +2,10 @@
 // taken tile by tile and finished while they are at hand; SwiGLU, which needs two far tiles, comes at the end.
 #pragma once
 
+#include <algorithm>
+
+#include "linear_paths.h"
 #include "owl_cpu.h"
-#include "paths.h"
 #include "pool.h"
 
 constexpr int64_t kTile = 16;              // columns that are finished at once
@@ -11,14 +13,13 @@ constexpr int64_t kFewValues = 1 << 15;    // handled sooner than other threads 
 static_assert(kTile == kTileRows && kTile == kDenseTile, "both kinds of tiles are finished alike");
 
 inline int64_t rounded_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // How many tiles an item of work takes, one after the other: so few that a slow thread leaves the others little
 // to wait for.
 inline int64_t depth_of(const owl_pool *pool, int64_t tiles) {
   constexpr int64_t kItemsPerThread = 8, kMost = 4;
   const int64_t fair = tiles / ((pool == nullptr ? 1 : owl_pool_threads(pool)) * kItemsPerThread);
-  return fair < 1 ? 1 : smaller(fair, kMost);
+  return std::clamp<int64_t>(fair, 1, kMost);
 }
 
 // Blocks of rows, as equal as whole rows allow.
@@ -66,7 +67,7 @@ struct Linear {
 };
 
 void pack_inputs(owl_pool *pool, const Linear &linear);
-void multiply_down(owl_pool *pool, const Linear &linear);
+void shrink(owl_pool *pool, const Linear &linear);
 void multiply_quantized(owl_pool *pool, const Linear &linear);
 void multiply_dense(owl_pool *pool, const Linear &linear);
 // sums (rows, kTile) of rows row, row + 1, ... and columns column, column + 1, ..., as far as there are some, which

@@ -9,7 +9,7 @@ namespace {
 
 #define OWL_INLINE inline __attribute__((always_inline))
 
-constexpr int64_t kRanks = 32;           // of an adapter, turned round at a time
+constexpr int64_t kRanks = 32;           // of an adapter, transposed at a time
 constexpr int64_t kRounded = 12 * kTile;  // values at once
 constexpr int64_t kSwigluColumns = 512;  // of a row, an item of work
 
@@ -57,21 +57,21 @@ OWL_INLINE void read(const T *from, int64_t count, float *to) {
 
 // sums[m][i] += sum_r low[m][r] b[i][r], r in order, for rows of one adapter whose rows of B begin at b.
 template <typename T>
-OWL_INLINE void multiply_up(const Linear &linear, int64_t adapter, const T *b, int64_t row, int64_t rows,
+OWL_INLINE void expand(const Linear &linear, int64_t adapter, const T *b, int64_t row, int64_t rows,
                             int64_t count, float *sums) {
   const int64_t rank = linear.task.rank, end = linear.ranks(adapter);
-  float turned[kRanks][kTile] = {};
+  float transposed[kRanks][kTile] = {};
   for (int64_t first = 0; first < end; first += kRanks) {
-    const int64_t ranks = smaller(kRanks, end - first);
+    const int64_t ranks = std::min(kRanks, end - first);
     for (int64_t r = 0; r < ranks; ++r) {
-      for (int64_t i = 0; i < count; ++i) turned[r][i] = widened(b[i * rank + first + r]);
+      for (int64_t i = 0; i < count; ++i) transposed[r][i] = widened(b[i * rank + first + r]);
     }
     for (int64_t m = 0; m < rows; ++m) {
       const float *low = linear.low + (row + m) * rank + first;
       float total[kTile];
       std::memcpy(total, sums + m * kTile, sizeof total);
       for (int64_t r = 0; r < ranks; ++r) {
-        for (int64_t i = 0; i < kTile; ++i) total[i] += low[r] * turned[r][i];
+        for (int64_t i = 0; i < kTile; ++i) total[i] += low[r] * transposed[r][i];
       }
       std::memcpy(sums + m * kTile, total, sizeof total);
     }
@@ -86,7 +86,7 @@ OWL_INLINE void add_update(const Linear &linear, float *sums, int64_t row, int64
     for (run = 1; m + run < rows && linear.adapter(row + m + run) == adapter;) ++run;
     if (adapter < 0) continue;
     const T *b = static_cast<const T *>(linear.task.lora_b) + (adapter * linear.task.n + column) * linear.task.rank;
-    multiply_up(linear, adapter, b, row + m, run, count, sums + m * kTile);
+    expand(linear, adapter, b, row + m, run, count, sums + m * kTile);
   }
 }
 
@@ -94,7 +94,7 @@ OWL_INLINE void add_update(const Linear &linear, float *sums, int64_t row, int64
 template <typename T>
 OWL_INLINE void finish(const Linear &linear, float *sums, int64_t row, int64_t rows, int64_t column) {
   const owl_linear_task &task = linear.task;
-  const int64_t count = smaller(kTile, task.n - column), values = rows * kTile;
+  const int64_t count = std::min(kTile, task.n - column), values = rows * kTile;
   float other[kTile];
   if (task.bias != nullptr) {
     read(static_cast<const T *>(task.bias) + column, count, other);
@@ -120,7 +120,7 @@ OWL_INLINE void finish(const Linear &linear, float *sums, int64_t row, int64_t r
   T *y = static_cast<T *>(task.y) + first;
   for (int64_t from = 0; from < values; from += kRounded) {
     T out[kRounded];
-    const int64_t end = smaller(kRounded, values - from);
+    const int64_t end = std::min(kRounded, values - from);
     for (int64_t i = 0; i < end; ++i) put(sums[from + i], out + i);
     for (int64_t i = 0; i < end; i += kTile, y += task.n) copy(out + i, count, y);
   }
@@ -128,7 +128,7 @@ OWL_INLINE void finish(const Linear &linear, float *sums, int64_t row, int64_t r
 
 template <typename T>
 OWL_INLINE void swiglu(const owl_linear_task &task, const float *gate_up, int64_t row, int64_t column) {
-  const int64_t width = task.n / 2, count = smaller(kSwigluColumns, width - column), first = row * width + column;
+  const int64_t width = task.n / 2, count = std::min(kSwigluColumns, width - column), first = row * width + column;
   const float *gate = gate_up + row * task.n + column, *up = gate + width;
   float values[kSwigluColumns];
   for (int64_t i = 0; i < count; ++i) values[i] = gated(gate[i], 1.0f) * up[i];

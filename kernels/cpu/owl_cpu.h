@@ -90,14 +90,14 @@ OWL_API void owl_linear(owl_pool *pool, const owl_linear_task *task, uint8_t *wo
 // kv_append.py have the definitions. A query's result depends on the path, itself and its own keys alone.
 // Limits: width at most 256, and heads / kv_heads * (width, rounded up to 32) at most 12288.
 // x_row and x_head: x[n][h][i] lies x_row * n + x_head * h + i values behind x.
-typedef struct owl_attention {
+typedef struct owl_attention_task {
   int64_t type;  // of queries, new keys and values, angles and results: 0 fp32, 1 bf16
   int64_t rows, sequences, heads, kv_heads, width;
   const void *query, *key, *value;  // of all rows
   int64_t query_row, query_head, key_row, key_head, value_row, value_head;
   void *out;              // (rows, heads, width), contiguous
   const int32_t *bounds;  // (sequences + 1): the rows of each
-  // Rotation. Row n turns by angle positions[n], or n if that is null; an angle that is not there is NaN.
+  // Rotary embedding. Row n is rotated by angle positions[n], or n if that is null; a missing angle is NaN.
   const void *cos, *sin;  // (angles, width / 2)
   const int64_t *positions;
   int64_t angles;
@@ -112,18 +112,19 @@ typedef struct owl_attention {
   int64_t table_row;
   const int32_t *lengths;   // [sequence * length_step]: its keys, those of its rows included; 0 gives zeros
   int64_t length_step;
-} owl_attention;
+} owl_attention_task;
 
 // path: a place in owl_vector_paths(), as in owl_linear_task; here paths differ in bits.
 OWL_API const char *owl_vector_paths();
-// out = queries turned; keys turned and values go into the cache.
-OWL_API void owl_rotary_append(owl_pool *pool, const owl_attention *task, int32_t path);
-// Queries, already turned, over the cache, which has their own keys: row i of n of a sequence sees length - n + i + 1.
-OWL_API void owl_paged_attention(owl_pool *pool, const owl_attention *task, int32_t path);
+// out = rotated queries; rotated keys and the values go into the cache.
+OWL_API void owl_rotary_append(owl_pool *pool, const owl_attention_task *task, int32_t path);
+// Queries, already rotated, over the cache, which has their own keys: row i of n of a sequence sees the first
+// length - n + i + 1 keys.
+OWL_API void owl_paged_attention(owl_pool *pool, const owl_attention_task *task, int32_t path);
 // Both at once for one row per sequence.
-OWL_API void owl_decode_attention(owl_pool *pool, const owl_attention *task, int32_t path);
+OWL_API void owl_decode_attention(owl_pool *pool, const owl_attention_task *task, int32_t path);
 // Queries over key and value: each row sees the rows of its own sequence up to itself.
-OWL_API void owl_packed_attention(owl_pool *pool, const owl_attention *task, int32_t path);
+OWL_API void owl_packed_attention(owl_pool *pool, const owl_attention_task *task, int32_t path);
 
 // One part of the keys and values of all pictures: (pictures, count, heads, width) each, of any strides.
 typedef struct owl_key_part {

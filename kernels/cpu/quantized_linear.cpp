@@ -25,7 +25,7 @@ struct Product {
     const uint8_t *packed = static_cast<const uint8_t *>(linear.task.weight);
     const uint8_t *scales = packed + layout.tiles * layout.tile_bytes;
     for (int64_t s = 0; s < streams; ++s) {
-      tile[s] = smaller(first + s * depth, layout.tiles - 1);
+      tile[s] = std::min(first + s * depth, layout.tiles - 1);
       task.weights[s] = packed + tile[s] * layout.tile_bytes;
       task.scales[s] = scales + tile[s] * layout.scale_bytes();
     }

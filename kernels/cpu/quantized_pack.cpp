@@ -1,6 +1,7 @@
 // Quantized weights in the order in which the kernels read them.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "owl_cpu.h"
@@ -8,8 +9,6 @@
 #include "quantized_layout.h"
 
 namespace {
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Weights are read in long streams: fewer, larger pages make this cheaper. A wish that may stay unheard.
 void ask_for_large_pages(uint8_t *data, int64_t bytes) {
@@ -76,11 +75,11 @@ inline void pack_row(const Layout &layout, const uint8_t *row, int64_t first, in
 void pack_tile(const Layout &layout, const uint8_t *q, int64_t tile, uint8_t *out) {
   const int64_t row_bytes = layout.int4 ? (layout.k + 1) / 2 : layout.k;
   for (int64_t g = 0; g < layout.groups; ++g) {
-    const int64_t first = g * layout.group, last = smaller(first + layout.group, layout.k);
+    const int64_t first = g * layout.group, last = std::min(first + layout.group, layout.k);
     const int64_t steps = g + 1 < layout.groups ? layout.steps : layout.last_steps;
     for (int64_t lane = 0; lane < kTileRows; ++lane) {
       const int64_t row = tile * kTileRows + lane;
-      const uint8_t *from = q + smaller(row, layout.n - 1) * row_bytes;
+      const uint8_t *from = q + std::min(row, layout.n - 1) * row_bytes;
       pack_row(layout, from, first, row < layout.n ? last : 0, steps, out + 4 * lane);
     }
     out += steps * kStepBytes;

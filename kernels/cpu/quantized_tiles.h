@@ -39,8 +39,8 @@ inline typename Lanes::Float scales_at(const void *scales, int64_t group) {
 }
 
 // Totals stand in registers beside the sums, or in memory where both do not fit: with 7 rows and more, where two
-// streams need the registers for their sums. int4 on two Xeon cores (L2 of 2 MiB each) takes 0.78 of the time of one stream
-// with 8 rows and 0.9 with 128, int8 0.74 and 0.79.
+// streams need the registers for their sums. int4 on two Xeon cores (L2 of 2 MiB each) takes 0.78 of the time of
+// one stream with 8 rows and 0.9 with 128, int8 0.74 and 0.79.
 template <int kForm, int kRows, int kStreams>
 void tile_kernel(const TileTask &task) {
   constexpr bool kInt4 = kForm != OWL_INT8, kKept = kRows * kStreams <= Lanes::kSums;

@@ -1,4 +1,5 @@
-// The operations on floats, once for every instruction set: attention, norms, activations, weights written out.
+// Everything but linear layers, once for every instruction set: attention, norms, activations, their gradients,
+// quantized weights written out.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +11,12 @@ constexpr int64_t kAhead = 64;        // rows of keys or values that are on thei
 constexpr int64_t kWidestHead = 256;
 constexpr int64_t kTaskValues = 12288;  // of all queries of a task: 48 KB of fp32
 
-// Up to kKeys keys, in order. Where they lie, for one head, in the order in which they are read: keys, values,
-// the first keys of the next block. What a product with the query is multiplied with to be a power of 2 in
-// softmax; what a value is multiplied with. Places beyond `count` are those of the last key.
+// Up to kKeys keys of one head, in order; those beyond `count` repeat the last one.
 struct KeyBlock {
   int64_t count;
-  const void *place[2 * kKeys + kAhead];
-  float key_factor[kKeys], value_factor[kKeys];
+  const void *place[2 * kKeys + kAhead];  // where they lie: keys, values, the first keys of the next block
+  float key_factor[kKeys];    // times the product with the query: the exponent of 2 that softmax takes
+  float value_factor[kKeys];  // times the value: an int8 cache's scale
 };
 
 // Some queries that share a head of the keys, those from row `offset` of their sequence on. Row r of the
@@ -35,7 +35,7 @@ struct AttentionTask {
 };
 using Attend = void (*)(const AttentionTask &task);
 
-// One head x of width values, turned: y[i] = x[i] cos[i] - x[i + half] sin[i] and its counterpart.
+// Rotary embedding of one head x of `width` values: y[i] = x[i] cos[i] - x[i + half] sin[i] and its counterpart.
 using Rotate = void (*)(const void *x, const void *cos, const void *sin, int64_t width, void *y);
 // One head x as a cache keeps it; scale: of int8 alone.
 using Keep = void (*)(const void *x, int64_t width, void *kept, float *scale);
@@ -70,5 +70,4 @@ const Vectors *vectors_avx2();
 const Vectors *vectors_neon();
 const Vectors *vectors_portable();
 
-// Of this machine, best first.
-const Vectors &vectors_of(int32_t path);
+const Vectors &vectors_of(int32_t path);  // a place in owl_vector_paths()

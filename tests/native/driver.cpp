@@ -268,8 +268,8 @@ struct Prompt {
     else std::memcpy(to->data + 2 * i, &half, 2);
   }
 
-  owl_attention task(int64_t first) const {
-    owl_attention all = {};
+  owl_attention_task task(int64_t first) const {
+    owl_attention_task all = {};
     const int64_t heads = group * kv_heads, from = first * row();
     all.type = type, all.rows = length - first, all.sequences = 1, all.heads = heads, all.kv_heads = kv_heads;
     all.width = width;
@@ -307,13 +307,13 @@ struct Prompt {
   }
 
   bool run(owl_pool *pool, int32_t path) {
-    owl_attention whole = task(0);
+    owl_attention_task whole = task(0);
     owl_rotary_append(pool, &whole, path);
     whole.query = turned.data;
     whole.query_row = group * kv_heads * width;
     whole.out = out.data;
     owl_paged_attention(pool, &whole, path);
-    owl_attention last = task(length - 1);
+    owl_attention_task last = task(length - 1);
     const Buffer again(group * kv_heads * width * bytes(type));
     last.out = again.data;
     owl_decode_attention(pool, &last, path);

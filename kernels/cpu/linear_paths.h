@@ -1,13 +1,13 @@
-// What this machine can run: owl_linear_paths() names the paths, best first.
+// Linear layers, once for every instruction set: what one of owl_linear_paths() is made of.
 #pragma once
 
 #include "dense_layout.h"
 #include "quantized_layout.h"
 
-struct Path {
+struct LinearPath {
   const char *name;
   const QuantizedKernels *quantized;
   const DenseKernels *dense_f32, *dense_bf16;  // by the type of the weight
 };
 
-const Path &path_at(int32_t place);
+const LinearPath &linear_path(int32_t path);  // a place in owl_linear_paths()
