@@ -1,4 +1,4 @@
-"""The one door to libowl_cpu for steps that can be repeated: calls are recorded, and made again as they were.
+"""Calls of libowl_cpu: its numbers for dtypes, and steps that are recorded and made again as they were.
 
 Work over fixed tensors then costs Python next to nothing for an operation: where each one reads megabytes of
 weights, which drive Python's own memory out of every cache, the arguments of a call take longer to put
@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+TYPES = {torch.float32: 0, torch.bfloat16: 1}  # OWL_F32, OWL_BF16
 Function = Callable[..., None]  # of a pool's handle, and of arguments that are valid while they are kept
 
 

@@ -46,12 +46,16 @@ def cross_attention_reference(
     dropout: probability of dropping an attention weight (training only). extra_key_value (2, H, D): one more
     key and value, the last of every picture.
     """
-    parts = [query_key_value, image_key_value]
-    if extra_key_value is not None:
-        parts.append(extra_key_value.expand(query.shape[0], 1, -1, -1, -1))
+    parts = _key_value_parts(query_key_value, image_key_value, extra_key_value)
     key, value = torch.cat(parts, dim=1).unbind(2)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2)
+
+
+def _key_value_parts(query_key_value: Tensor, image_key_value: Tensor, extra: Tensor | None) -> list[Tensor]:
+    """In the order of the keys, each (N, keys, 2, H, D)."""
+    parts = [query_key_value, image_key_value]
+    return parts if extra is None else [*parts, extra.expand(len(query_key_value), 1, -1, -1, -1)]
 
 
 @jit
@@ -273,9 +277,7 @@ def cross_attention_cpu_takes(
 ) -> bool:
     """Whether cross_attention_cpu can run it."""
     pictures, _, heads, width = query.shape
-    parts = [query_key_value, image_key_value]
-    if extra_key_value is not None:
-        parts.append(extra_key_value.expand(pictures, 1, -1, -1, -1))
+    parts = _key_value_parts(query_key_value, image_key_value, extra_key_value)
     return query_fits(query, heads) and all(
         heads_fit(part, query) and part.shape == (pictures, part.shape[1], 2, heads, width) for part in parts
     )
@@ -292,7 +294,5 @@ def cross_attention_cpu(
 ) -> Tensor:
     """As cross_attention_reference without dropout, in libowl_cpu, without gradients and without joining the
     parts, for what cross_attention_cpu_takes."""
-    parts = [query_key_value, image_key_value]
-    if extra_key_value is not None:
-        parts.append(extra_key_value.expand(len(query), 1, -1, -1, -1))
+    parts = _key_value_parts(query_key_value, image_key_value, extra_key_value)
     return whole_attention_cpu(library, query, [part.unbind(2) for part in parts], pool, path)

@@ -10,9 +10,10 @@ import ctypes
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.attention_cpu import TYPES
-from owl_fast.kernels.elementwise_cpu import call
+from owl_fast.kernels.cpu_calls import TYPES
+from owl_fast.kernels.elementwise_cpu import function
 from owl_fast.kernels.launch import GPU_DTYPES, check, jit, launch, power_of_two, tl
+from owl_fast.kernels.quantized_linear import form_of
 from owl_fast.kernels.weights import Int4Weight, Int8Weight
 
 
@@ -99,10 +100,12 @@ def dequantize_cpu(
 ) -> Tensor:
     """W (N, K) in libowl_cpu, for what dequantize_cpu_takes."""
     rows, width = weight.shape
-    form, group = (2, weight.group) if isinstance(weight, Int4Weight) else (1, width)
+    group = weight.group if isinstance(weight, Int4Weight) else 0
     scale = weight.scale.float().contiguous()
     out = torch.empty(rows, width, dtype=dtype)
     q = weight.q.data_ptr(), weight.q.stride(0)
     places = scale.data_ptr(), out.data_ptr()
-    call(library, "dequantize")(pool, form, TYPES[dtype], *q, *places, rows, width, group, path)
+    function(library, "dequantize")(
+        pool, form_of(group, narrow=False), TYPES[dtype], *q, *places, rows, width, group, path
+    )
     return out

@@ -9,9 +9,9 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 
 from torch import Tensor
 
-from owl_fast.kernels.attention_cpu import TYPES
+from owl_fast.kernels.cpu_calls import TYPES
 
-_TAKES = {
+_ARGUMENTS = {
     "layer_norm": (c_void_p, c_int32, *(c_void_p,) * 4, c_int64, c_int64, c_float, c_int32),
     "swiglu": (c_void_p, c_int32, *(c_void_p,) * 2, c_int64, c_int64, c_int32),
     "quick_gelu": (c_void_p, c_int32, *(c_void_p,) * 3, c_int64, c_int64, c_int32),
@@ -37,13 +37,13 @@ def rows_fit(x: Tensor, *vectors: Tensor | None) -> bool:
     )
 
 
-def place(x: Tensor | None) -> int | None:
+def address(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
 @functools.cache
-def call(library: ctypes.CDLL, name: str) -> Callable[..., None]:
+def function(library: ctypes.CDLL, name: str) -> Callable[..., None]:
     """owl_<name>."""
-    function = getattr(library, f"owl_{name}")
-    function.argtypes, function.restype = _TAKES[name], None
-    return function
+    found = getattr(library, f"owl_{name}")
+    found.argtypes, found.restype = _ARGUMENTS[name], None
+    return found

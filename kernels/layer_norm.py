@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_fast.kernels.attention_cpu import TYPES
-from owl_fast.kernels.elementwise_cpu import call, place, rows_fit
+from owl_fast.kernels.cpu_calls import TYPES
+from owl_fast.kernels.elementwise_cpu import address, function, rows_fit
 from owl_fast.kernels.launch import jit, launch, power_of_two, tl
 from owl_fast.kernels.rows import as_rows, check_rows, check_vector
 
@@ -166,6 +166,6 @@ def layer_norm_cpu(
     depend on the row and the path alone."""
     x = x.contiguous()
     out, width = torch.empty_like(x), x.shape[-1]
-    data = x.data_ptr(), place(weight), place(bias), out.data_ptr()
-    call(library, "layer_norm")(pool, TYPES[x.dtype], *data, math.prod(x.shape[:-1]), width, eps, path)
+    data = x.data_ptr(), address(weight), address(bias), out.data_ptr()
+    function(library, "layer_norm")(pool, TYPES[x.dtype], *data, math.prod(x.shape[:-1]), width, eps, path)
     return out

@@ -22,12 +22,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.cpu_calls import call
+from owl_fast.kernels.cpu_calls import TYPES, call
 from owl_fast.kernels.launch import check
 from owl_fast.kernels.quantized_linear import form_of, tiled_bytes
 from owl_fast.kernels.weights import StackedLora, TiledWeight
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _ACTIVATIONS = {None: 0, "swiglu": 1, "quick_gelu": 2}
 _TASK = struct.Struct("@10P5q4if0q")  # owl_linear_task
 
@@ -44,7 +43,7 @@ def linear_cpu_takes(x: Tensor, weight: object, *others: Tensor | None) -> bool:
     the adapters' matrices.
     """
     dtype = x.dtype
-    if type(x) is not Tensor or not x.is_cpu or dtype not in _TYPES or x.dim() == 0:
+    if type(x) is not Tensor or not x.is_cpu or dtype not in TYPES or x.dim() == 0:
         return False
     dense = weight if isinstance(weight, Tensor) else None
     if dense is not None and not dense.is_contiguous():
@@ -77,7 +76,8 @@ def linear_cpu(
         fits = data.dtype is dtype
     fits = fits and data.is_contiguous() and data.is_cpu
     swiglu = activation == "swiglu"
-    known = bool(shape) and shape[-1] == inputs and dtype in _TYPES and x.is_cpu
+    known = bool(shape) and shape[-1] == inputs and dtype in TYPES and x.is_cpu
+    # Every layer of every step comes by here: what is wrong is put into words only where something is.
     if not (fits and known and 0 <= path < len(calls.paths) and not (swiglu and outputs % 2)):
         check(known, x, f"fp32 or bf16 (..., {inputs}) on the CPU")
         check(
@@ -92,27 +92,11 @@ def linear_cpu(
     residual = None if residual is None else residual.contiguous()
     a, b, scale, owner, rank = _adapters(lora, rows, outputs, inputs, dtype)
     task = _TASK.pack(
-        x.data_ptr(),
-        data.data_ptr(),
-        _address(gain, dtype, (inputs,)),
-        _address(bias, dtype, (outputs,)),
-        _address(residual, dtype, y.shape),
-        a,
-        b,
-        scale,
-        owner,
-        y.data_ptr(),
-        rows,
-        outputs,
-        inputs,
-        group,
-        rank,
-        _TYPES[dtype],
-        form,
-        _ACTIVATIONS[activation],
-        path,
-        eps,
-    )
+        x.data_ptr(), data.data_ptr(), _address(gain, dtype, (inputs,)), _address(bias, dtype, (outputs,)),
+        _address(residual, dtype, y.shape), a, b, scale, owner, y.data_ptr(),
+        rows, outputs, inputs, group, rank,
+        TYPES[dtype], form, _ACTIVATIONS[activation], path, eps,
+    )  # fmt: skip
     workspace = x.new_empty(calls.workspace(task), dtype=torch.uint8)
     kept = x, weight, bias, lora, norm, residual, y, workspace
     call(calls.run, pool, task, workspace.data_ptr(), keep=kept)

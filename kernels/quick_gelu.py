@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.attention_cpu import TYPES
-from owl_fast.kernels.elementwise_cpu import call, place, rows_fit
+from owl_fast.kernels.cpu_calls import TYPES
+from owl_fast.kernels.elementwise_cpu import address, function, rows_fit
 from owl_fast.kernels.launch import jit, launch, power_of_two, tl
 from owl_fast.kernels.rows import as_rows, check_rows, check_vector
 
@@ -115,6 +115,6 @@ def quick_gelu_cpu(
     rounded once."""
     x = x.contiguous()
     out, width = torch.empty_like(x), x.shape[-1]
-    data = x.data_ptr(), place(bias), out.data_ptr()
-    call(library, "quick_gelu")(pool, TYPES[x.dtype], *data, math.prod(x.shape[:-1]), width, path)
+    data = x.data_ptr(), address(bias), out.data_ptr()
+    function(library, "quick_gelu")(pool, TYPES[x.dtype], *data, math.prod(x.shape[:-1]), width, path)
     return out

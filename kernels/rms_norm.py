@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owl_fast.kernels.attention_cpu import TYPES
-from owl_fast.kernels.cpu_calls import call
-from owl_fast.kernels.elementwise_cpu import call as elementwise
+from owl_fast.kernels.cpu_calls import TYPES, call
+from owl_fast.kernels.elementwise_cpu import function
 from owl_fast.kernels.launch import check, jit, launch, power_of_two, tl
 from owl_fast.kernels.rows import as_rows, check_rows
 
@@ -138,7 +137,7 @@ def rms_norm_cpu(library: ctypes.CDLL, x: Tensor, weight: Tensor, eps: float) ->
     width = x.shape[-1]
     rows = math.prod(x.shape[:-1])
     data = x.data_ptr(), weight.data_ptr(), out.data_ptr()
-    call(_function(library, _NAMES[x.dtype]), None, *data, rows, width, eps, keep=(x, weight, out))
+    call(_forward(library, _NAMES[x.dtype]), None, *data, rows, width, eps, keep=(x, weight, out))
     return out
 
 
@@ -154,16 +153,17 @@ def rms_norm_gradient_cpu(
     """dx of a frozen weight, for what rms_norm_cpu_takes: fp32 inside, rounded once."""
     dy, dx = dy.to(x.dtype).contiguous(), torch.empty_like(x)
     data = x.data_ptr(), weight.data_ptr(), dy.data_ptr(), dx.data_ptr()
-    elementwise(library, "rms_norm_backward")(
+    function(library, "rms_norm_backward")(
         pool, TYPES[x.dtype], *data, math.prod(x.shape[:-1]), x.shape[-1], eps, path
     )
     return dx
 
 
 @functools.cache
-def _function(library: ctypes.CDLL, name: str) -> Callable[..., None]:
-    function = getattr(library, name)
+def _forward(library: ctypes.CDLL, name: str) -> Callable[..., None]:
+    """owl_rms_norm_*, which take no pool; a recorded call is handed one."""
+    found = getattr(library, name)
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    function.argtypes = (pointer, pointer, pointer, count, count, ctypes.c_float)
-    function.restype = None
-    return lambda pool, *args: function(*args)
+    found.argtypes = (pointer, pointer, pointer, count, count, ctypes.c_float)
+    found.restype = None
+    return lambda pool, *args: found(*args)

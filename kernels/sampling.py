@@ -97,7 +97,7 @@ def charges(counts: Iterable[int], settings: SamplingSettings) -> Tensor:
 
 
 def random_bits(seed: int, position: int) -> int:
-    """64 bits that depend on (seed, position) only: integers of 64 bits, and of 32."""
+    """64 random bits, a function of the seed (64 bits) and the position (32 bits) alone."""
     low, high, _, _ = philox((position, 0, 0, 0), (seed & _WORD, seed >> 32 & _WORD))
     return high << 32 | low
 

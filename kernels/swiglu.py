@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl_fast.kernels.attention_cpu import TYPES
-from owl_fast.kernels.elementwise_cpu import call, rows_fit
+from owl_fast.kernels.cpu_calls import TYPES
+from owl_fast.kernels.elementwise_cpu import function, rows_fit
 from owl_fast.kernels.launch import check, jit, launch, power_of_two, tl
 from owl_fast.kernels.rows import as_rows, check_rows
 
@@ -100,7 +100,7 @@ def swiglu_cpu(library: ctypes.CDLL, gate_up: Tensor, pool: int | None = None, p
     *rows, width = gate_up.shape
     out = torch.empty((*rows, width // 2), dtype=gate_up.dtype)
     data = gate_up.data_ptr(), out.data_ptr()
-    call(library, "swiglu")(pool, TYPES[gate_up.dtype], *data, math.prod(rows), width // 2, path)
+    function(library, "swiglu")(pool, TYPES[gate_up.dtype], *data, math.prod(rows), width // 2, path)
     return out
 
 
@@ -111,5 +111,7 @@ def swiglu_gradient_cpu(
     gate_up, dy = gate_up.contiguous(), dy.to(gate_up.dtype).contiguous()
     dx, width = torch.empty_like(gate_up), dy.shape[-1]
     data = gate_up.data_ptr(), dy.data_ptr(), dx.data_ptr()
-    call(library, "swiglu_backward")(pool, TYPES[dy.dtype], *data, math.prod(gate_up.shape[:-1]), width, path)
+    function(library, "swiglu_backward")(
+        pool, TYPES[dy.dtype], *data, math.prod(gate_up.shape[:-1]), width, path
+    )
     return dx

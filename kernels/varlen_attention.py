@@ -63,14 +63,16 @@ def varlen_attention_gpu(
     query, key, value = as_autocast(query, key, value)
     _check(query, key, value, bounds, starts)
     if query.is_cuda and query.dtype != torch.float32 and len(query):
-        attend = library(query.shape[1] != key.shape[1], query.shape[2], _needs_grad(query, key, value))
+        attend = flash_attention(
+            query.shape[1] != key.shape[1], query.shape[2], _needs_grad(query, key, value)
+        )
         if attend is not None:
             return attend(query, key, value, starts, _longest(bounds))
     return whole_attention(query, key, value, starts, _longest(bounds), causal=True)
 
 
 @functools.cache
-def library(grouped: bool, width: int, gradients: bool) -> Packed | None:
+def flash_attention(grouped: bool, width: int, gradients: bool) -> Packed | None:
     """flash-attn if it is installed, else torch's own copy of it; None if neither can do this.
 
     Both want head widths divisible by 8, up to 256. torch's sums gradients by atomics unless the whole

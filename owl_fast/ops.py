@@ -26,8 +26,8 @@ from owl_fast.backends import (
     records,
     uses_kernels,
 )
-from owl_fast.kernels.attention_cpu import TYPES
 from owl_fast.kernels.attention_torch import attention_bytes, attention_torch
+from owl_fast.kernels.cpu_calls import TYPES
 from owl_fast.kernels.cpu_calls import recorded as recorded_calls
 from owl_fast.kernels.cross_attention import (
     cross_attention_cpu,

@@ -165,9 +165,9 @@ def of_flash_attn(
 
 @pytest.fixture
 def no_memory() -> Iterator[None]:
-    varlen.library.cache_clear()
+    varlen.flash_attention.cache_clear()
     yield
-    varlen.library.cache_clear()
+    varlen.flash_attention.cache_clear()
 
 
 def said_by(attend: Any) -> dict[str, Any]:
@@ -205,10 +205,10 @@ def test_flash_attn_comes_first_and_is_deterministic(monkeypatch: pytest.MonkeyP
     module.flash_attn_varlen_func = of_flash_attn  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     for gradients in (False, True):
-        said = said_by(varlen.library(grouped=True, width=128, gradients=gradients))
+        said = said_by(varlen.flash_attention(grouped=True, width=128, gradients=gradients))
         assert (said["q"], said["cu_seqlens_k"], said["max_seqlen_q"]) == ("q", "starts", 9)
         assert said["causal"] is said["deterministic"] is True
-    assert varlen.library(grouped=False, width=20, gradients=False) is None
+    assert varlen.flash_attention(grouped=False, width=20, gradients=False) is None
 
 
 @pytest.mark.usefixtures("no_memory")
@@ -216,11 +216,11 @@ def test_torchs_attention_serves_inference_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "flash_attn", None)  # importing it fails
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", of_2_12)
-    assert said_by(varlen.library(grouped=False, width=128, gradients=False))["num_splits"] == 1
-    assert varlen.library(grouped=False, width=128, gradients=True) is None
-    varlen.library.cache_clear()
+    assert said_by(varlen.flash_attention(grouped=False, width=128, gradients=False))["num_splits"] == 1
+    assert varlen.flash_attention(grouped=False, width=128, gradients=True) is None
+    varlen.flash_attention.cache_clear()
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
-    assert varlen.library(grouped=False, width=128, gradients=False) is None
+    assert varlen.flash_attention(grouped=False, width=128, gradients=False) is None
 
 
 @pytest.mark.gpu
