@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.memory import MemoryPeak, release_to_system, resident_bytes
 from owl_fast.config import AbstractorConfig, LlamaConfig, OwlConfig, Quantization, VisionConfig
 from owl_fast.lora import LoraConfig
-from owl_fast.models.stretches import Level
+from owl_fast.models.recompute import Level
 from owl_fast.training import STAGE1, stage2
 from owl_fast.training.memory_plan import MicroBatch, Planner, Setup
 from owl_fast.training.stages import Stage
@@ -110,7 +110,7 @@ def batch(work: Work) -> tuple[Tensor, Tensor]:
 def ours(work: Work, own: Own) -> Callable[[], Any]:
     from benchmarks.models import made
     from owl_fast import ops
-    from owl_fast.models.stretches import Layer
+    from owl_fast.models.recompute import Layer
     from owl_fast.training.packing import EncodedSample, pack
 
     config, device = own.config(work), torch.device(work.device)

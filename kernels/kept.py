@@ -1,8 +1,8 @@
-"""What a stretch of a model keeps of its forward pass while the rest of it is computed again in backward.
+"""Selective activation checkpointing: which results of a layer are kept, while the rest is computed again.
 
-torch.utils.checkpoint computes a stretch again; here dear results survive in between. An operation with a
-gradient wraps what its forward computes in kept(kind, compute): in a stretch that keeps the kind, the second
-pass takes what the first one made, and has its bits.
+torch.utils.checkpoint runs a layer a second time in backward; here results that cost much survive in between.
+An operation with a gradient wraps what its forward computes in kept(kind, compute): in a layer that keeps the
+kind, the second pass takes what the first one made, and has its bits. models/recompute.py chooses the kinds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Tensors = tuple[Tensor, ...]
 
 
 class Kept:
-    """Results of the wanted kinds, in the order in which one stretch made them."""
+    """Results of the wanted kinds, in the order in which one layer made them."""
 
     def __init__(self, kinds: Iterable[Kind]) -> None:
         self.kinds = frozenset(kinds)
@@ -45,7 +45,7 @@ class Kept:
 
 
 class _Pass:
-    """One way through a stretch."""
+    """One run of the layer."""
 
     def __init__(self, kept: Kept, again: bool) -> None:
         self.kept, self.again = kept, again

@@ -16,7 +16,7 @@ from owl_fast import ops
 from owl_fast.config import AbstractorConfig
 from owl_fast.models.folded import FoldedProjections
 from owl_fast.models.layers import LayerNorm, Linear
-from owl_fast.models.stretches import Layer, run
+from owl_fast.models.recompute import Layer, run
 
 NORM_EPS = 1e-5  # norm1, normk and norm2; only ffn_ln follows the config
 

@@ -14,7 +14,7 @@ from owl_fast import ops
 from owl_fast.config import LlamaConfig
 from owl_fast.models.batch import PackedBatch, PagedCache
 from owl_fast.models.layers import Linear, RMSNorm
-from owl_fast.models.stretches import Layer, run
+from owl_fast.models.recompute import Layer, run
 
 
 class LlamaAttention(nn.Module):

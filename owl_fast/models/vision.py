@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from owl_fast import ops
 from owl_fast.config import VisionConfig
 from owl_fast.models.layers import LayerNorm, Linear
-from owl_fast.models.stretches import Layer, run
+from owl_fast.models.recompute import Layer, run
 from owl_fast.models.temporal import LocalTemporal
 
 

@@ -1,4 +1,4 @@
-"""What one layer keeps for backward at each level (models/stretches.py), and what it computes again.
+"""What one layer keeps for backward at each level (models/recompute.py), and what it computes again.
 
 Formulas over what its operations keep: their inputs, as far as something needs them.
 
@@ -16,7 +16,7 @@ from owl_fast import ops
 from owl_fast.config import OwlConfig
 from owl_fast.models.layers import Linear
 from owl_fast.models.llama import LlamaLayer
-from owl_fast.models.stretches import LEVELS, Level
+from owl_fast.models.recompute import LEVELS, Level
 
 ELEMENTWISE = 40  # operations a number of norms, activations and rotation, as far as time is concerned
 

@@ -21,7 +21,7 @@ from owl_fast.models.abstractor import AbstractorLayer
 from owl_fast.models.layers import PackedWeight
 from owl_fast.models.llama import LlamaLayer
 from owl_fast.models.owl import Owl
-from owl_fast.models.stretches import LEVELS, Layer, Level
+from owl_fast.models.recompute import LEVELS, Layer, Level
 from owl_fast.models.vision import VisionLayer
 from owl_fast.training.layer_costs import Bytes, LayerCost, abstractor_cost, llama_cost, vision_cost
 from owl_fast.training.optimizers import OPTIMIZERS

@@ -16,7 +16,7 @@ from owl_fast.errors import UnsupportedError
 from owl_fast.lora import LoraConfig
 from owl_fast.models.layers import init_weights
 from owl_fast.models.owl import Owl
-from owl_fast.models.stretches import LEVELS, Layer, Level
+from owl_fast.models.recompute import LEVELS, Layer, Level
 from owl_fast.quantization.whole import quantize_
 from owl_fast.training import STAGE1, EncodedSample, OptimizerSettings, Source, Trainer, TrainSettings, stage2
 from owl_fast.training.memory_plan import MicroBatch, Planner, Setup, apply

@@ -12,7 +12,7 @@ from torch import Tensor
 from owl_fast import ops
 from owl_fast.lora import LoraConfig
 from owl_fast.models.llama import LlamaModel
-from owl_fast.models.stretches import LEVELS, Layer, Level
+from owl_fast.models.recompute import LEVELS, Layer, Level
 from owl_fast.training import FULL_LLAMA, STAGE1, EncodedSample, Source, Stage, Trainer, TrainSettings, stage2
 from owl_fast.training.packing import IGNORED, WORTH_SHARING, pack, shared_length
 from tests.training.owls import ROWS, made_up, small_owl

@@ -15,7 +15,7 @@ from owl_fast.config import Quantization
 from owl_fast.lora import LoraConfig
 from owl_fast.models.batch import PackedBatch
 from owl_fast.models.owl import Owl
-from owl_fast.models.stretches import LEVELS, Layer, Level, run
+from owl_fast.models.recompute import LEVELS, Layer, Level, run
 from owl_fast.quantization.whole import quantize_
 from owl_fast.training import STAGE1, pack, stage2
 from owl_fast.training.objective import token_loss
