@@ -108,7 +108,7 @@ class Adapter:
         return [*(half for pair in self.pairs.values() for half in pair), *self.extra.values()]
 
 
-class Slot(NamedTuple):
+class LoraSlot(NamedTuple):
     """A place an update can go: output rows [start, end) of a linear layer, by the checkpoint's part name."""
 
     linear: Linear
@@ -134,14 +134,14 @@ class Slot(NamedTuple):
             del self.linear.lora[self.part], self.linear.lora_rows[self.part]
 
 
-def lora_slots(model: nn.Module) -> dict[str, Slot]:
+def lora_slots(model: nn.Module) -> dict[str, LoraSlot]:
     """Every slot of the model by the checkpoint's module name."""
     slots = {}
     for name, module in model.named_modules():
         if isinstance(module, Linear):
             start = 0
             for source, rows in zip(module_sources(name), module.rows, strict=True):
-                slots[source] = Slot(module, source.rpartition(".")[2], start, start + rows)
+                slots[source] = LoraSlot(module, source.rpartition(".")[2], start, start + rows)
                 start += rows
     return slots
 
@@ -266,7 +266,9 @@ def read_adapter(model: nn.Module, folder: str | Path) -> Adapter:
 
 
 @torch.no_grad()
-def attach_adapter_(slots: Mapping[str, Slot], model_views: Mapping[str, Tensor], adapter: Adapter) -> None:
+def attach_adapter_(
+    slots: Mapping[str, LoraSlot], model_views: Mapping[str, Tensor], adapter: Adapter
+) -> None:
     """Put the updates into their slots and the extra tensors in the place of the model's."""
     for name, (a, b) in adapter.pairs.items():
         slots[name].put(a, b, adapter.config)

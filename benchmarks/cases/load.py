@@ -30,8 +30,8 @@ from benchmarks.models import NANO, config_of
 from benchmarks.suites import sized
 from owl_fast.checkpoints import copy_side_files, load_model, open_source
 from owl_fast.checkpoints.load import empty_model
+from owl_fast.checkpoints.mapped import TensorInfo
 from owl_fast.checkpoints.names import views
-from owl_fast.checkpoints.tensorfile import TensorInfo
 from owl_fast.checkpoints.writer import write_weights
 from owl_fast.config import OwlConfig, Quantization
 from owl_fast.engine.engine import Engine

@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from owl_fast.checkpoints.manifest import Manifest
-from owl_fast.checkpoints.tensorfile import TensorInfo, open_tensors
+from owl_fast.checkpoints.mapped import TensorInfo
+from owl_fast.checkpoints.tensorfile import open_tensors
 from owl_fast.errors import CheckpointError
 from owl_fast.files import is_there, read_json
 

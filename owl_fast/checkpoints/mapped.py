@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class TensorInfo(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize
 
 
-class Place(NamedTuple):
+class FilePlace(NamedTuple):
     """A tensor and the byte of the file it begins at."""
 
     info: TensorInfo
@@ -62,6 +62,11 @@ def is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
+def is_sizes(value: object) -> TypeGuard[Sequence[int]]:
+    """Whether a file's value can be a shape, or offsets."""
+    return isinstance(value, (list, tuple)) and all(map(is_size, value))
+
+
 def check_name(path: Path, name: str) -> None:
     """CheckpointError for names that would write something else on a terminal."""
     if not name.isprintable():
@@ -79,7 +84,7 @@ def check_shape(where: str, shape: tuple[int, ...]) -> None:
 class MappedFile:
     """Tensors at known places of a mapped file. checking: one pass over the file's bytes, in steps."""
 
-    def __init__(self, data: mmap.mmap, places: Mapping[str, Place], checking: Iterator[None]) -> None:
+    def __init__(self, data: mmap.mmap, places: Mapping[str, FilePlace], checking: Iterator[None]) -> None:
         self.infos = {name: place.info for name, place in places.items()}
         self._data, self._places, self._checking = data, places, checking
         self._thread: threading.Thread | None = None

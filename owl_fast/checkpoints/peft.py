@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from owl_fast.checkpoints.tensorfile import TensorInfo
+from owl_fast.checkpoints.mapped import TensorInfo
 from owl_fast.errors import CheckpointError, UnsupportedError
 from owl_fast.files import read_json
 

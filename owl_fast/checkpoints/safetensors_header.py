@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 
-from owl_fast.checkpoints.mapped import DTYPES, Place, TensorInfo, check_name, check_shape, is_size
+from owl_fast.checkpoints.mapped import DTYPES, FilePlace, TensorInfo, check_name, check_shape, is_sizes
 from owl_fast.errors import CheckpointError
 from owl_fast.files import MAX_JSON_BYTES, unique
 
@@ -16,7 +16,7 @@ from owl_fast.files import MAX_JSON_BYTES, unique
 KNOWN = {**DTYPES, "U8": torch.uint8, "I8": torch.int8}
 
 
-def safetensors_places(path: Path, data: memoryview) -> dict[str, Place]:
+def safetensors_places(path: Path, data: memoryview) -> dict[str, FilePlace]:
     """Tensors by name; CheckpointError unless they fill the file exactly, without holes or overlaps."""
     header, begin = _header(path, data)
     places = {name: _place(path, name, entry, begin) for name, entry in header.items()}
@@ -55,14 +55,14 @@ def _header(path: Path, data: memoryview) -> tuple[dict[str, Any], int]:
     return header, 8 + size
 
 
-def _place(path: Path, name: str, entry: Any, begin: int) -> Place:
+def _place(path: Path, name: str, entry: Any, begin: int) -> FilePlace:
     fields = entry if isinstance(entry, dict) else {}
     shape, offsets, dtype = fields.get("shape"), fields.get("data_offsets"), fields.get("dtype")
     check_name(path, name)
     where = f"{path}: tensor {name:.200}"
     if not isinstance(dtype, str) or dtype not in KNOWN:
         raise CheckpointError(f"{where} has dtype {dtype!s:.40}; wanted {', '.join(KNOWN)}")
-    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+    if not is_sizes(shape) or not is_sizes(offsets) or len(offsets) != 2:
         raise CheckpointError(f"{where} has no shape or no place in the header")
     check_shape(where, tuple(shape))
     info = TensorInfo(tuple(shape), KNOWN[dtype])
@@ -70,8 +70,4 @@ def _place(path: Path, name: str, entry: Any, begin: int) -> Place:
         raise CheckpointError(
             f"{where} has {offsets[1] - offsets[0]} bytes; shape {info.shape} of {dtype} takes {info.nbytes}"
         )
-    return Place(info, begin + offsets[0])
-
-
-def _is_sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(map(is_size, value))
+    return FilePlace(info, begin + offsets[0])

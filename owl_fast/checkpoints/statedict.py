@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickletools
 from typing import Any, NamedTuple
 
-from owl_fast.checkpoints.mapped import is_size
+from owl_fast.checkpoints.mapped import is_size, is_sizes
 
 MAX_OPCODES = 500_000  # a 7B checkpoint has about 25,000
 
@@ -139,9 +139,9 @@ def _call(callee: Any, arguments: Any) -> Any:
         return {}
     if callee.name == "torch._utils._rebuild_tensor_v2":
         storage, offset, shape, strides = arguments[:4]
-        if not isinstance(storage, Storage) or not _is_sizes((offset,)):
+        if not isinstance(storage, Storage) or not is_sizes((offset,)):
             raise TypeError
-        if not _is_sizes(shape) or not _is_sizes(strides) or len(shape) != len(strides):
+        if not is_sizes(shape) or not is_sizes(strides) or len(shape) != len(strides):
             raise TypeError
         return StoredTensor(storage, offset, tuple(shape), tuple(strides))
     return arguments[0] if callee.name in _PARAMETERS else callee
@@ -152,7 +152,3 @@ def _storage(identity: Any) -> Storage:
     if word != "storage" or not isinstance(kind, Foreign) or not isinstance(key, str) or not is_size(numel):
         raise TypeError
     return Storage(kind.name, key, numel)
-
-
-def _is_sizes(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and all(map(is_size, value))

@@ -20,21 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from owl_fast.checkpoints.manifest import CHUNK, Manifest
-from owl_fast.checkpoints.mapped import DTYPES, MappedFile, TensorInfo, map_file
+from owl_fast.checkpoints.mapped import MappedFile, TensorInfo, map_file
 from owl_fast.checkpoints.safetensors_header import safetensors_places
 from owl_fast.checkpoints.torchzip import torch_places
 from owl_fast.errors import CheckpointError
 from owl_fast.files import file_size
-
-__all__ = [
-    "DTYPES",
-    "TensorFile",
-    "TensorInfo",
-    "check_values",
-    "open_tensors",
-    "read_tensors",
-    "write_tensors",
-]
 
 PICKLED = (".bin", ".pt", ".pth")
 ENDINGS = f".safetensors, {', '.join(PICKLED)}"
@@ -56,7 +46,7 @@ def open_tensors(path: str | Path, check: bool = True) -> Iterator[TensorFile]:
     """Open a .safetensors or torch-zip (.bin, .pt, .pth) file; its structure is checked before it yields.
 
     Raises CheckpointError naming the file (and the tensor) when it is missing, broken, or holds anything but
-    dense tensors of the DTYPES; also when the block ends, if values were read and the file's bytes are not
+    dense tensors of mapped.DTYPES; also when the block ends, if values were read and the file's bytes are not
     those its checksums promise. So believe values only after the block. check: whether to compare the bytes;
     False for a file whose bytes another block compares.
     """

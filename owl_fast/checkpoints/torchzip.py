@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from owl_fast.checkpoints.mapped import DTYPES, Place, TensorInfo, check_name, check_shape
+from owl_fast.checkpoints.mapped import DTYPES, FilePlace, TensorInfo, check_name, check_shape
 from owl_fast.checkpoints.statedict import Foreign, StoredTensor, read_pickle
 from owl_fast.checkpoints.ziplist import Member, checking, members
 from owl_fast.errors import CheckpointError
@@ -26,7 +26,7 @@ STORAGES = {
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin
 
 
-def torch_places(path: Path, data: memoryview) -> tuple[dict[str, Place], Iterator[None]]:
+def torch_places(path: Path, data: memoryview) -> tuple[dict[str, FilePlace], Iterator[None]]:
     """Tensors by name, and the check of all members. CheckpointError for all but name -> dense tensor."""
     try:
         found = members(data)
@@ -38,7 +38,7 @@ def torch_places(path: Path, data: memoryview) -> tuple[dict[str, Place], Iterat
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds {_kind(content)}; wanted a dict of name -> tensor")
-    places: dict[str, Place] = {}
+    places: dict[str, FilePlace] = {}
     owners: dict[str, str] = {}
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, (StoredTensor, Foreign)):
@@ -81,7 +81,7 @@ def _member(data: memoryview, found: dict[str, Member], name: str, default: byte
     return bytes(data[member.start : member.start + member.size])
 
 
-def _place(where: str, tensor: StoredTensor, member: Member | None) -> Place:
+def _place(where: str, tensor: StoredTensor, member: Member | None) -> FilePlace:
     kind, key, numel = tensor.storage
     if kind not in STORAGES:
         wanted = ", ".join(map(str, DTYPES.values()))
@@ -98,7 +98,7 @@ def _place(where: str, tensor: StoredTensor, member: Member | None) -> Place:
         )
     if tensor.offset * size + info.nbytes > member.size:
         raise CheckpointError(f"{where} reaches beyond its storage of {member.size} bytes")
-    return Place(info, member.start + tensor.offset * size)
+    return FilePlace(info, member.start + tensor.offset * size)
 
 
 def _is_contiguous(tensor: StoredTensor) -> bool:

@@ -17,8 +17,9 @@ from owl_fast import ops
 from owl_fast.checkpoints.folder import FORMATS, INDEX_SUFFIX
 from owl_fast.checkpoints.load import empty_model
 from owl_fast.checkpoints.manifest import write_manifest
+from owl_fast.checkpoints.mapped import TensorInfo
 from owl_fast.checkpoints.names import PACKED, slots, views
-from owl_fast.checkpoints.tensorfile import TensorInfo, write_tensors
+from owl_fast.checkpoints.tensorfile import write_tensors
 from owl_fast.errors import CheckpointError, UnsupportedError
 from owl_fast.files import is_there, sync, write_json
 from owl_fast.models.layers import PackedWeight

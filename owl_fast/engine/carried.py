@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from owl_fast import ops
-from owl_fast.lora import Adapter, Slot, attach_adapter_
+from owl_fast.lora import Adapter, LoraSlot, attach_adapter_
 from owl_fast.models.layers import Linear
 
 
 class SideBySide:
     """Updates of any number of adapters, resident in linear layers; all of it between two steps."""
 
-    def __init__(self, slots: Mapping[str, Slot], dtype: torch.dtype) -> None:
+    def __init__(self, slots: Mapping[str, LoraSlot], dtype: torch.dtype) -> None:
         """slots: of the layers, whole. dtype: of the model."""
         self._dtype = dtype
-        self._layers: dict[Linear, dict[str, Slot]] = {}
+        self._layers: dict[Linear, dict[str, LoraSlot]] = {}
         for name, slot in slots.items():
             self._layers.setdefault(slot.linear, {})[name] = slot
         self._names = set(slots)
@@ -59,7 +59,7 @@ class SideBySide:
             layer.stack = None
 
 
-def _updates(slots: Mapping[str, Slot], adapter: Adapter, device: torch.device) -> list[ops.LoraUpdate]:
+def _updates(slots: Mapping[str, LoraSlot], adapter: Adapter, device: torch.device) -> list[ops.LoraUpdate]:
     updates = []
     for name, slot in slots.items():
         if name in adapter.pairs:
@@ -71,7 +71,7 @@ def _updates(slots: Mapping[str, Slot], adapter: Adapter, device: torch.device) 
 class StandIns:
     """Tensors of one adapter at a time in the place of the model's, and its updates in their slots."""
 
-    def __init__(self, slots: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, slots: Mapping[str, LoraSlot], tensors: Mapping[str, Tensor]) -> None:
         """What may be changed, by the checkpoint's names."""
         self._slots, self._tensors = slots, tensors
         self._replaced: dict[str, Tensor] = {}  # the model's own while an adapter's stand there
