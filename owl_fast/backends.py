@@ -54,7 +54,7 @@ def uses_kernels(x: Tensor) -> bool:
 
 def native_library(*inputs: Tensor | None) -> ctypes.CDLL | None:
     """libowl_cpu, where no gradient is wanted."""
-    return None if _chosen.get() is False or records(*inputs) else native.library()
+    return None if _chosen.get() is False or wants_gradient(*inputs) else native.library()
 
 
 def natively(run: Callable[..., Tensor]) -> Callable[..., Tensor] | None:
@@ -71,11 +71,11 @@ def backend(device: torch.device) -> Backend:
     return "torch" if device.type != "cpu" or native.library() is None else "libowl_cpu"
 
 
-def records(*inputs: object) -> bool:
+def wants_gradient(*inputs: object) -> bool:
     """Whether a gradient with respect to any of them is wanted."""
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
 def differentiates(*inputs: object) -> bool:
     """Whether gradients are wanted, and not the references'."""
-    return _chosen.get() is not False and records(*inputs)
+    return _chosen.get() is not False and wants_gradient(*inputs)

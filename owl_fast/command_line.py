@@ -142,7 +142,7 @@ def ended(work: Callable[[], int | None]) -> int:
         return exit_code(error)
     except KeyboardInterrupt:
         print(file=sys.stderr)
-        return 130
+        return SIGNALLED + signal.SIGINT
 
 
 def start(module: str) -> NoReturn:

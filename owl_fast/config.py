@@ -16,13 +16,13 @@ from owl_fast.files import read_json
 # Scheme of linear weights -> what may be held in it (docs/quantization.md).
 LANGUAGE_SCHEMES, VISION_SCHEMES = ("int8", "int4"), ("int8",)
 INT4_GROUP = 32  # inputs that share a scale; 64 and 128 cost more accuracy than plain rounding does at 32
-# Bounds checked before anything is allocated (docs: a hostile config must fail in milliseconds).
+# Bounds checked before anything is allocated: a hostile config fails in milliseconds.
 MAX_LAYERS, MAX_WIDTH, MAX_VOCAB, MAX_QUERIES, MAX_IMAGE_SIDE = 512, 65_536, 1_048_576, 4_096, 4_096
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """ViT (model-spec: "Vision tower"). Widths in features, image_size and patch_size in pixels."""
+    """ViT. Widths in features, image_size and patch_size in pixels."""
 
     hidden_size: int = 1024
     intermediate_size: int = 4096

@@ -21,6 +21,7 @@ from uuid import uuid4
 from PIL import Image
 
 from owl_fast.errors import DataError, ImageError, PromptError
+from owl_fast.files import reason_of
 from owl_fast.images import load_image
 from owl_fast.picture_files import MAX_BYTES
 from owl_fast.prompts import Message, check_messages
@@ -130,7 +131,7 @@ def save_messages(messages: Sequence[Message], path: str | Path, *, embed: bool 
         partial.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
         partial.replace(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be written ({_reason(error)})") from None
+        raise DataError(f"{path}: cannot be written ({reason_of(error)})") from None
     finally:
         with contextlib.suppress(OSError, ValueError):
             partial.unlink(missing_ok=True)
@@ -143,7 +144,7 @@ def load_messages(path: str | Path) -> list[dict[str, Any]]:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({_reason(error)})") from None
+        raise DataError(f"{path}: cannot be read ({reason_of(error)})") from None
     if len(data) > MAX_FILE_BYTES:
         raise DataError(f"{path}: more than {MAX_FILE_BYTES >> 20} MiB; no conversation is that long")
     try:
@@ -158,11 +159,6 @@ def load_messages(path: str | Path) -> list[dict[str, Any]]:
     except PromptError as error:
         raise DataError(f"{path}: {error}") from None
     return [_with_parts(message, lambda part: _anchored(part, path.parent)) for message in messages]
-
-
-def _reason(error: Exception) -> str:
-    """What the system says, or that no file can have this name (NUL, a lone surrogate)."""
-    return error.strerror or "odd name" if isinstance(error, OSError) else "odd name"
 
 
 def picture_uri(source: object) -> str:

@@ -31,7 +31,7 @@ def file_size(path: str | Path) -> int:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path!s:.300}: cannot be read ({_reason(error)})") from None
+        raise CheckpointError(f"{path!s:.300}: cannot be read ({reason_of(error)})") from None
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path}: not a regular file")
     return status.st_size
@@ -44,7 +44,7 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
         with open(path, "rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({_reason(error)})") from None
+        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})") from None
     if len(data) > limit:
         raise CheckpointError(f"{path}: {max(size, len(data))} bytes; wanted at most {limit}")
     return data
@@ -85,5 +85,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read or written: what the system says, or that no file can have this name (NUL, a
+    lone surrogate)."""
     return error.strerror or "odd name" if isinstance(error, OSError) else "odd name"

@@ -23,8 +23,8 @@ from owl_fast.backends import (
     kernels,
     native_library,
     natively,
-    records,
     uses_kernels,
+    wants_gradient,
 )
 from owl_fast.kernels.attention_torch import attention_bytes, attention_torch
 from owl_fast.kernels.cpu_calls import TYPES
@@ -163,7 +163,7 @@ def recorded(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 def embedding(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
     """ids (N,), table (V, C) -> (N, C); the row `padding` gets no gradient."""
-    if not records(table):
+    if not wants_gradient(table):
         if uses_kernels(table):
             return embedding_triton(ids, table)
         if table.device.type == "cpu" and ids.dim() == 1:
@@ -350,7 +350,7 @@ def lora_linear(
     weight = unpack(weight) if isinstance(weight, TiledWeight) else weight
     if isinstance(lora, StackedLora):
         return _linear_forward(x, weight, bias, lora, norm, activation, residual)
-    if not lora and not records(x, weight, bias, residual, *(norm or ())):
+    if not lora and not wants_gradient(x, weight, bias, residual, *(norm or ())):
         return _linear_forward(x, weight, bias, None, norm, activation, residual)
     x = x if norm is None else rms_norm(x, *norm)
     return lora_linear_triton(x, weight, bias, lora, activation=activation, residual=residual)

@@ -57,12 +57,6 @@ def poisoned() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def golden_dir() -> Path:
-    """tests/golden: the original's numbers (README there)."""
-    return Path(__file__).parent / "golden"
-
-
-@pytest.fixture(scope="session")
 def cpu_library() -> ctypes.CDLL:
     """libowl_cpu; tests of its operations are skipped in a plain checkout where it is not built."""
     found = native.status()

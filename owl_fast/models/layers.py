@@ -156,11 +156,9 @@ class LayerNorm(nn.Module):
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.bias, self.eps = (
-            nn.Parameter(torch.empty(width)),
-            nn.Parameter(torch.empty(width)),
-            eps,
-        )
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
@@ -171,7 +169,8 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.empty(width)), eps
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.weight, self.eps)
@@ -181,7 +180,7 @@ def init_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
     """Fill a model that is to be trained from nothing: N(0, std) weights, unit norms, zero biases."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    norms = {id(p) for m in model.modules() if isinstance(m, (LayerNorm, RMSNorm)) for p in (m.weight,)}
+    norms = {id(m.weight) for m in model.modules() if isinstance(m, (LayerNorm, RMSNorm))}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if id(parameter) in norms:

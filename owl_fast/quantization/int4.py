@@ -1,6 +1,7 @@
 """int4 in groups: W[n, k] = (q[n, k] - 8) scale[n, k // G], two values to a byte, the even k in its low half.
 
-Packing takes elementwise operations and sums of a fixed order (exact.py): the same bytes on every device.
+Packing takes elementwise operations and sums of a fixed order (ordered_sum.py): the same bytes on every
+device.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owl_fast import ops
-from owl_fast.quantization.exact import ordered_sum
+from owl_fast.quantization.ordered_sum import ordered_sum
 
 LOWEST, HIGHEST = -8, 7
 # Tried scales, as parts of the one that holds the group's largest weight; each is then improved once. They

@@ -1,6 +1,7 @@
 """int8, one scale per output row: W[n, k] = q[n, k] scale[n].
 
-Packing takes elementwise operations and sums of a fixed order (exact.py): the same bytes on every device.
+Packing takes elementwise operations and sums of a fixed order (ordered_sum.py): the same bytes on every
+device.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from owl_fast import ops
-from owl_fast.quantization.exact import ordered_sum
+from owl_fast.quantization.ordered_sum import ordered_sum
 
 LARGEST, LARGEST_INVERSE = 127, 3e38
 # Tried scales, as parts of the one that holds the row's largest weight. In rows of 4096 normal numbers none

@@ -13,7 +13,7 @@ from torch import Tensor
 from owl_fast import ops
 from owl_fast.kernels.quantized_linear import fits_a_byte
 from owl_fast.quantization import int4, int8
-from owl_fast.quantization.exact import ordered_sum
+from owl_fast.quantization.ordered_sum import ordered_sum
 from owl_fast.quantization.whole import packer
 
 WIDTHS = [1, 2, 31, 47, 48, 80, 192, 512]
