@@ -11,6 +11,7 @@ from owl_fast.kernels.weights import Int4Weight, Int8Weight
 from tests.tolerances import assert_as_good_as_torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CPU_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of libowl_cpu and of training on a CPU
 
 # Where what a kernel writes is compared bit by bit, or read again: the interpreter cuts bf16 off, GPUs round.
 ROUNDED = {name: dtype for name, dtype in DTYPES.items() if name != "bf16" or torch.cuda.is_available()}

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from owl_fast import native, ops
-from owl_fast.kernels.attention_cpu import paths
 from owl_fast.kernels.cross_attention import cross_attention_cpu, cross_attention_reference
 from owl_fast.kernels.decode_attention import decode_attention_cpu, decode_attention_reference
 from owl_fast.kernels.dense_attention import dense_attention_cpu, dense_attention_reference
@@ -22,24 +21,15 @@ from owl_fast.kernels.paged_attention import paged_attention_cpu, paged_attentio
 from owl_fast.kernels.rotary import rotary_reference, rotary_tables
 from owl_fast.kernels.varlen_attention import varlen_attention_cpu, varlen_attention_reference
 from tests.kernels.pages import Pages, fused_qkv, make_pages
+from tests.kernels.tensors import CPU_DTYPES, strided
 from tests.kernels.tensors import random as random_on
-from tests.kernels.tensors import strided
 from tests.tolerances import assert_as_good_as_torch
 
 CPU = torch.device("cpu")
 random = partial(random_on, device=CPU)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 HEADS = {"H2K2": (2, 2), "H6K2": (6, 2), "H25K5": (25, 5)}
 CACHES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 pytestmark = pytest.mark.usefixtures("cpu_library")
-
-
-@pytest.fixture(params=["avx512_bf16", "avx512", "avx2", "neon", "portable"])
-def path(request: pytest.FixtureRequest, cpu_library: ctypes.CDLL) -> int:
-    """A place in paths()."""
-    if request.param not in paths(cpu_library):
-        pytest.skip(f"this machine has no {request.param}")
-    return paths(cpu_library).index(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +78,7 @@ def test_exp_is_within_two_ulp(cpu_library: ctypes.CDLL, path: int) -> None:
 
 
 @pytest.mark.parametrize("kind", CACHES.values(), ids=CACHES)
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 @pytest.mark.parametrize("head_dim", [16, 26, 128], ids=lambda d: f"D{d}")
 @pytest.mark.usefixtures("poisoned")
 def test_append_writes_its_slots_and_no_others(
@@ -112,7 +102,7 @@ def test_append_writes_its_slots_and_no_others(
         assert torch.equal(flat[others].float().nan_to_num(9.0), flat_before[others].float().nan_to_num(9.0))
         if dtype == torch.float32:  # the same operations in the same order
             assert torch.equal(flat[slots[kept]], flat_reference[slots[kept]])
-    if kind in DTYPES.values():
+    if kind in CPU_DTYPES.values():
         assert torch.equal(mine.caches[1].nan_to_num(9.0), torchs.caches[1].nan_to_num(9.0))
         turned = (x.caches[0].flatten(0, 1)[slots[kept]] for x in (mine, torchs))
         assert_as_good_as_torch(*turned, exact[1], "key")
@@ -120,7 +110,7 @@ def test_append_writes_its_slots_and_no_others(
 
 def test_append_quantizes_as_the_reference(cpu_library: ctypes.CDLL, path: int) -> None:
     """At position 0 nothing turns; zeros, ties and small values among them."""
-    for dtype in DTYPES.values():
+    for dtype in CPU_DTYPES.values():
         query, key, value = fused_qkv(4, 6, 2, 24, dtype=dtype, device=CPU)
         key[1, 0], value[2, 1], value[3, 0] = 0.0, torch.arange(24) - 11.5, 1e-38
         cos, sin = rotary_tables(torch.zeros(4, dtype=torch.int64), 24, 10000.0, dtype)
@@ -151,7 +141,7 @@ def chunk(
 
 
 @pytest.mark.parametrize("kind", CACHES.values(), ids=CACHES)
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.usefixtures("poisoned")
@@ -198,7 +188,7 @@ def check_chunks(
     assert_as_good_as_torch(ours, plain, exact)
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 @pytest.mark.parametrize("width", [24, 64, 80])
 @pytest.mark.parametrize("length", [1, 17, 65, 257])
 @pytest.mark.usefixtures("poisoned")
@@ -215,7 +205,7 @@ def test_dense_matches_float64(
         )
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 @pytest.mark.parametrize("extra", [False, True], ids=["plain", "extra"])
 @pytest.mark.parametrize(("queries", "rows"), [(1, 1), (5, 62), (64, 257)])
 def test_cross_matches_float64(
@@ -233,7 +223,7 @@ def test_cross_matches_float64(
 
 
 def test_large_scores_and_equal_scores(cpu_library: ctypes.CDLL, path: int) -> None:
-    for dtype in DTYPES.values():
+    for dtype in CPU_DTYPES.values():
         for scale in (0.0, 1e3, 1e15):
             q, k, v = (random(1, 70, 2, 32, dtype=dtype, seed=i) for i in range(3))
             q = q * scale
@@ -248,7 +238,7 @@ def test_large_scores_and_equal_scores(cpu_library: ctypes.CDLL, path: int) -> N
 
 
 @pytest.mark.parametrize("kind", CACHES.values(), ids=CACHES)
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2)], ids=["H2K2", "H6K2"])
 @pytest.mark.parametrize("head_dim", [16, 80])
 def test_a_rows_bits_are_its_own(
@@ -303,7 +293,7 @@ def test_a_rows_bits_are_its_own(
         assert torch.equal(last[0, 0], whole[-1])
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 def test_what_is_not_finite_reaches_the_rows_that_see_it(
     cpu_library: ctypes.CDLL, path: int, dtype: torch.dtype
 ) -> None:
@@ -329,7 +319,7 @@ def test_what_is_not_finite_reaches_the_rows_that_see_it(
 
 
 @pytest.mark.parametrize("kind", CACHES.values(), ids=CACHES)
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 @pytest.mark.usefixtures("poisoned")
 def test_decode_matches_float64(
@@ -382,7 +372,7 @@ def test_the_order_of_the_cache_changes_no_bit(
 
 
 def test_a_position_without_angles_is_seen(cpu_library: ctypes.CDLL) -> None:
-    for dtype in DTYPES.values():
+    for dtype in CPU_DTYPES.values():
         pages = pages_of([5], 1, 16, dtype)
         rows = fused_qkv(1, 2, 1, 16, dtype=dtype, device=CPU)
         angles = rotary_tables(torch.arange(4), 16, 10000.0, dtype)
@@ -395,7 +385,7 @@ def test_a_position_without_angles_is_seen(cpu_library: ctypes.CDLL) -> None:
 
 def test_varlen_matches_float64(cpu_library: ctypes.CDLL, path: int) -> None:
     bounds = (0, 3, 3, 70, 71)
-    for dtype in DTYPES.values():
+    for dtype in CPU_DTYPES.values():
         q, k, v = fused_qkv(71, 6, 2, 40, dtype=dtype, device=CPU)
         starts = torch.tensor(bounds, dtype=torch.int32)
         ours = varlen_attention_cpu(cpu_library, q, k, v, starts, path=path)

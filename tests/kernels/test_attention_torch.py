@@ -13,11 +13,10 @@ from owl_fast.kernels import attention_torch as module
 from owl_fast.kernels.attention_torch import attention_torch
 from owl_fast.kernels.dense_attention import dense_attention_reference
 from owl_fast.kernels.varlen_attention import varlen_attention_reference
-from tests.kernels.tensors import compare, random, strided
+from tests.kernels.tensors import CPU_DTYPES, compare, random, strided
 
 CPU = torch.device("cpu")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+dtypes = pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 
 
 @pytest.fixture

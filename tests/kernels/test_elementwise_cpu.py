@@ -12,19 +12,17 @@ import torch
 from torch import Tensor
 
 from owl_fast import native, ops
-from owl_fast.kernels.attention_cpu import paths
 from owl_fast.kernels.dequantize import dequantize_cpu
 from owl_fast.kernels.layer_norm import layer_norm_cpu, layer_norm_reference
 from owl_fast.kernels.quick_gelu import quick_gelu_cpu, quick_gelu_reference
 from owl_fast.kernels.rms_norm import rms_norm_gradient_cpu, rms_norm_reference
 from owl_fast.kernels.swiglu import swiglu_cpu, swiglu_gradient_cpu, swiglu_reference
 from owl_fast.kernels.weights import dequantize
-from tests.kernels.tensors import quantized
+from tests.kernels.tensors import CPU_DTYPES, quantized
 from tests.kernels.tensors import random as random_on
 from tests.tolerances import assert_as_good_as_torch
 
 random = partial(random_on, device=torch.device("cpu"))
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EPS = 1e-5
 Run = Callable[..., Tensor]
 
@@ -78,15 +76,7 @@ OPERATIONS = {
 }
 Operation = tuple[Run, Run, Run]
 operations = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-
-
-@pytest.fixture(params=["avx512_bf16", "avx512", "avx2", "neon", "portable"])
-def path(request: pytest.FixtureRequest, cpu_library: ctypes.CDLL) -> int:
-    """A place in paths()."""
-    if request.param not in paths(cpu_library):
-        pytest.skip(f"this machine has no {request.param}")
-    return paths(cpu_library).index(request.param)
+dtypes = pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 
 
 @pytest.fixture(scope="module")

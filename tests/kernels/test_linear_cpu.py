@@ -20,12 +20,11 @@ from owl_fast.kernels.linear_cpu import linear_cpu, linear_cpu_takes, paths
 from owl_fast.kernels.lora_linear import fused_linear_reference
 from owl_fast.kernels.quantized_linear import pack, quantized_linear_reference
 from owl_fast.kernels.weights import StackedLora, TiledWeight, dequantize
-from tests.kernels.tensors import quantized
+from tests.kernels.tensors import CPU_DTYPES, quantized
 from tests.kernels.tensors import random as random_on
 from tests.tolerances import assert_as_good_as_torch
 
 random = partial(random_on, device=torch.device("cpu"))
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FORMS = ("dense", "int8", "int4-g32")
 EPS = 1e-5
 SHAPES = {  # rows, outputs, inputs
@@ -102,7 +101,7 @@ class Layer:
         return fused_linear_reference(product + update, identity, **args)
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("activation", [None, "swiglu", "quick_gelu"], ids=str)
 @pytest.mark.parametrize("form", FORMS)
@@ -119,7 +118,7 @@ def test_as_good_as_torch(
     assert_as_good_as_torch(layer.run(cpu_library, activation, path=cpu_path), torchs, exact)
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 def test_a_dense_product_is_as_good_as_torchs(
     cpu_library: ctypes.CDLL, cpu_path: int, dtype: torch.dtype
 ) -> None:
@@ -132,7 +131,7 @@ def test_a_dense_product_is_as_good_as_torchs(
         assert_as_good_as_torch(y, torch.nn.functional.linear(layer.x, layer.weight), exact)
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 @pytest.mark.parametrize("form", FORMS)
 def test_bits_do_not_depend_on_rows_or_threads(
     cpu_library: ctypes.CDLL, cpu_path: int, form: str, dtype: torch.dtype
@@ -229,7 +228,7 @@ def test_activations_of_every_size(cpu_library: ctypes.CDLL) -> None:
     inputs=st.integers(1, 300),
     rank=st.integers(0, 70),
     form=st.sampled_from(FORMS),
-    dtype=st.sampled_from(list(DTYPES.values())),
+    dtype=st.sampled_from(list(CPU_DTYPES.values())),
     activation=st.sampled_from([None, "swiglu", "quick_gelu"]),
 )
 def test_any_shape(

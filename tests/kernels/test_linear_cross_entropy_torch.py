@@ -12,11 +12,10 @@ from owl_fast.kernels import linear_cross_entropy_torch as module
 from owl_fast.kernels import linear_torch
 from owl_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference
 from owl_fast.kernels.linear_cross_entropy_torch import linear_cross_entropy_torch
-from tests.kernels.tensors import compare, quantized, random
+from tests.kernels.tensors import CPU_DTYPES, compare, quantized, random
 
 CPU = torch.device("cpu")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+dtypes = pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 
 
 @pytest.fixture

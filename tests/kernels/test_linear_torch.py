@@ -14,13 +14,12 @@ from owl_fast.kernels import linear_torch as module
 from owl_fast.kernels.linear_torch import column_pieces, linear_torch, row_pieces
 from owl_fast.kernels.lora_linear import LoraUpdate, lora_linear_reference
 from owl_fast.kernels.weights import Weight, dequantize
-from tests.kernels.tensors import compare, quantized, random, strided
+from tests.kernels.tensors import CPU_DTYPES, compare, quantized, random, strided
 
 CPU = torch.device("cpu")
 OUTPUTS, INNER = 45, 52
 PARTS = {"q": (0, 20, 4.0), "v": (31, 45, 0.5)}  # rows 20..31 carry no update
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+dtypes = pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 KINDS = ("int8", "int4-g16", "int4-g6")
 
 

@@ -12,13 +12,11 @@ import torch
 
 from owl_fast.kernels import rms_norm as rms_norm_module
 from owl_fast.kernels.rms_norm import rms_norm_cpu, rms_norm_cpu_takes, rms_norm_reference, rms_norm_triton
-from tests.kernels.tensors import DTYPES as GPU_DTYPES
-from tests.kernels.tensors import compare, random, strided
+from tests.kernels.tensors import CPU_DTYPES, DTYPES, compare, random, strided
 from tests.tolerances import assert_as_good_as_torch
 
 EPS = 1e-6
 WIDTHS = (1, 7, 15, 16, 17, 61, 128, 4097)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def make(rows: int, width: int, dtype: torch.dtype, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,7 +49,7 @@ def test_reference_rounds_before_the_weight() -> None:
     assert not torch.equal(ours, (scaled * weight.float()).bfloat16())
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 @pytest.mark.parametrize("width", WIDTHS, ids=lambda width: f"H{width}")
 @pytest.mark.parametrize("rows", [0, 1, 3], ids=lambda rows: f"N{rows}")
 def test_cpu_matches_float64(cpu_library: ctypes.CDLL, rows: int, width: int, dtype: torch.dtype) -> None:
@@ -60,7 +58,7 @@ def test_cpu_matches_float64(cpu_library: ctypes.CDLL, rows: int, width: int, dt
     assert_as_good_as_torch(ours, rms_norm_reference(x, weight, EPS), truth_of(x, weight))
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 def test_cpu_rounds_as_torch_does(cpu_library: ctypes.CDLL, dtype: torch.dtype) -> None:
     """Small whole numbers: every order of summation is exact, so nothing but the rounding can differ."""
     generator = torch.Generator().manual_seed(5)
@@ -70,14 +68,14 @@ def test_cpu_rounds_as_torch_does(cpu_library: ctypes.CDLL, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e3, 1e15], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 def test_cpu_small_and_large_values(cpu_library: ctypes.CDLL, dtype: torch.dtype, scale: float) -> None:
     x, weight = make(3, 61, dtype, scale)
     ours = rms_norm_cpu(cpu_library, x, weight, EPS)
     assert_as_good_as_torch(ours, rms_norm_reference(x, weight, EPS), truth_of(x, weight))
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 def test_cpu_row_does_not_depend_on_its_batch(cpu_library: ctypes.CDLL, dtype: torch.dtype) -> None:
     x, weight = make(7, 61, dtype)
     together = rms_norm_cpu(cpu_library, x, weight, EPS)
@@ -86,7 +84,7 @@ def test_cpu_row_does_not_depend_on_its_batch(cpu_library: ctypes.CDLL, dtype: t
     assert torch.equal(together[2], rms_norm_cpu(cpu_library, x[2], weight, EPS))
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 def test_cpu_stays_inside_its_rows(cpu_library: ctypes.CDLL, dtype: torch.dtype) -> None:
     """NaN before and after the input never reaches the result, and nothing outside the output is written."""
     rows, width, guard = 3, 17, 32
@@ -105,10 +103,10 @@ def test_cpu_stays_inside_its_rows(cpu_library: ctypes.CDLL, dtype: torch.dtype)
 
 
 def name_of(dtype: torch.dtype) -> str:
-    return next(name for name, value in DTYPES.items() if value == dtype)
+    return next(name for name, value in CPU_DTYPES.items() if value == dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 def test_cpu_fills_every_output(
     cpu_library: ctypes.CDLL, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +116,7 @@ def test_cpu_fills_every_output(
     assert torch.equal(rms_norm_cpu(cpu_library, x, weight, EPS), clean)
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 def test_cpu_keeps_nan_and_infinity_in_their_row(cpu_library: ctypes.CDLL, dtype: torch.dtype) -> None:
     x, weight = make(3, 17, dtype)
     x[1, 4] = math.nan
@@ -146,7 +144,7 @@ def test_cpu_takes() -> None:
     assert {name for name, pair in refused.items() if rms_norm_cpu_takes(*pair)} == set()
 
 
-@pytest.mark.parametrize("dtype", GPU_DTYPES.values(), ids=GPU_DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("width", [2, 61, 128, 4097], ids=lambda width: f"H{width}")
 @pytest.mark.parametrize("rows", [0, 1, 5], ids=lambda rows: f"N{rows}")
 @pytest.mark.usefixtures("poisoned")

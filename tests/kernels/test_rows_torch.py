@@ -8,10 +8,9 @@ from torch import Tensor
 
 from owl_fast import ops
 from owl_fast.kernels import rows_torch as module
-from tests.kernels.tensors import compare, random
+from tests.kernels.tensors import CPU_DTYPES, compare, random
 
 CPU = torch.device("cpu")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OPERATIONS = {
     "rms_norm": (lambda x, weight: ops.rms_norm(x, weight, 1e-6), ("weight",)),
     "layer_norm": (lambda x, weight, bias: ops.layer_norm(x, weight, bias, 1e-6), ("weight", "bias")),
@@ -39,7 +38,7 @@ def without_kernels(name: str, **given: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", CPU_DTYPES.values(), ids=CPU_DTYPES)
 @pytest.mark.usefixtures("poisoned", "small")
 def test_matches_float64(name: str, dtype: torch.dtype) -> None:
     if ops.uses_kernels(torch.empty(0)):
