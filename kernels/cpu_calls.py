@@ -38,7 +38,7 @@ def call(function: Function, pool: int | None, *args: Any, keep: object) -> None
 
 @contextmanager
 def recording() -> Iterator[list[Call]]:
-    """The calls of this block, in order. What torch computes there is not among them, and nobody notices."""
+    """The calls of this block, in order. What torch computes there is not recorded, and no error says so."""
     calls: list[Call] = []
     token = _recording.set(calls)
     try:
@@ -48,7 +48,7 @@ def recording() -> Iterator[list[Call]]:
 
 
 def recorded(work: Callable[[], Tensor], pool: Callable[[], int | None]) -> Callable[[], Tensor]:
-    """work, done again by each call of the result as far as it is calls; the same tensor comes back."""
+    """work, whose recorded calls are made again by each call of the result; the same tensor comes back."""
     with recording() as calls:
         result = work()
 

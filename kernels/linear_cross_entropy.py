@@ -5,9 +5,9 @@ M labelled rows, D hidden width, V vocabulary. W (V, D) is dense or quantized (w
 On a GPU rows go through in chunks: the library's matrix product writes a chunk's logits into one buffer, one
 kernel turns them in place into their gradient (and leaves each row's loss), and two more products give this
 chunk's share of dH and, where the head trains, of dW. Backward is then a scaling by what comes from above.
-Why so: the three products are all there is to do (logits are read and written once beside them, 5 % of the
-time at 4096 x 4096 x 32000 on an H200), and no kernel of ours is faster at them than the library. Computing
-the logits once more in backward instead would cost a third more.
+The reason: the three products are all there is to do (logits are read and written once beside them, 5 % of
+the time at 4096 x 4096 x 32000 on an H200), and no kernel of ours is faster at them than the library.
+Computing the logits once more in backward instead would cost a third more.
 
 Memory beyond the inputs, whatever M is: the buffer of logits (CHUNK_BYTES) and, where the head is quantized,
 the slice of it that is written out at the time (SLICE_BYTES) and a float32 sum of a chunk's dH. Slices are

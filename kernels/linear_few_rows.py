@@ -24,8 +24,8 @@ from owl_fast.kernels.linear_tensor_rows import linear_tensor_rows_kernel
 from owl_fast.kernels.linear_tiles import ACTIVATIONS
 from owl_fast.kernels.weights import Int4Weight, Int8Weight, StackedLora, Weight
 
-# Of more rows W would come from the second cache once for every 32 of them: at 128 rows some 3 ms a step of a
-# 7B model on an H200, by arithmetic, where the launches this kernel saves take 0.2.
+# With more rows W would be read from the L2 cache once for every 32 of them: at 128 rows some 3 ms a step of
+# a 7B model on an H200, by arithmetic, where the launches this kernel saves take 0.2.
 MOST_ROWS = 64
 ROWS = 4  # of one program: more would need more registers than leave room for loads in flight
 PROGRAMS = 264  # at most, with adapters: two on each of an H200's 132 multiprocessors; not measured yet

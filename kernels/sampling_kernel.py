@@ -225,7 +225,11 @@ def _sample_kernel(
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, FINE: tl.constexpr, STEP: tl.constexpr,
     MAX_BIASES: tl.constexpr, NOT_FINITE: tl.constexpr, NONE_ALLOWED: tl.constexpr,
 ):  # fmt: skip
-    """One row per program; a row without a slot gets token 0."""
+    """One row per program; a row without a slot gets token 0.
+
+    integers: 0 top_k, 1 top_p, 2 least_weight, 3 no_repeat_ngram, 4 min_tokens, 5 seed, 6 presence,
+    7 frequency, 8 the number of biases (SamplingState).
+    """
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
     token = tl.full((), 0, tl.int32)

@@ -22,8 +22,8 @@ _exact: ContextVar[bool] = ContextVar("_exact", default=False)
 
 @contextmanager
 def kernels(used: bool) -> Iterator[None]:
-    """Inside the block Triton's kernels are used always (interpreted, say), or neither they nor libowl_cpu on
-    dense values (to compare with)."""
+    """Inside the block Triton's kernels run on every device (on a CPU interpreted); or, not used, neither
+    they nor libowl_cpu's operations on dense values, so that plain torch is there to compare with."""
     token = _chosen.set(used)
     try:
         yield
@@ -58,7 +58,7 @@ def native_library(*inputs: Tensor | None) -> ctypes.CDLL | None:
 
 
 def natively(run: Callable[..., Tensor]) -> Callable[..., Tensor] | None:
-    """run(library, ..., pool=...) with libowl_cpu and the threads of the moment; None without the library."""
+    """run(library, ..., pool=...) with libowl_cpu and the shared threads; None without the library."""
     library = native.library()
     return None if library is None else lambda *given: run(library, *given, pool=native.pool())
 
@@ -77,5 +77,6 @@ def wants_gradient(*inputs: object) -> bool:
 
 
 def differentiates(*inputs: object) -> bool:
-    """Whether gradients are wanted, and not the references'."""
+    """Whether a gradient is wanted, and backward passes of our own may give it, not autograd through the
+    references."""
     return _chosen.get() is not False and wants_gradient(*inputs)
