@@ -220,7 +220,7 @@ OWL_API void owl_decode_attention(owl_pool *pool, const owl_attention_task *give
   const owl_attention_task &task = *given;
   const Vectors &vectors = vectors_of(path);
   const int64_t group = task.heads / task.kv_heads, threads = pool == nullptr ? 1 : owl_pool_threads(pool);
-  // Heads beside each other are one item, so that each can send for the next one's keys.
+  // Heads beside each other are one item, so that each can prefetch the next one's keys.
   const int64_t fair = task.sequences * task.kv_heads / (threads * kItemsPerThread);
   const int64_t together = fair < 1 ? 1 : std::min(fair, task.kv_heads);
   const int64_t parts = (task.kv_heads + together - 1) / together;

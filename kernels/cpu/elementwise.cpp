@@ -5,7 +5,6 @@
 
 namespace {
 
-constexpr int64_t kFewValues = 1 << 15;  // done sooner than other threads wake up
 constexpr int64_t kItemValues = 1 << 13;
 constexpr int64_t kSizes[2] = {4, 2};
 

@@ -9,7 +9,6 @@
 #include "pool.h"
 
 constexpr int64_t kTile = 16;              // columns that are finished at once
-constexpr int64_t kFewValues = 1 << 15;    // handled sooner than other threads wake up
 static_assert(kTile == kTileRows && kTile == kDenseTile, "both kinds of tiles are finished alike");
 
 inline int64_t rounded_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }

@@ -4,6 +4,8 @@
 
 #include "owl_cpu.h"
 
+constexpr int64_t kFewValues = 1 << 15;  // less work than this is done sooner than other threads wake up
+
 using PoolTask = void (*)(const void *context, int64_t item);
 
 // task(context, item) for every item in [0, items), at most 2^31 of them, in any order and on any thread;
