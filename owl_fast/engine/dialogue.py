@@ -9,8 +9,8 @@ from typing import Any
 from owl_fast.conversation import Conversation, user_message
 from owl_fast.engine.inputs import as_list
 from owl_fast.engine.loop import Loop
-from owl_fast.engine.making import RequestMaker, chosen
 from owl_fast.engine.outputs import Output
+from owl_fast.engine.request_maker import RequestMaker, chosen
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.engine.stream import Stream
 from owl_fast.errors import UnsupportedError

@@ -23,13 +23,12 @@ from owl_fast.conversation import Conversation
 from owl_fast.engine.adapters import Adapters
 from owl_fast.engine.async_stream import AsyncStream, Pump, Readers
 from owl_fast.engine.blocks import BlockAllocator
+from owl_fast.engine.device_sampler import DeviceSampler
 from owl_fast.engine.dialogue import Chat
-from owl_fast.engine.drawing import DeviceSampler
 from owl_fast.engine.graphs import Recorder, cpu_capture
 from owl_fast.engine.inputs import InputReader, PreparedPrompt, Prompt, PromptItem, is_one
 from owl_fast.engine.kv_cache import KVCache, cache_dtype
 from owl_fast.engine.loop import Loop
-from owl_fast.engine.making import RequestMaker, chosen
 from owl_fast.engine.onnx_vision import onnx_tower
 from owl_fast.engine.opening import open_model
 from owl_fast.engine.outputs import Output, joined
@@ -38,6 +37,7 @@ from owl_fast.engine.placement import check_exact
 from owl_fast.engine.plan import STEP_TOKENS, Setup
 from owl_fast.engine.reports import Memory, Stats
 from owl_fast.engine.request import Request
+from owl_fast.engine.request_maker import RequestMaker, chosen
 from owl_fast.engine.runner import Runner
 from owl_fast.engine.sampling import SamplingParams
 from owl_fast.engine.scheduler import Scheduler

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from owl_fast import ops
-from owl_fast.engine.drawing import DeviceSampler
+from owl_fast.engine.device_sampler import DeviceSampler
 from owl_fast.engine.outputs import Event, FinishReason, Output, joined
 from owl_fast.engine.reports import Stats, Tally
 from owl_fast.engine.request import Request

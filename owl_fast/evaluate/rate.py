@@ -54,7 +54,7 @@ def _run(args: argparse.Namespace) -> int:
     from owl_fast.evaluate.rating.book import Book, check_name
     from owl_fast.evaluate.rating.sheets import Sheets
     from owl_fast.serving.limits import Limits
-    from owl_fast.serving.protocol import run
+    from owl_fast.serving.server import run
 
     rater = None if args.rater is None else check_name(args.rater)
     study = open_study(args.study, args.answers, args.data)

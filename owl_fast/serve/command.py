@@ -27,7 +27,7 @@ from owl_fast.serving.listening import cannot_listen, check_packages, url_of
 from owl_fast.serving.options import read_adapters, read_list
 
 if TYPE_CHECKING:
-    from owl_fast.serving.protocol import Server
+    from owl_fast.serving.server import Server
     from owl_fast.serving.service import Service
 
 _log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _listen(args: argparse.Namespace) -> tuple[Service, Server]:
     from owl_fast.serving.app import make_app, page_files
     from owl_fast.serving.guard import OPEN_PATHS, Guard
     from owl_fast.serving.heartbeat import watched
-    from owl_fast.serving.protocol import Server
+    from owl_fast.serving.server import Server
     from owl_fast.serving.service import Service, check_names
     from owl_fast.summary import model_name
 

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from owl_fast import prompts
 from owl_fast.engine.engine import Engine
-from owl_fast.serving import documents, schema
+from owl_fast.serving import openapi, schema
 from owl_fast.serving.answers import Reply, as_api_error, client_of
 from owl_fast.serving.errors import ApiError
 from owl_fast.serving.json_input import parse
@@ -58,26 +58,26 @@ def make_app(
         redirect_slashes=False,
     )
     app.router.route_class = _Route
-    app.openapi = lambda: documents.openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     for kind in (ApiError, HTTPException):
         app.add_exception_handler(kind, partial(_refuse, service))
     app.add_middleware(_Log)
 
-    @app.post("/v1/chat/completions", **documents.of(ChatRequest, documents.ChatReply))
+    @app.post("/v1/chat/completions", **openapi.of(ChatRequest, openapi.ChatReply))
     async def chat(request: Request) -> Response:
         asked = await _asked(service, request, ChatRequest)
         adapter, engine = service.adapter(asked.model), service.running
         shape = ChatShape(asked.model, engine.tokenizer, bool(asked.logprobs), asked.begun)
         return Reply(service, asked, adapter, shape)
 
-    @app.post("/v1/completions", **documents.of(CompletionRequest, documents.CompletionReply))
+    @app.post("/v1/completions", **openapi.of(CompletionRequest, openapi.CompletionReply))
     async def complete(request: Request) -> Response:
         asked = await _asked(service, request, CompletionRequest)
         adapter, engine = service.adapter(asked.model), service.running
         shape = CompletionShape(asked.model, engine.tokenizer, asked.logprobs is not None)
         return Reply(service, asked, adapter, shape)
 
-    @app.post("/tokenize", **documents.of(TokenizeRequest, documents.Tokens))
+    @app.post("/tokenize", **openapi.of(TokenizeRequest, openapi.Tokens))
     async def tokenize(request: Request) -> Response:
         asked = await _asked(service, request, TokenizeRequest)
         if asked.model is not None:
@@ -85,20 +85,20 @@ def make_app(
         ids = await asyncio.to_thread(_ids, service.running, asked)
         return JSONResponse({"count": len(ids), "max_model_len": service.running.max_context, "tokens": ids})
 
-    @app.get("/v1/models", **documents.of(None, documents.Models))
+    @app.get("/v1/models", **openapi.of(None, openapi.Models))
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": service.models()})
 
-    @app.get("/v1/models/{model}", **documents.of_model())
+    @app.get("/v1/models/{model}", **openapi.of_model())
     async def model(request: Request) -> Response:
         return JSONResponse(service.model(request.path_params["model"]))
 
-    @app.get("/health", **documents.of(None, documents.Status))
+    @app.get("/health", **openapi.of(None, openapi.Status))
     async def health() -> Response:
         service.check_loaded()
         return JSONResponse({"status": "ok"})
 
-    @app.get("/ready", **documents.of(None, documents.Status))
+    @app.get("/ready", **openapi.of(None, openapi.Status))
     async def ready() -> Response:
         service.check_ready()
         return JSONResponse({"status": "ready"})

@@ -21,7 +21,7 @@ from owl_fast.serving.app import make_app
 from owl_fast.serving.guard import Guard
 from owl_fast.serving.limits import Limits
 from owl_fast.serving.media import Media
-from owl_fast.serving.protocol import Server
+from owl_fast.serving.server import Server
 from owl_fast.serving.service import Service
 from tests.serving.running import running
 from tests.serving.waiting import PATIENCE, until

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from owl_fast.serving.limits import Limits
-from owl_fast.serving.protocol import Server
+from owl_fast.serving.server import Server
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from owl_fast.serving.limits import Limits
-from owl_fast.serving.protocol import run
+from owl_fast.serving.server import run
 from tests.serving.tiny import PATIENT, QUICK, Running, ended, replies, serving, until_end
 from tests.serving.waiting import until
 

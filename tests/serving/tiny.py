@@ -19,7 +19,7 @@ from typing import Any
 from owl_fast.serving.errors import ApiError
 from owl_fast.serving.guard import Guard
 from owl_fast.serving.limits import Limits
-from owl_fast.serving.protocol import Server, run
+from owl_fast.serving.server import Server, run
 from tests.serving.running import running
 from tests.serving.waiting import until
 

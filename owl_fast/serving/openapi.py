@@ -1,4 +1,4 @@
-"""What the application says of itself: its OpenAPI document, with the form of every reply."""
+"""The application's OpenAPI document, with the form of every reply."""
 
 from __future__ import annotations
 
@@ -171,12 +171,12 @@ def of_model() -> dict[str, Any]:
     return described | {"openapi_extra": {"parameters": [name]}}
 
 
-def openapi(app: FastAPI) -> dict[str, Any]:
-    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+def document(app: FastAPI) -> dict[str, Any]:
+    described = get_openapi(title=app.title, version=app.version, routes=app.routes)
     modes = [(model, "validation") for model in _MODELS]
     _, definitions = models_json_schema(modes, ref_template=_REF)  # type: ignore[arg-type]
-    document["components"] = {"schemas": definitions["$defs"]}
-    return document
+    described["components"] = {"schemas": definitions["$defs"]}
+    return described
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

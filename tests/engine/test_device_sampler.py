@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from owl_fast.engine.drawing import DeviceSampler
+from owl_fast.engine.device_sampler import DeviceSampler
 from owl_fast.engine.loop import Loop
 from owl_fast.engine.sampling import SamplingParams
 from tests.engine.fakes import BOS, EOS, VOCAB, expected, make_loop, make_request, run_to_end
