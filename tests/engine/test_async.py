@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import threading
 from typing import Any
 
@@ -15,25 +14,16 @@ from owl_fast.engine.async_stream import AsyncStream
 from owl_fast.engine.outputs import Event
 from owl_fast.errors import ContextLengthError, ImageError, OwlError, ParameterError
 from owl_fast.machine import cpu_count
-from tests.golden_data import Golden, image_files
+from tests.engine.golden_engines import engine_of, held_blocks
+from tests.golden_data import image_files
 
 PATIENCE = 20  # seconds; only a failing test waits that long
 PROMPT, IMAGES = "Human: <image>\nHuman: what?\nAI: ", image_files()[:1]
 
 
-@functools.cache
-def engine_() -> Engine:
-    return Engine.from_pretrained(Golden("micro").checkpoint, device="cpu", dtype="fp32", max_batch=4)
-
-
 @pytest.fixture
 def engine() -> Engine:
-    return engine_()
-
-
-def held_blocks(engine: Engine) -> int:
-    allocator = engine._loop.scheduler.allocator
-    return allocator.num_blocks - allocator.free_blocks
+    return engine_of("micro")
 
 
 def our_threads() -> list[str]:

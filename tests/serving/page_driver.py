@@ -160,6 +160,12 @@ class Page:
     def thumbs(self, count: int) -> None:
         self.until(lambda: len(self.all("footer .thumbs img")) == count)
 
+    def fill(self, name: str, *values: object) -> None:
+        """The setting of this name and those behind it, which Tab selects."""
+        field = self.one(f"#setting-{name}")
+        field.clear()
+        field.send_keys("".join(f"{value}{Keys.TAB}" for value in values))
+
     def emulate(self, command: str, **parameters: Any) -> None:
         self.driver.execute_cdp_cmd(f"Emulation.{command}", parameters)
 
