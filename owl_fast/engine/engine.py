@@ -95,56 +95,53 @@ class Engine:
         )
         if exact:
             check_exact(model)
-        llama = model.config.llama
-        self.config: OwlConfig = model.config
-        self.model = model
-        self.tokenizer = tokenizer
-        self.processor = processor
-        self.max_context = setup.context(model.config)
-        self.max_batch = max_batch
+        config, tower, blocks = model.config, onnx_tower(model), setup.blocks(model.config)
+        self.config: OwlConfig = config
+        self.model, self.tokenizer, self.processor = model, tokenizer, processor
+        self.max_context, self.max_batch = setup.context(config), max_batch
         self._source = source
         self._weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-        tower = onnx_tower(model)
-        if tower is not None:
-            self._weights += tower.file.nbytes
+        self._weights += 0 if tower is None else tower.file.nbytes
         self._adapters = Adapters(model, source)
         self._reader = InputReader(
-            tokenizer,
-            processor,
-            model.config.image_rows,
-            Fetcher(allow_urls),
-            model.config.video,
-            tower is not None,
+            tokenizer, processor, config.image_rows, Fetcher(allow_urls), config.video, tower is not None
         )
-        blocks = setup.blocks(model.config)
         kept_as = cache_dtype(kv_cache, model.dtype)
-        cache = KVCache(llama, blocks, kept_as, model.device)
         seen_by = "" if tower is None else tower.file.path  # other last bits than the model's own tower
-        held = f"{source.path if source else id(model)} {kept_as} {seen_by}"
         self._make = RequestMaker(
             self._reader,
             self._adapters,
             self.max_context,
             max_batch,
             blocks,
-            held,
-            llama.vocab_size,
-            speculation > 0,
+            held=f"{source.path if source else id(model)} {kept_as} {seen_by}",
+            vocabulary=config.llama.vocab_size,
+            guesses=speculation > 0,
         )
+        cache = KVCache(config.llama, blocks, kept_as, model.device)
         self._runner = Runner(model, cache, self._adapters, PictureCache(picture_cache_mb * 2**20), exact)
-        allocator = BlockAllocator(blocks, keep=prefix_cache)
-        scheduler = Scheduler(allocator, max_batch, max(step_tokens, max_batch), speculation)
-        sampler = DeviceSampler(max_batch, self.max_context, tokenizer.eos_id, model.device)
-        # Guesses are checked on the host: for the same bits everything is drawn there.
-        on_device = ops.uses_kernels(model.query_tokens) and not (exact and speculation)
-        self._loop = Loop(scheduler, self._runner, tokenizer.eos_id, sampler if on_device else None)
-        if model.device.type == "cuda":
-            self._runner.record(Recorder(self._loop.between_steps), max_batch, self.max_context)
-        elif ops.backend(model.device) == "libowl_cpu":
-            recorder = Recorder(self._loop.between_steps, cpu_capture, ops.repeats)
-            # A CPU multiplies rows in excess like others, and a recording takes it next to no memory.
-            self._runner.record(recorder, max_batch, self.max_context, range(1, max_batch))
+        self._loop = self._step_loop(BlockAllocator(blocks, keep=prefix_cache))
+        self._record_steps()
         self._pump, self._readers = Pump(self._loop), Readers(max(cpu_count(), 2))
+
+    def _step_loop(self, allocator: BlockAllocator) -> Loop:
+        setup, eos = self._setup, self.tokenizer.eos_id
+        rows = max(setup.step_tokens, self.max_batch)
+        scheduler = Scheduler(allocator, self.max_batch, rows, setup.speculation)
+        # Guesses are checked on the host: for the same bits everything is drawn there.
+        on_device = ops.uses_kernels(self.model.query_tokens) and not (setup.exact and setup.speculation)
+        sampler = DeviceSampler(self.max_batch, self.max_context, eos, setup.device) if on_device else None
+        return Loop(scheduler, self._runner, eos, sampler)
+
+    def _record_steps(self) -> None:
+        """Where what a step launches can be recorded and replayed (graphs.py)."""
+        device, between = self._setup.device, self._loop.between_steps
+        if device.type == "cuda":
+            self._runner.record(Recorder(between), self.max_batch, self.max_context)
+        elif ops.backend(device) == "libowl_cpu":
+            recorder = Recorder(between, cpu_capture, ops.repeats)
+            # A CPU multiplies rows in excess like others, and a recording takes it next to no memory.
+            self._runner.record(recorder, self.max_batch, self.max_context, range(1, self.max_batch))
 
     @classmethod
     def from_pretrained(

@@ -14,7 +14,7 @@ from owl_fast.engine.blocks import BLOCK_SIZE, cache_blocks
 from owl_fast.engine.kv_cache import cache_dtype, position_bytes
 from owl_fast.engine.onnx_vision import OnnxFile
 from owl_fast.engine.pictures import PICTURE_CACHE_MB
-from owl_fast.engine.reports import Memory, activation_bytes
+from owl_fast.engine.reports import Memory
 from owl_fast.errors import ParameterError, UnsupportedError
 
 STEP_TOKENS = 2048  # rows of one step: longer prompts are computed in chunks beside the running answers
@@ -98,6 +98,49 @@ def weight_bytes(config: OwlConfig, dtype: torch.dtype, onnx: OnnxFile | None = 
         if onnx is None or not name.startswith(onnx.modules)
     )
     return held if onnx is None else held + onnx.nbytes
+
+
+def activation_bytes(
+    config: OwlConfig,
+    dtype: torch.dtype,
+    step_tokens: int,
+    max_batch: int,
+    context: int,
+    backend: ops.Backend,
+    answers: int,
+    exact: bool = False,
+) -> int:
+    """An estimate of what the largest step holds at its widest point, beside the weights and the cache.
+
+    backend: of the device. For torch each product writes its quantized weight out in dtype before; libowl_cpu
+    holds gate | up in float32. answers: rows whose logits are wanted at once. exact: on a GPU.
+    """
+    llama, vision, width = config.llama, config.vision, dtype.itemsize
+    held_as = config.quantization if backend == "torch" else None
+    language, tower = (held_as.scheme, held_as.vision) if held_as is not None else (None, None)
+    rows = min(step_tokens, max_batch * context)
+    kv = llama.num_key_value_heads * llama.head_dim
+    # Held all the while: the embedded rows, the layer's input, one normed copy. Then in turn: the residual,
+    # gate | up and the factors of SwiGLU; or q | k | v, q and k rotated, the answer and its parts, and the
+    # keys and values of one sequence.
+    held = 3 * llama.hidden_size
+    mlp = rows * (held + llama.hidden_size + 4 * llama.intermediate_size) * width
+    if backend == "libowl_cpu":
+        gate_up = 2 * llama.intermediate_size * 4
+        mlp = rows * ((held + 2 * llama.hidden_size + llama.intermediate_size) * width + gate_up)
+    attention = rows * (held + 4 * llama.hidden_size + 3 * kv) + 2 * context * kv
+    if exact:  # products of any number of rows are summed in parts, q | k | v in two of float32
+        attention += rows * 2 * (llama.hidden_size + 2 * kv) * 4 // width
+    patches = vision.num_patches + 1
+    picture = patches * (2 * vision.hidden_size + 3 * vision.intermediate_size)
+    # As they come, in float32, as log-probs, and whether they are finite.
+    logits = answers * llama.vocab_size * (width + 4 + 4 + 1)
+    # A product holds its input and what it gives beside the weight.
+    gate_up = 2 * llama.intermediate_size * llama.hidden_size + rows * (held + 2 * llama.intermediate_size)
+    head = llama.vocab_size * llama.hidden_size + answers * llama.vocab_size
+    fc1 = vision.hidden_size * vision.intermediate_size + picture
+    written = max(max(gate_up, head) if language else 0, fc1 if tower else 0)
+    return max(mlp, max(attention, picture, written) * width, logits)
 
 
 def choose(config: OwlConfig, setup: Setup, quant: str | None, quant_vision: str | None) -> OwlConfig:

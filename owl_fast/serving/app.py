@@ -62,6 +62,15 @@ def make_app(
     for kind in (ApiError, HTTPException):
         app.add_exception_handler(kind, partial(_refuse, service))
     app.add_middleware(_Log)
+    _add_answers(app, service)
+    _add_reports(app, service, measure)
+    for path, endpoint in page_endpoints(page).items():
+        app.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
+    return app
+
+
+def _add_answers(app: FastAPI, service: Service) -> None:
+    """The routes that ask something of the model."""
 
     @app.post("/v1/chat/completions", **openapi.of(ChatRequest, openapi.ChatReply))
     async def chat(request: Request) -> Response:
@@ -84,6 +93,10 @@ def make_app(
             service.adapter(asked.model)
         ids = await asyncio.to_thread(_ids, service.running, asked)
         return JSONResponse({"count": len(ids), "max_model_len": service.running.max_context, "tokens": ids})
+
+
+def _add_reports(app: FastAPI, service: Service, measure: bool) -> None:
+    """The routes that say what is here, and how it is."""
 
     @app.get("/v1/models", **openapi.of(None, openapi.Models))
     async def models() -> Response:
@@ -111,9 +124,6 @@ def make_app(
 
     if measure:
         app.add_api_route("/metrics", metrics, include_in_schema=False)
-    for path, endpoint in page_endpoints(page).items():
-        app.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
-    return app
 
 
 def page_files(folder: Path = PAGE) -> dict[str, Path]:
