@@ -6,6 +6,8 @@ import difflib
 import runpy
 import sys
 
+from owl_fast import __version__
+
 COMMANDS = {
     "chat": "ask a model about pictures in the terminal",
     "serve": "answer OpenAI's API and show a web page",
@@ -26,13 +28,23 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
-        ["usage: owl-fast NAME [ARGUMENTS]", "", *lines, "", "owl-fast NAME --help has examples."]
+        [
+            "usage: owl-fast NAME [ARGUMENTS]",
+            "       owl-fast --version",
+            "",
+            *lines,
+            "",
+            "owl-fast NAME --help has examples.",
+        ]
     )
 
 
 def main() -> int:
     """Dispatch on the first argument; 2 for a missing or unknown name."""
     arguments = sys.argv[1:]
+    if arguments[:1] == ["--version"]:
+        print(f"owl_fast {__version__}")
+        return 0
     if arguments and arguments[0] in ("-h", "--help"):
         print(usage())
         return 0

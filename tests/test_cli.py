@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import owl_fast
 from owl_fast import cli
 
 
@@ -14,6 +15,12 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     monkeypatch.setattr(sys, "argv", ["owl-fast", "--help"])
     assert cli.main() == 0
     assert "chat" in capsys.readouterr().out
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["owl-fast", "--version"])
+    assert cli.main() == 0
+    assert capsys.readouterr().out == f"owl_fast {owl_fast.__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"]])
