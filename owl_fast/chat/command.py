@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from owl_fast.chat.arguments import build_parser
 from owl_fast.chat.screen import Screen
 from owl_fast.command_line import LOADING, loading_options
-from owl_fast.errors import OwlError
+from owl_fast.errors import ImageError, OwlError
 from owl_fast.settings import read_settings
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    _check_model(parser, args)
     _read_pipe(parser, args)
     _import_libraries()
     params = _params(parser, args)
@@ -61,6 +62,19 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     plain = args.plain or is_dumb()
     with kept_terminal(redrawn=not plain):
         return _converse(args, params, plain)
+
+
+def _check_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Of `-i a.png b.png` the second one is MODEL, which nobody means."""
+    if args.model is None or not os.path.isfile(args.model):
+        return
+    from owl_fast.picture_files import decode, picture_bytes
+
+    try:
+        decode(picture_bytes(args.model), args.model, pixels=False)
+    except ImageError:
+        return
+    parser.error(f"{args.model}: a picture, where MODEL stands; every picture has an -i of its own")
 
 
 def _replace_closed_streams() -> None:

@@ -150,6 +150,11 @@ def test_the_picture_or_the_prompt_may_come_from_a_pipe(engine: Engine) -> None:
         ([MODEL, "-p", "x", "--dtype", "int3"], 2, "dtype"),
         ([MODEL, "-p", "  "], 2, "empty"),
         ([MODEL, "-i", "-"], 2, "stdin"),
+        (
+            ["-i", IMAGE, IMAGE, "-p", "x"],
+            2,
+            "a picture, where MODEL stands; every picture has an -i of its own",
+        ),
         ([MODEL, "--no-such-flag"], 2, "no-such-flag"),
     ],
     ids=str,
