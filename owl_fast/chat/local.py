@@ -89,6 +89,7 @@ class LocalBackend:
             "weights": memory.weights,
             "adapters": memory.adapters,
             "cache": memory.cache,
+            "pictures seen before": memory.pictures,
             "work space (estimate)": memory.activations,
             "together": memory.total,
             f"of {machine.device_name(device)}": total,

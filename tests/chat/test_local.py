@@ -46,7 +46,11 @@ def test_every_topic_is_shown(backend: LocalBackend) -> None:
     model, memory, cache = (dict(backend.show(topic, messages)) for topic in ("model", "memory", "cache"))
     assert re.fullmatch(r"[\d.]+ M, fp32, on cpu", model["weights"])
     assert model["context"] == "256 positions"
-    assert {"weights", "cache", "together", "of cpu"} <= set(memory)
+    held = ("weights", "adapters", "cache", "pictures seen before", "work space (estimate)")
+    assert list(memory) == [*held, "together", "of cpu"]
+    sizes = {name: float(size.split()[0]) for name, size in memory.items()}
+    assert all(size.endswith("MiB") for size in list(memory.values())[:-1]), memory
+    assert sum(sizes[name] for name in held) == pytest.approx(sizes["together"], abs=0.3)
     assert cache["room"] == "256 positions in each of 1 row(s)"
     with pytest.raises(ParameterError):
         backend.show("weather", messages)
