@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -226,6 +227,26 @@ def test_what_is_not_saved_does_not_look_so(
     page.marked(2, "B")
     page.until(lambda: not page.one("#trouble").is_displayed())
     assert [line["grade"] for line in desk.lines()] == ["A", "B"]
+
+
+def test_a_server_that_hangs_is_said(page: RatingPage, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    page.enter("ann")
+    page.run("const after = AbortSignal.timeout.bind(AbortSignal); AbortSignal.timeout = () => after(100)")
+    hangs, write = threading.Event(), os.pwrite
+
+    def slow(*arguments: Any) -> int:
+        assert hangs.wait(20)
+        return write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", slow)
+        page.type("a")
+        page.until(lambda: page.one("#trouble").is_displayed())
+        said = page.text("#trouble")
+        hangs.set()
+        page.until(desk.lines)
+    assert said.startswith("Question 1, answer 1 was not saved: the server has not answered for 20 s; reload")
+    assert page.reload().pressed(1) == ["A"]
 
 
 def slow_disk(monkeypatch: pytest.MonkeyPatch, full_at: int = 0) -> None:

@@ -57,9 +57,17 @@ function dropWaiting() {
 
 // --- the server ---
 
+const PATIENCE = 20_000; // ms: a disk may be slow; a server that hangs must not hold up the page for ever
+
 const post = async (path, body) => {
   const headers = { "Content-Type": "application/json" };
-  return (await call(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
+  const signal = AbortSignal.timeout(PATIENCE);
+  try {
+    return await (await call(path, { method: "POST", headers, body: JSON.stringify(body), signal })).json();
+  } catch (error) {
+    if (!signal.aborted) throw error;
+    throw new Error(`the server has not answered for ${PATIENCE / 1000} s; reload the page to see what it has kept`);
+  }
 };
 
 /** change(answer): what to send. Whatever fails is said, and nothing looks as if it were saved. */
