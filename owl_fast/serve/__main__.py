@@ -1,6 +1,8 @@
 """`python -m owl_fast.serve`."""
 
-from owl_fast.serve import main
+from __future__ import annotations
+
+from owl_fast.command_line import start
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start("owl_fast.serve.command")

@@ -99,7 +99,7 @@ class Samples:
         return torch.stack(pictures) if pictures else None
 
     def _heading(self) -> str:
-        parts = ["# Answers while training\n\nGreedy, at most 64 tokens each. Asked:\n"]
+        parts = [f"# Answers while training\n\nGreedy, at most {MAX_TOKENS} tokens each. Asked:\n"]
         for number, question in enumerate(self.asked, start=1):
             pictures = " ".join(
                 f"![]({self._keep(picture, f'{number}-{i}')})" for i, picture in enumerate(question.pictures)

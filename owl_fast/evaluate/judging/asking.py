@@ -22,6 +22,7 @@ MOST_TOKENS = 1024  # some models think before they say it; with the prompt it f
 IN_A_ROW = 5  # requests that fail, one after another: the server is gone, and so would be the others
 LONGEST_REPLY, MOST_TRIES = 1 << 16, 1000  # of a reply that is searched: characters, and braces in it
 SHOWN = 120  # characters of a reply that cannot be read
+REMINDER = "Your reply has to be that JSON object alone, without any other words."
 
 T = TypeVar("T")
 
@@ -33,7 +34,6 @@ class Case(Generic[T]):
     name: str
     prompt: str
     picture: Path | None
-    reminder: str
     read: Callable[[Mapping[str, Any]], T | None]
 
 
@@ -49,7 +49,7 @@ class Judge:
     def ask(self, case: Case[T]) -> T:
         """DataError when a second try cannot be read either; ServerError."""
         said = ""
-        for prompt in (case.prompt, f"{case.prompt}\n\n{case.reminder}"):
+        for prompt in (case.prompt, f"{case.prompt}\n\n{REMINDER}"):
             if self._stopped:
                 raise ServerError("stopped")
             said = self._reply(prompt, case.picture)

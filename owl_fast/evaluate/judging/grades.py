@@ -45,7 +45,6 @@ def _cases(study: Study, pictures: bool) -> dict[Key, Case[tuple[str, str]]]:
                         f"question {question.id}, {system}",
                         _prompt(question, transcript(turns[:number], answers.texts), picture is not None),
                         picture,
-                        "Your reply has to be that JSON object alone, without any other words.",
                         partial(read_grade, question.abilities),
                     )
     return cases
