@@ -16,12 +16,12 @@ from typing import Literal
 
 from owl_fast.prompts import IMAGE_ID, ImagePiece, Piece, TextPiece, chat_pieces, training_pieces
 from owl_fast.tokenizer import Tokenizer
+from owl_fast.training.packing import IGNORED
 from recipes.owl_nano.dialogues import Dialogue
 from recipes.owl_nano.settings import QUERIES
 from recipes.owl_nano.statements import Sentence
 from recipes.owl_nano.world import Scene
 
-IGNORED = -100
 BOS, EOS = 1, 2
 IMAGE_ROWS = QUERIES + 1
 Form = Literal["chat", "training"]

@@ -27,7 +27,7 @@ DRAWINGS: dict[str, Callable[[Scene, random.Random, int], Image]] = {
     "own": draw.draw,
     "blind": draw_blind.draw,
 }
-SIZES = (112, 160, 224)
+SIZES = draw.SOURCE_SIZES
 TASKS = (*WEIGHTS, "compare", "sums", "text")
 MAX_TOKENS = 40
 BATCH = 16
@@ -52,7 +52,9 @@ def cases(drawing: str, per_task: int, seed: int, bar: bool = False) -> list[Cas
             while len(found[task]) < per_task:
                 dialogue = _dialogue(rng, task)
                 if dialogue is not None:
-                    pictures = tuple(DRAWINGS[drawing](s, rng, rng.choice(SIZES)) for s in dialogue.scenes)
+                    pictures = tuple(
+                        DRAWINGS[drawing](s, rng, rng.choice(draw.SOURCE_SIZES)) for s in dialogue.scenes
+                    )
                     found[task].append(Case(task, dialogue, pictures))
                     done.update()
     return [case for task in TASKS for case in found[task]]

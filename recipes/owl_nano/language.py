@@ -12,6 +12,7 @@ from torch import Tensor
 
 from owl_fast.models.batch import PackedBatch
 from owl_fast.models.owl import Owl
+from owl_fast.training.packing import IGNORED
 from owl_fast.training.ranks import Ranks
 from owl_fast.training.sources import derive_seed
 from recipes.owl_nano.dialogues import (
@@ -24,7 +25,7 @@ from recipes.owl_nano.dialogues import (
     without_picture,
 )
 from recipes.owl_nano.drills import Curriculum, drill, recall_drill
-from recipes.owl_nano.encoding import BOS, EOS, IGNORED, Encoded, Encoder, Form
+from recipes.owl_nano.encoding import BOS, EOS, Encoded, Encoder, Form
 from recipes.owl_nano.loop import run_updates
 from recipes.owl_nano.settings import Schedule
 from recipes.owl_nano.stand_ins import StandIns

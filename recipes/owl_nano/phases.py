@@ -22,6 +22,7 @@ from owl_fast.tokenizer import Tokenizer
 from owl_fast.training.ranks import Ranks
 from recipes.owl_nano import settings
 from recipes.owl_nano.card import model_card
+from recipes.owl_nano.dialogues import KINDS, SHARES
 from recipes.owl_nano.drills import LATER, Curriculum
 from recipes.owl_nano.encoding import Encoder
 from recipes.owl_nano.evaluate import BATCH, CONTEXT, cases, evaluate
@@ -52,7 +53,7 @@ RESULTS = {
 SHARED = ("pictures", "warmup", "language")  # several processes do these phases together
 ON_REQUEST = ("ablation",)
 STAGE1_SHARES = {"captions": 0.4, "questions": 0.6}
-STAGE2_SHARES = {"picture": 0.7, "pair": 0.18, "text": 0.12}
+STAGE2_SHARES = dict(zip(KINDS, SHARES, strict=True))
 GATE = 0.97  # exact answers in text alone, of every kind
 
 
