@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from owl_fast.doctor.pairs import groups
+from owl_fast.doctor.pairs import SIDE, groups
 from owl_fast.engine.onnx_vision import FILE, INPUT
 from owl_fast.errors import ParameterError
 from owl_fast.export.command import unbroken
@@ -77,13 +77,13 @@ def built_in() -> list[Image.Image]:
     return shapes + [_cloud(random.Random(seed)) for seed in range(CLOUDS)]
 
 
-def _cloud(rng: random.Random, side: int = 224) -> Image.Image:
+def _cloud(rng: random.Random) -> Image.Image:
     """Noise of 2, 4, 8 ... points a side, the finer the fainter."""
-    made = Image.effect_noise((side, side), 0).convert("RGB")
+    made = Image.effect_noise((SIDE, SIDE), 0).convert("RGB")
     points, share = 2, 1.0
-    while points <= side:
+    while points <= SIDE:
         noise = Image.frombytes("RGB", (points, points), rng.randbytes(3 * points * points))
-        made = Image.blend(made, noise.resize((side, side), Image.Resampling.BICUBIC), share)
+        made = Image.blend(made, noise.resize((SIDE, SIDE), Image.Resampling.BICUBIC), share)
         points, share = points * 2, share * 0.6
     return made
 

@@ -16,17 +16,18 @@ from torch import Tensor, nn
 
 from owl_fast.training.optimizer import OptimizerSettings, parameter_groups
 
+STEPS, MOMENTUM = 5, 0.95
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ADAMWS = (".lora.", "embed_tokens", "lm_head")  # matrices whose rows or ranks are learned one by one
 
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonal(matrix: Tensor) -> Tensor:
     """The nearly orthogonal matrix with the same row and column spaces; (R, C) -> (R, C)."""
     a, b, c = _NEWTON_SCHULZ
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x.bfloat16()  # twice as fast, and an update need not be exact
     x = x / x.norm().clamp(min=1e-7)
-    for _ in range(steps):
+    for _ in range(STEPS):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
     return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
@@ -48,14 +49,13 @@ class MuonAdamW(torch.optim.Optimizer):
         self,
         groups: Iterable[dict[str, Any]],
         lr: float,
-        momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         scale: str = "rms",
     ) -> None:
         defaults = {
-            "lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay,
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "scale": scale, "kind": "adamw", "factor": 1.0,
         }  # fmt: skip
         super().__init__(groups, defaults)
@@ -73,8 +73,8 @@ class MuonAdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        average = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        looked_ahead = gradient.lerp(average, group["momentum"])
+        average = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+        looked_ahead = gradient.lerp(average, MOMENTUM)
         rows, columns = parameter.shape
         scale = 0.2 * sqrt(max(rows, columns)) if group["scale"] == "rms" else max(1.0, rows / columns) ** 0.5
         parameter.add_(orthogonal(looked_ahead), alpha=-group["lr"] * scale)
