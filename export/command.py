@@ -7,13 +7,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from owl_fast.command_line import SIGNALLED, add_model_flags, ended, open_model
+from owl_fast.command_line import SIGNALLED, add_model_flags, ended, open_model, progress_bar
 from owl_fast.errors import CheckpointError, ParameterError
 from owl_fast.settings import add_settings_flags
 
@@ -150,13 +150,10 @@ def plain_source(args: argparse.Namespace) -> Source:
     return source
 
 
-@contextmanager
-def bar(total: int, args: argparse.Namespace, unit: str = "B") -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes, or other units; gives what is to be called with how many are done, and all."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=unit, unit_scale=unit == "B", disable=args.plain) as shown:
-        yield lambda done, total: shown.update(done - shown.n)
+def bar(
+    total: int, args: argparse.Namespace, unit: str = "B"
+) -> AbstractContextManager[Callable[[int, int], None]]:
+    return progress_bar(not args.plain, unit, total=total)
 
 
 def say(args: argparse.Namespace, text: str) -> None:

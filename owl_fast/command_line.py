@@ -6,7 +6,8 @@ import argparse
 import importlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -114,6 +115,23 @@ def data_options(args: argparse.Namespace) -> dict[str, Any]:
         "pictures": None if args.images is None else Path(args.images),
         "columns": {ours: theirs for ours, _, theirs in pairs},
     }
+
+
+@contextmanager
+def progress_bar(shown: bool, unit: str = "B", **options: Any) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr; gives what is to be called with how many bytes, or other units, are done, and all.
+
+    options: of tqdm.
+    """
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, unit_scale=unit == "B", disable=not shown, **options) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
 
 
 # With which code a command ends: schedulers and scripts act on it.

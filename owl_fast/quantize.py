@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from owl_fast.command_line import add_model_flags, ended, open_model
+from owl_fast.command_line import add_model_flags, ended, open_model, progress_bar
 from owl_fast.errors import ParameterError, UnsupportedError
 from owl_fast.settings import add_settings_flags, read_settings
 
@@ -56,8 +56,6 @@ def _write(args: argparse.Namespace) -> None:
     from dataclasses import replace
     from pathlib import Path
 
-    from tqdm import tqdm
-
     from owl_fast.checkpoints import load_model, save_model, weights_sha256
     from owl_fast.checkpoints.writer import check_new
     from owl_fast.config import Quantization
@@ -69,13 +67,13 @@ def _write(args: argparse.Namespace) -> None:
     check_new(out)  # before minutes of work
     vision = None if args.quant_vision == "none" else args.quant_vision
     tokenizer, processor = source.tokenizer(), source.processor()
-    with tqdm(total=source.weights.nbytes, unit="B", unit_scale=True, disable=args.plain) as bar:
+    with progress_bar(not args.plain, total=source.weights.nbytes) as progress:
         model = load_model(
             source,
             dtype=DTYPES[args.dtype],
             quantization=Quantization(args.scheme, vision),
             device=pick_device(args.device),
-            progress=lambda done, total: bar.update(done - bar.n),
+            progress=progress,
         )
     held = model.config.quantization
     assert held is not None

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from owl_fast.chat.text import safe
+from owl_fast.command_line import progress_bar
 from owl_fast.errors import OwlError
 
 
@@ -55,12 +56,5 @@ class Screen:
         if not self._bar:
             yield None
             return
-        from tqdm import tqdm
-
-        with tqdm(unit="B", unit_scale=True, desc="loading", leave=False, file=sys.stderr) as bar:
-
-            def update(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        with progress_bar(True, desc="loading", leave=False) as update:
             yield update

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from owl_fast.chat.sampling import add_sampling_flags, from_flags
-from owl_fast.command_line import add_loading_flags, loading_options
+from owl_fast.command_line import add_loading_flags, loading_options, progress_bar
 from owl_fast.errors import DataError, OwlError
 from owl_fast.settings import add_settings_flags, read_settings
 
@@ -63,19 +63,12 @@ def read_arguments(
 
 def load(args: argparse.Namespace, **options: Any) -> Engine:
     """The engine of the flags, with a bar; one line says what it is. options: of Engine.from_pretrained."""
-    from tqdm import tqdm
-
     from owl_fast import native
     from owl_fast.engine.engine import Engine
     from owl_fast.summary import model_name, plan_text
 
     begin = time.perf_counter()
-    with tqdm(desc="loading", unit="B", unit_scale=True, leave=False, disable=args.plain) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress_bar(not args.plain, desc="loading", leave=False) as progress:
         given = {**loading_options(args), "adapter": args.adapter, "progress": progress, **options}
         engine = Engine.from_pretrained(args.model, **given)
     if engine.model.device.type == "cpu":

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from owl_fast.checkpoints import Source as ModelSource
 from owl_fast.checkpoints import load_model
-from owl_fast.command_line import data_options, open_model
+from owl_fast.command_line import data_options, open_model, progress_bar
 from owl_fast.config import OwlConfig, Quantization
 from owl_fast.engine.placement import pick_device, pick_dtype
 from owl_fast.errors import ParameterError
@@ -214,14 +213,14 @@ def _datasets(
 
 
 def _load(
-    args: argparse.Namespace, source: ModelSource, dtype: torch.dtype, device: torch.device, progress: bool
+    args: argparse.Namespace, source: ModelSource, dtype: torch.dtype, device: torch.device, shown: bool
 ) -> Owl:
     quantization = None if args.quant == "none" else Quantization(args.quant)
-    with tqdm(total=source.weights.nbytes, unit="B", unit_scale=True, disable=not progress) as bar:
+    with progress_bar(shown, total=source.weights.nbytes) as progress:
         return load_model(
             source,
             dtype=dtype,
             quantization=quantization or source.config.quantization,
             device=device,
-            progress=lambda done, total: bar.update(done - bar.n),
+            progress=progress,
         )
