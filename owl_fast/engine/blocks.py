@@ -2,7 +2,7 @@
 
 A sequence of n positions holds ceil(n / block_size) blocks, named by its block table. A block's content is
 told by units, one for each of its positions: the token's id, or for a row of a picture a number below zero
-that its content decides; and by its beginning, a digest of all that stands before. Sequences that begin alike
+that its content decides; and by its prefix, a digest of all that stands before. Sequences that begin alike
 share blocks, also with those that have ended: a block that nobody holds keeps its content until it is needed.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from owl_fast.errors import ParameterError
 
 BLOCK_SIZE = 16
-LOOKED_AT = 64  # blocks with the same beginning, for one that agrees in part: a search must not grow
+LOOKED_AT = 64  # blocks with the same prefix, for one that agrees in part: a search must not grow
 
 
 def blocks_for(positions: int, block_size: int = BLOCK_SIZE) -> int:
@@ -39,13 +39,13 @@ def cache_blocks(context: int, rows: int, positions: int | None) -> int:
     return blocks_for(positions)
 
 
-def beginning_after(beginning: bytes, units: Seq[int]) -> bytes:
-    """The beginning that a block of these units makes of the one before it."""
-    return sha256(beginning + np.asarray(units, dtype=np.int64).tobytes()).digest()
+def prefix_digest(prefix: bytes, units: Seq[int]) -> bytes:
+    """The prefix of the block behind one of these units, which has this prefix itself."""
+    return sha256(prefix + np.asarray(units, dtype=np.int64).tobytes()).digest()
 
 
 class _Content(NamedTuple):
-    beginning: bytes
+    prefix: bytes
     units: tuple[int, ...]
 
 
@@ -54,7 +54,7 @@ class _Contents:
 
     def __init__(self) -> None:
         self._of: dict[int, _Content] = {}
-        self._blocks: dict[bytes, dict[tuple[int, ...], int]] = {}  # beginning -> units -> block
+        self._blocks: dict[bytes, dict[tuple[int, ...], int]] = {}  # prefix -> units -> block
 
     def known(self, block: int) -> int:
         """How many of its positions are spoken for."""
@@ -62,23 +62,23 @@ class _Contents:
 
     def put(self, block: int, content: _Content) -> None:
         """Nothing happens if another block holds the same."""
-        found = self._blocks.setdefault(content.beginning, {})
+        found = self._blocks.setdefault(content.prefix, {})
         if content.units not in found:
             self.drop(block)
-            self._blocks.setdefault(content.beginning, {})[content.units] = block
+            self._blocks.setdefault(content.prefix, {})[content.units] = block
             self._of[block] = content
 
     def drop(self, block: int) -> None:
         content = self._of.pop(block, None)
         if content is not None:
-            found = self._blocks[content.beginning]
+            found = self._blocks[content.prefix]
             del found[content.units]
             if not found:
-                del self._blocks[content.beginning]
+                del self._blocks[content.prefix]
 
-    def find(self, beginning: bytes, units: tuple[int, ...]) -> tuple[int, int]:
+    def find(self, prefix: bytes, units: tuple[int, ...]) -> tuple[int, int]:
         """(block, positions) of the one that has most of these units in common; 0 positions: none has any."""
-        found = self._blocks.get(beginning, {})
+        found = self._blocks.get(prefix, {})
         if units in found:
             return found[units], len(units)
         some = islice(found, LOOKED_AT)
@@ -121,26 +121,26 @@ class BlockAllocator:
         """How many positions of the block somebody may still look for."""
         return self._contents.known(block)
 
-    def match(self, beginning: bytes, units: Seq[int]) -> tuple[list[int], int]:
+    def match(self, prefix: bytes, units: Seq[int]) -> tuple[list[int], int]:
         """The blocks that hold the first positions of a sequence, and how many positions: a table to go on
         with, in which the last block may fit in part."""
         table: list[int] = []
         size = self.block_size
         for start in range(0, len(units), size):
             part = tuple(units[start : start + size])
-            block, count = self._contents.find(beginning, part)
+            block, count = self._contents.find(prefix, part)
             if count:
                 self._hold(block)
                 table.append(block)
             if count < size:
                 return table, start + count
-            beginning = beginning_after(beginning, part)
+            prefix = prefix_digest(prefix, part)
         return table, len(units)
 
-    def tell(self, block: int, beginning: bytes, units: Seq[int]) -> None:
+    def tell(self, block: int, prefix: bytes, units: Seq[int]) -> None:
         """The block's first positions hold these units from now on."""
         if self.keeps:
-            self._contents.put(block, _Content(beginning, tuple(units)))
+            self._contents.put(block, _Content(prefix, tuple(units)))
 
     def forget(self, blocks: Iterable[int]) -> None:
         """From now on nobody finds these blocks, which somebody holds."""

@@ -23,14 +23,14 @@ class Sequence:
     token_ids   prompt, then generated ids; IMAGE_ID where a picture's row stands
     logits_from first position whose logits are wanted (the last one while generating)
     computed    positions 0..computed-1 are in the cache, in the blocks of `table`
-    beginnings  of its first blocks, as far as anybody asked (blocks.py)
+    prefixes    digests of what stands before its first blocks, as far as anybody asked (blocks.py)
     """
 
     token_ids: list[int]
     logits_from: int
     computed: int = 0
     table: list[int] = field(default_factory=list)
-    beginnings: list[bytes] = field(default_factory=list)
+    prefixes: list[bytes] = field(default_factory=list)
 
     @property
     def pending(self) -> int:

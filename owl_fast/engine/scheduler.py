@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from owl_fast.engine.blocks import BlockAllocator, beginning_after, blocks_for
+from owl_fast.engine.blocks import BlockAllocator, blocks_for, prefix_digest
 from owl_fast.engine.request import Request, Sequence
 from owl_fast.engine.waiting import WaitingRequests
 
@@ -139,7 +139,7 @@ class Scheduler:
                 sequence.logits_from,
                 sequence.computed,
                 self.allocator.fork(sequence.table),
-                list(sequence.beginnings),
+                list(sequence.prefixes),
             )
             child.append(token)
             request.sequences.append(child)
@@ -201,8 +201,8 @@ class Scheduler:
         index = sequence.computed // size
         if not self.allocator.keeps or (index + 1) * size > sequence.logits_from:
             return False
-        return self._beginning(request, sequence, index + 1) in (
-            self._beginning(other, theirs, i + 1)
+        return self._prefix(request, sequence, index + 1) in (
+            self._prefix(other, theirs, i + 1)
             for other in self.running
             for theirs in other.sequences
             for i in range(theirs.computed // size, len(theirs.token_ids) // size)
@@ -302,13 +302,13 @@ class Scheduler:
     def _tell(self, request: Request, sequence: Sequence, index: int, end: int) -> None:
         """Let others find what block `index` of the sequence holds, up to position `end`."""
         units = request.units(sequence, index * self.allocator.block_size, end)
-        self.allocator.tell(sequence.table[index], self._beginning(request, sequence, index), units)
+        self.allocator.tell(sequence.table[index], self._prefix(request, sequence, index), units)
 
-    def _beginning(self, request: Request, sequence: Sequence, index: int) -> bytes:
+    def _prefix(self, request: Request, sequence: Sequence, index: int) -> bytes:
         """What stands before block `index`, as a digest."""
-        known, size = sequence.beginnings, self.allocator.block_size
+        known, size = sequence.prefixes, self.allocator.block_size
         if not known:
             known.append(request.root)
         for i in range(len(known) - 1, index):
-            known.append(beginning_after(known[i], request.units(sequence, i * size, (i + 1) * size)))
+            known.append(prefix_digest(known[i], request.units(sequence, i * size, (i + 1) * size)))
         return known[index]

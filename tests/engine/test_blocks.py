@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from owl_fast.config import LlamaConfig
-from owl_fast.engine.blocks import BlockAllocator, beginning_after, blocks_for
+from owl_fast.engine.blocks import BlockAllocator, blocks_for, prefix_digest
 from owl_fast.engine.kv_cache import KVCache
 
 BLOCKS, SIZE = 12, 4
@@ -71,11 +71,11 @@ class AllocatorMachine(RuleBasedStateMachine):
     def tell(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(self.tables) - 1))
         table, written = self.tables[index], self.written[index]
-        beginning = b""
+        prefix = b""
         for place, block in enumerate(table):
             units = written[place * SIZE : (place + 1) * SIZE]
-            self.allocator.tell(block, beginning, units)
-            beginning = beginning_after(beginning, units)
+            self.allocator.tell(block, prefix, units)
+            prefix = prefix_digest(prefix, units)
         self.known.append(list(written))
 
     @precondition(lambda self: self.known)
