@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when it is not installed
 
@@ -17,6 +20,7 @@ from tqdm import tqdm
 
 from benchmarks import compare, harness, models, report, suites, timing
 from benchmarks.steps import OURS
+from owl_fast.command_line import SIGNALLED
 from owl_fast.engine.placement import pick_device
 from owl_fast.errors import OwlError
 from owl_fast.files import write_json
@@ -58,9 +62,10 @@ EXAMPLES = """examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 when every case ran, 1 when one of a suite did not; 2 for what cannot be done."""
+    """0 when every case ran, 1 when one of a suite did not; 2 for what cannot be done, 130 after Ctrl-C."""
     parser = _parser()
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         _check_outputs(args)
         if args.compare is not None:
@@ -74,9 +79,16 @@ def main(argv: list[str] | None = None) -> int:
             report.write(args.html, [*documents, *beside])
     except OwlError as error:
         harness.fail(str(error))
+    except KeyboardInterrupt:
+        return SIGNALLED + signal.SIGINT
     if measured:
         print(harness.table(measured))
     return 1 if failed else 0
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    """As Ctrl-C does: servers and folders that were made go with the run."""
+    sys.exit(SIGNALLED + number)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -217,8 +229,11 @@ def _measured(
     failed: list[str] = []
     for part in tqdm(parts, "suite", leave=False, disable=None if args.suite else True):
         models.random_model.cache_clear()  # the next may hold its weights in another way
-        run = functools.partial(_case(part.case), part)
+        run = functools.partial(_run, part)
+        start = time.monotonic()
         found = run() if args.suite is None else timing.attempt(run)
+        if args.suite is not None:
+            tqdm.write(f"{part.case}: {time.monotonic() - start:.0f} s", file=sys.stderr)
         if isinstance(found, str):
             tqdm.write(f"error: {part.case}: {found}", file=sys.stderr)
             failed.append(part.case)
@@ -249,6 +264,10 @@ def _gguf_folder(args: argparse.Namespace) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="owl-gguf-", dir=args.work_dir) as folder:
         args.gguf = Path(folder)
         yield
+
+
+def _run(args: argparse.Namespace) -> list[harness.Row]:
+    return _case(args.case)(args)
 
 
 def _case(name: str) -> Callable[[argparse.Namespace], list[harness.Row]]:

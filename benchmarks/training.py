@@ -195,7 +195,7 @@ OURS = {
     "owl_fast bf16, inputs kept": Own(level="input"),
 }
 PEERS = {"transformers + peft": False, "transformers + peft, checkpointing": True}
-FEW = "owl_fast", "owl_fast bf16", *PEERS  # where time is short
+FEW = "owl_fast", *PEERS  # where time is short
 CONTENDERS: dict[str, Callable[[Work], Callable[[], Any]]] = {
     **{name: partial(ours, own=own) for name, own in OURS.items()},
     **{name: partial(theirs, checkpointing=checkpointing) for name, checkpointing in PEERS.items()},

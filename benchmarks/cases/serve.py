@@ -45,7 +45,7 @@ from owl_fast.models.owl import Owl
 from owl_fast.tokenizer import Tokenizer
 
 SIZES = {
-    "quick": Size(prompt=64, answer=32, seconds=1.5, patience=3, most=150),
+    "quick": Size(64, 32, seconds=1, patience=2, most=150, shares=(0.3, 0.8, 1.3), more=0),
     "nano": Size(prompt=64, answer=32, seconds=6, patience=10, most=150),
     "7b-random": Size(prompt=512, answer=128, seconds=30, patience=60, most=50),
     "tiny": Size(prompt=8, answer=4, seconds=1, patience=10, most=50),
@@ -53,9 +53,8 @@ SIZES = {
 CPU_SIZES = SIZES | {"7b-random": Size(prompt=32, answer=16, seconds=60, patience=60, most=2)}
 BATCH = 8  # rows our engine computes at once, and clients that fill it
 CLOSED = Load(clients=1), Load(clients=BATCH)
-SHARES = 0.2, 0.5, 0.8, 1.0, 1.3  # of the capacity
-MORE, FACTOR = 3, 1.5  # loads at the most, each so many times the last one,
-KEEPS_UP = 0.9  # while such a share of what is offered is answered in time
+FACTOR = 1.5  # between the loads that go on until ours does not keep up:
+KEEPS_UP = 0.9  # such a share of what is offered is answered in time
 MARGIN = 256  # positions beside those of the text and the answer: the header of a conversation, a picture
 SERVER = [sys.executable, "-m", "owl_fast.serve"]
 TRANSFORMERS = "transformers server"
@@ -154,7 +153,7 @@ def _measured(
             up = {name: _opened(open_ones, name, starts[name], asker, size) for name in group}
             for kind in kinds:
                 asked = {name: server for name, server in up.items() if kind == TEXT or name == OURS}
-                for load in _loads(points, kind):
+                for load in _loads(points, kind, size):
                     points += [_point(kind, load, *contender, asker, size) for contender in asked.items()]
                     bar.update(len(asked))
     return sorted(points, key=lambda point: (KINDS.index(point.kind), point.load.offered or 0.0))
@@ -180,7 +179,7 @@ def _point(kind: str, load: Load, name: str, server: Server | str, asker: Asker,
     return Point(kind, load, name, run() if name == OURS else attempt(run))
 
 
-def _loads(points: list[Point], kind: str) -> Iterator[Load]:
+def _loads(points: list[Point], kind: str, size: Size) -> Iterator[Load]:
     """Those that ours has met; else those it is to meet: `points` has what became of it under the last."""
     mine = (point for point in points if (point.kind, point.contender) == (kind, OURS))
     if met := [point.load for point in mine]:
@@ -188,9 +187,9 @@ def _loads(points: list[Point], kind: str) -> Iterator[Load]:
         return
     yield from CLOSED
     capacity = _rate(points, kind, CLOSED[-1])
-    for share in SHARES:
+    for share in size.shares:
         yield (load := _rounded(share * capacity))
-    for _ in range(MORE):
+    for _ in range(size.more):
         assert load.offered is not None
         if _rate(points, kind, load) < KEEPS_UP * load.offered:
             return

@@ -279,8 +279,8 @@ def check_rows(rows: list[dict[str, Any]], kind: str, contenders: set[str]) -> N
     (capacity,) = (
         r["median"] for r in answered if "8 clients" in r["shape"] and r["contender"] == "owl_fast"
     )
-    assert offered[:5] == [pytest.approx(share * capacity, rel=0.06) for share in serve.SHARES]
-    assert len(offered) <= len(serve.SHARES) + serve.MORE
+    assert offered[:5] == [pytest.approx(share * capacity, rel=0.06) for share in SIZE.shares]
+    assert len(offered) <= len(SIZE.shares) + SIZE.more
     for shape in {row["shape"] for row in answered}:
         assert {row["contender"] for row in answered if row["shape"] == shape} == contenders
 

@@ -12,7 +12,7 @@ READ = {
     r"^make gate": "CI runs it, behind these tests",
     r"^cmake ": "a minute of compiling; tests of packaging build it",
     r"^owl-fast completion (zsh|fish)": "scripts for other shells than bash; tests/test_completion.py",
-    r"^python benchmarks/run.py (?!--help|load --model tiny)": "minutes, a GPU or 17 GB; tests/benchmarks",
+    r"^python benchmarks/run.py (?!--help|--html|--compare|load --model tiny)": "minutes; tests/benchmarks",
     r"^python -m recipes.owl_nano.run": "hours; tests/recipes walk through its phases",
     r"^serve run ": "takes Ray; tests/serving/test_ray_app.py",
 }
@@ -35,6 +35,7 @@ class Other:
 
 
 OTHERS = (
+    Other("README.md", "$ owl-fast chat", "a conversation; test_conversation.py holds it"),
     Other("docs/data.md", '{"', "rows of a file; tests/training/readers/test_guide.py reads them"),
     Other("docs/data.md", "[{", "the same"),
     Other("docs/data.md", "000000000.jpg", "names of files in a tar"),
@@ -76,8 +77,8 @@ STAND_INS = {
 MADE_ANEW = ("DIR", "FILE.gguf")
 
 # What the Python of a document leaves and prints: files, a line, and how often at least.
-LEFT_BY_PYTHON = {"README.md": ("conversation.json", "my-owl/config.json")}
-PRINTED_BY_PYTHON = {"README.md": ("The star is red.", 3)}
+LEFT_BY_PYTHON = {"docs/python.md": ("conversation.json", "my-owl/config.json")}
+PRINTED_BY_PYTHON = {"README.md": ("The star is red.", 2), "docs/python.md": ("The star is red.", 3)}
 
 # Documents whose Python needs what their commands leave.
 AFTER_COMMANDS = ("docs/exports.md",)

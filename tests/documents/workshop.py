@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks import harness
 from owl_fast.checkpoints.fingerprint import weights_sha256
+from owl_fast.files import write_json
 from owl_fast.lora import Base
 from tests.chat.fake_server import FakeServer, answer
 from tests.evaluation.small_set import answers_of, small_set, write_lines
@@ -34,11 +36,20 @@ def prepare(folder: Path) -> None:
     _pictures(folder)
     _training_data(folder)
     _evaluation(folder)
+    _results(folder)
     adapter_of(NANO, folder / "ADAPTER", Base("nano", weights_sha256(NANO)))
     release = FirstRelease()
     for path in (release.checkpoint, release.folder / "tokenizer.model"):
         shutil.copy(path, folder)
     (folder / "clip.mp4").write_bytes(encoded("mp4", "mpeg4", 8))
+
+
+def _results(folder: Path) -> None:
+    """Of benchmarks."""
+    for name, took in (("now", 1.0), ("before", 1.0), ("after", 2.0)):
+        values = [took, 1.1 * took, 1.2 * took]
+        rows = [harness.row("decode", "tiny float32 B1-C4", "owl_fast", "throughput", "tok/s", values)]
+        write_json(folder / f"{name}.json", harness.report(rows))
 
 
 def _pictures(folder: Path) -> None:

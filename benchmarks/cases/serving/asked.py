@@ -20,13 +20,16 @@ GRAIN = 20  # pixels of a picture that were one
 
 class Size(NamedTuple):
     """Tokens of a text and of an answer; seconds in which requests are sent, and of a client's patience.
-    most: requests a second that the clients of a closed loop are prepared for."""
+    most: requests a second that the clients of a closed loop are prepared for. shares: of the capacity, which
+    are offered; then up to `more` loads beyond them, while ours keeps up."""
 
     prompt: int
     answer: int
     seconds: float
     patience: float
     most: float
+    shares: tuple[float, ...] = (0.2, 0.5, 0.8, 1.0, 1.3)
+    more: int = 3
 
 
 class Asker:
