@@ -9,7 +9,7 @@ from dataclasses import dataclass
 READ = {
     r"^pip install |^python -m pip ": "minutes, and the network; extras, packages and files are looked up",
     r"^python -m pytest |^ruff |^mypy": "these tests are a part of it",
-    r"^make gate": "CI runs it, behind these tests",
+    r"^python -m benchmarks.gate": "CI runs it, behind these tests",
     r"^cmake ": "a minute of compiling; tests of packaging build it",
     r"^owl-fast completion (zsh|fish)": "scripts for other shells than bash; tests/test_completion.py",
     r"^python benchmarks/run.py (?!--help|--html|--compare|load --model tiny)": "minutes; tests/benchmarks",
