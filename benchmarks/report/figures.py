@@ -180,6 +180,8 @@ def memory(entries: Sequence[Entry], styles: Styles) -> Figure:
             panels.append(Panel(f"{title}: {metric}", machine, svg, _names(points)))
         panels += _bars(others, styles)
         groups.append(Group("", panels))
+    if len({e.machine for e in found}) == 1:  # else a line of panels holds one thing on every machine
+        groups = [Group("", [panel for group in groups for panel in group.panels])]
     return Figure(
         "memory",
         "Memory against sequence length",
