@@ -208,7 +208,8 @@ def operations(entries: Sequence[Entry], styles: Styles) -> Figure:
                 )
                 for shape, at in grouped(of_it, lambda e: e.row.shape).items()
             ]
-            svg = drawing.dots(f"{op}, {machine}", x, rows, at=1, labels=182)
+            labels = max(182, *(6 * len(row.label) for row in rows))
+            svg = drawing.dots(f"{op}, {machine}", x, rows, at=1, labels=labels)
             panels.append(Panel(op, machine, svg, _drawn_in(rows)))
         groups.append(Group("", panels))
     dense = len(machines) == 1
