@@ -231,7 +231,7 @@ def test_loads_grow_until_ours_does_not_keep_up() -> None:
     points: list[Point] = []
 
     def meet(most: float) -> list[float | None]:
-        for load in serve._loads(points, TEXT):
+        for load in serve._loads(points, TEXT, SIZE):
             rate = min(load.offered or 10.0, most)
             seen = seen_of(ANSWERED)
             seen.__dict__["answered"] = seen.outcomes * round(rate * seen.span)
@@ -240,7 +240,7 @@ def test_loads_grow_until_ours_does_not_keep_up() -> None:
 
     shares = [None, None, 2.0, 5.0, 8.0, 10.0, 13.0]
     assert meet(most=11.0) == shares
-    assert [load.offered for load in serve._loads(points, TEXT)] == shares
+    assert [load.offered for load in serve._loads(points, TEXT, SIZE)] == shares
     points.clear()
     assert meet(most=25.0) == [*shares, 20.0, 30.0]
     points.clear()
