@@ -1,4 +1,5 @@
 # `make chat` and `make test` need Python >= 3.10, a C++ compiler and CMake; everything else is installed in .venv.
+# `make help` lists what there is.
 #   make serve ARGS='--port 8080'    owl-nano behind OpenAI's API and a web page, at http://127.0.0.1:8080
 #   make chat ARGS='-i examples/scene.png -p "What color is the star?"'
 # Only the program's own answer goes to stdout; what the installer has to say goes to stderr.
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*)
 
-.PHONY: chat serve install test test-slow gate lint nano bench native clean
+.PHONY: chat help serve install test test-slow gate lint nano bench native clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/python -m owl_fast.chat $(ARGS)
@@ -19,6 +20,17 @@ serve: $(VENV)/.installed-serve
 	@$(BIN)/python -m owl_fast.serve $(ARGS)
 
 install: $(VENV)/.installed
+
+help:
+	@echo "make chat        a conversation in the terminal; ARGS='-i PICTURE -p QUESTION' for one answer"
+	@echo "make serve       a web page and OpenAI's API; ARGS='MODEL --port 8080'"
+	@echo "make test        linters, types, tests, then the gate"
+	@echo "make gate        counts and ratios that must not get worse"
+	@echo "make test-slow   longer sweeps, and packaging in fresh environments"
+	@echo "make bench       benchmarks; ARGS='--suite quick'"
+	@echo "make nano        owl-nano made again; hours"
+	@echo "make native      only libowl_cpu, into build/"
+	@echo "make clean       removes what make made"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "owl_fast needs Python >= 3.10; set PYTHON=")' >&2

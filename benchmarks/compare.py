@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.documents import parse
-from benchmarks.harness import Row, aligned, number
+from benchmarks.harness import Row, aligned, more_is_better, number
 
-MORE = ("share",)  # units of which more is better, beside rates
-LESS = ("us", "ms", "s", "B", "KB", "MB", "GB", "x", "relative", "nats", "nats, mean")
 BETTER, WORSE, MOVED = "better", "worse", "moved"  # beyond the noise
 STEADY, UNJUDGED = "within the noise", "not judged"
 GONE, NEW = "before only", "after only"
+FAR = 1.5  # times; what was measured once and is so far apart is told, though not judged
 VERDICTS = (WORSE, BETTER, MOVED, STEADY, UNJUDGED, GONE, NEW)
 
 
@@ -91,24 +90,18 @@ def counts(changes: Sequence[Change]) -> dict[str, int]:
 
 
 def table(before: Mapping[str, Any], after: Mapping[str, Any], changes: Sequence[Change]) -> str:
-    """As text: what else differs, how many rows did what, which of them moved or are in one alone."""
+    """As text: what else differs, how many rows did what, which of them moved, are far apart, or in one
+    alone."""
     told = [f"differs: {said}" for said in differences(before, after)]
     told.append(", ".join(f"{count} {verdict}" for verdict, count in counts(changes).items()) or "no rows")
     lines = [("", "case", "shape", "contender", "metric", "before", "after", "unit", "times")]
     for change in changes:
-        if change.verdict in (STEADY, UNJUDGED):
+        if change.verdict == STEADY or (change.verdict == UNJUDGED and change.size < FAR):
             continue
         r, times = change.row, "" if change.factor is None else f"{change.factor:.2f}"
         numbers = _interval(change.before), _interval(change.after)
         lines.append((change.verdict, r.case, r.shape, r.contender, r.metric, *numbers, r.unit, times))
     return "\n".join([*told, aligned(lines)] if len(lines) > 1 else told)
-
-
-def more_is_better(unit: str) -> bool | None:
-    """None of what is neither, such as counts."""
-    if unit.endswith("/s") or unit in MORE:
-        return True
-    return False if unit in LESS else None
 
 
 def _keyed(rows: Sequence[Row]) -> dict[tuple[tuple[str, ...], int], Row]:

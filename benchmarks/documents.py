@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from owl_fast.files import read_json
 WORDS = "case", "shape", "contender", "metric", "unit"  # what every row has
 NUMBERS = "p20", "median", "p80", "limit_fraction", "rate", "ours"
 LATER = "rate_unit", "note"  # words that rows of earlier days may lack
+LARGEST = 1e100  # no measurement; drawing would fail with it
 KNOWN = {field.name for field in fields(Row)}
 
 
@@ -64,8 +64,8 @@ def _row(raw: object, name: str) -> Row:
         value = raw.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise _refused(name, f"'{key}' is {_told(value)}")
-        if value is not None and not math.isfinite(value):
-            raise _refused(name, f"'{key}' is {value}")
+        if value is not None and not abs(value) < LARGEST:
+            raise _refused(name, f"'{key}' is {value!s:.40}")
     for key in LATER:
         if not isinstance(raw.get(key, ""), str):
             raise _refused(name, f"'{key}' is {_told(raw[key])}")

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -16,9 +17,13 @@ from typing import Any, NoReturn
 
 import torch
 
+from owl_fast.errors import OwlError
+
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = "p20", "median", "p80"
 COUNT = "requests"  # a unit of which more is neither better nor worse
+MORE = "share", "times as much"  # units of which more is better, beside rates
+LESS = "us", "ms", "s", "B", "KB", "MB", "GB", "x", "relative", "nats", "nats, mean"
 LIBRARIES = (
     "torch",
     "safetensors",
@@ -87,10 +92,35 @@ def beside_ours(rows: Sequence[Row]) -> list[Row]:
     found = []
     for r in rows:
         mine = ours.get((r.case, r.shape, r.metric, r.unit))
-        if r.contender != "owl_fast" and mine and r.median and r.unit != COUNT:
-            r = replace(r, ours=mine / r.median if r.unit.endswith("/s") else r.median / mine)
+        better = more_is_better(r.unit)
+        if r.contender != "owl_fast" and mine and r.median and better is not None and r.unit not in MORE:
+            r = replace(r, ours=mine / r.median if better else r.median / mine)
         found.append(r)
     return found
+
+
+def more_is_better(unit: str) -> bool | None:
+    """None of what is neither, such as counts."""
+    if unit.endswith("/s") or unit in MORE:
+        return True
+    return False if unit in LESS else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """All of it or nothing: what was there stays until the new text is on the disk. OwlError when it cannot
+    be written; what UTF-8 cannot hold is escaped."""
+    data, path = text.encode("utf-8", "backslashreplace"), path.resolve()
+    beside = path.with_name(f"{path.name}.new")
+    try:
+        if path.exists() and not path.is_file():  # /dev/stdout
+            path.write_bytes(data)
+            return
+        beside.write_bytes(data)
+        os.replace(beside, path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise OwlError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -180,12 +210,12 @@ def _device() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with "+" when files differ from it; None outside a checkout."""
+    """The checkout's commit, with "+" when its files were changed; None outside a checkout."""
     command = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         status = subprocess.run(
-            [*command, "status", "--porcelain"], capture_output=True, text=True, check=True
+            [*command, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import json
+import os
 import signal
 import sys
 import tempfile
@@ -23,7 +25,6 @@ from benchmarks.steps import OURS
 from owl_fast.command_line import SIGNALLED
 from owl_fast.engine.placement import pick_device
 from owl_fast.errors import OwlError
-from owl_fast.files import write_json
 
 # Case -> its module under benchmarks/cases, imported when it is asked for: not every case runs everywhere.
 CASES = {
@@ -45,7 +46,7 @@ CASES = {
 UNTIMED = {"contention", "data", "kernel-resources", "load", "memory", "quantization"}
 EXAMPLES = """examples:
   python benchmarks/run.py --suite quick --json now.json --html now.html
-                                                              all cases: under five minutes on two cores
+                                                              under five minutes on two cores
   python benchmarks/run.py --suite full --json full.json --gguf /data/gguf
                                                               7B shapes: hours on a CPU, 17 GB of memory
   python benchmarks/run.py ops vision --suite quick           two cases of a suite
@@ -61,6 +62,10 @@ EXAMPLES = """examples:
 """
 
 
+class MissingPackage(OwlError):
+    """A case cannot run without it; in a suite such a case is absent, as a peer is."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """0 when every case ran, 1 when one of a suite did not; 2 for what cannot be done, 130 after Ctrl-C."""
     parser = _parser()
@@ -69,20 +74,23 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _check_outputs(args)
         if args.compare is not None:
+            if args.cases or args.suite or args.json or args.beside:
+                parser.error("--compare runs nothing; beside it there is --html alone")
             return _compare(args)
         beside = [report.read(path) for path in args.beside]
         with _gguf_folder(args):
             parts = list(_parts(args, parser))
             measured, failed = _measured(parts, args)
+        if measured:
+            print(harness.table(measured))
         documents = [harness.report(measured)] if parts else []
         if args.html is not None:
             report.write(args.html, [*documents, *beside])
+            print(f"written: {args.html}", file=sys.stderr)
     except OwlError as error:
         harness.fail(str(error))
     except KeyboardInterrupt:
         return SIGNALLED + signal.SIGINT
-    if measured:
-        print(harness.table(measured))
     return 1 if failed else 0
 
 
@@ -102,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--suite",
         choices=suites.NAMES,
-        help="all cases, or those named, as in the suite: quick (owl-nano, minutes) or full (7B, hours)",
+        help="its cases, or those named of it: quick (owl-nano, minutes) or full (7B, all cases, hours)",
     )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s"
@@ -134,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-compile",
         action="store_const",
-        const=True,
+        const="left out by --no-compile",
         help="leave out the peers of torch.compile, a minute each",
     )
     parser.add_argument(
@@ -150,9 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where llama.cpp's files are, or are written and left (default: made in --work-dir and removed)",
     )
     parser.add_argument("--keep", action="store_true", help="leave the folders that were made")
-    parser.add_argument(
-        "--json", type=Path, metavar="OUT", help="also write the rows with device and versions"
-    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows, for --with and --compare")
     parser.add_argument("--html", type=Path, metavar="OUT", help="write a report with figures, one file")
     parser.add_argument(
         "--with",
@@ -199,6 +205,14 @@ def _check_outputs(args: argparse.Namespace) -> None:
     for path in (args.json, args.html):
         if path is not None and not path.absolute().parent.is_dir():
             raise OwlError(f"{path}: its folder does not exist; make it first")
+    for path in filter(None, (args.json, args.html)):
+        place = path if path.exists() else path.absolute().parent
+        if path.is_dir() or not os.access(place, os.W_OK):
+            raise OwlError(f"{path}: not a file that can be written")
+    files = [path.resolve() for path in (args.json, args.html, *args.beside, *(args.compare or ())) if path]
+    for path in (args.json, args.html):
+        if path is not None and files.count(path.resolve()) > 1:
+            raise OwlError(f"{path} would be overwritten; --json and --html take names of their own")
     if args.html is not None:
         report.check_packages()
 
@@ -207,7 +221,7 @@ def _parts(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Iterato
     """The settings of each case, in the order they run."""
     given = {name: value for name in suites.DEFAULTS if (value := getattr(args, name)) is not None}
     if args.suite is None:
-        if not args.cases and not (args.beside and args.html):
+        if not args.cases and (args.json or not (args.beside and args.html)):
             parser.error("name a CASE or a --suite; or results and a report: --with FILE ... --html OUT")
         for case in args.cases:
             yield argparse.Namespace(**{**vars(args), **suites.DEFAULTS, **given, "case": case})
@@ -215,7 +229,10 @@ def _parts(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Iterato
     if given:
         names = ", ".join("--" + name.replace("_", "-") for name in given)
         parser.error(f"{names}: a suite has its own; name cases without --suite instead")
-    for case, settings in suites.parts(args.suite, pick_device(args.device)):
+    parts = list(suites.parts(args.suite, pick_device(args.device)))
+    if left_out := set(args.cases) - {case for case, _ in parts}:
+        parser.error(f"{', '.join(sorted(left_out))}: not in the suite {args.suite}")
+    for case, settings in parts:
         if not args.cases or case in args.cases:
             yield argparse.Namespace(**{**vars(args), **suites.DEFAULTS, **settings, "case": case})
 
@@ -242,7 +259,9 @@ def _measured(
         if {part.case for part in parts} - UNTIMED and not any(row.case == "machine" for row in rows):
             rows = timing.machine(pick_device(args.device)).rows() + rows
         if args.json is not None:
-            write_json(args.json, harness.report(harness.beside_ours(rows)))
+            harness.write_whole(
+                args.json, json.dumps(harness.report(harness.beside_ours(rows)), indent=2) + "\n"
+            )
     return harness.beside_ours(rows), failed
 
 
@@ -267,7 +286,12 @@ def _gguf_folder(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _run(args: argparse.Namespace) -> list[harness.Row]:
-    return _case(args.case)(args)
+    try:
+        return _case(args.case)(args)
+    except MissingPackage as error:
+        if args.suite is None:
+            raise
+        return [harness.absent(args.case, "", OURS, "", "", str(error))]
 
 
 def _case(name: str) -> Callable[[argparse.Namespace], list[harness.Row]]:
@@ -275,7 +299,7 @@ def _case(name: str) -> Callable[[argparse.Namespace], list[harness.Row]]:
         return importlib.import_module(f"benchmarks.cases.{CASES[name]}").run
     except ModuleNotFoundError as error:
         reason = f"{name} needs {error.name}, which is not installed: pip install {error.name}"
-        raise OwlError(reason) from None
+        raise MissingPackage(reason) from None
 
 
 if __name__ == "__main__":

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from owl_fast.export.vocabulary import NORMAL, pieces
+from sentencepiece import SentencePieceProcessor
+
 from owl_fast.tokenizer import Tokenizer
 
 
 def words(tokenizer: Tokenizer) -> list[str]:
     """Those that are one token each, alone and behind one another."""
-    found = [
-        text[1:]
-        for text, _, kind in pieces(tokenizer.model_bytes)
-        if kind == NORMAL and text[:1] == "▁" and text[1:].isalpha()
-    ]
+    model = SentencePieceProcessor(model_proto=tokenizer.model_bytes)
+    texts = [model.id_to_piece(index) for index in range(len(model))]
+    found = [text[1:] for text in texts if text[:1] == "▁" and text[1:].isalpha()]
     return [word for word in found if len(tokenizer.encode(word, literal=True)) == 1]
 
 

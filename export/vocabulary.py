@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from owl_fast.errors import UnsupportedError
@@ -51,9 +50,10 @@ def check_plain(model: bytes) -> None:
 
 
 def _read(model: bytes) -> Any:
-    if find_spec("google.protobuf") is None:
-        raise UnsupportedError("protobuf: not installed; pip install '.[llm]' in the checkout")
-    from sentencepiece import sentencepiece_model_pb2
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError:
+        raise UnsupportedError("protobuf: not installed; pip install '.[llm]' in the checkout") from None
 
     found = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     found.ParseFromString(model)

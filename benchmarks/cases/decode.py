@@ -38,8 +38,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     rows = []
     for index, (answers, context) in enumerate(tqdm(points, desc="decode", leave=False, disable=None)):
         left_out = "takes a minute to compile: left to the first point" if index else ""
-        left_out = "left out by --no-compile" if args.no_compile else left_out
-        rows += measure(model, args, answers, context, left_out)
+        rows += measure(model, args, answers, context, args.no_compile or left_out)
     return rows
 
 

@@ -20,6 +20,7 @@ from benchmarks.harness import Row, absent
 from benchmarks.peers import chosen, plain
 from benchmarks.timing import Run, kernel_timer, race
 from owl_fast.engine.placement import pick_device
+from owl_fast.errors import OwlError
 
 SECONDS, QUICK_SECONDS = 0.2, 0.03  # of measuring, per contender
 # A case beyond that takes a small CPU longer than it teaches; so many times less in the quick suite.
@@ -34,6 +35,9 @@ def run(args: argparse.Namespace) -> list[Row]:
         full_size = [case for case in CPU_CASES if not quick or any(text in case.shape for text in QUICK)]
         measured += [(case, measure_on_cpu) for case in full_size]
     asked = [(case, measure) for case, measure in measured if args.only in case.op]
+    if not asked:
+        known = ", ".join(sorted({case.op for case, _ in measured}))
+        raise OwlError(f"--only {args.only}: no such operation; there are {known}")
     rows = [
         measure(case, device, args) for case, measure in tqdm(asked, desc="ops", leave=False, disable=None)
     ]
@@ -46,9 +50,11 @@ def measure(case: Case, device: torch.device, args: argparse.Namespace) -> list[
     planned = case.make(torch.device("meta"))
     if device.type == "cpu" and case.kernel_only:
         return [absent(*where, "owl_fast", "time", "us", "runs on GPUs only")]
-    share, others = (QUICK_SHARE, "the full suite and GPUs") if args.suite == "quick" else (1.0, "GPUs")
+    share, others = (
+        (QUICK_SHARE, "too large for the quick suite") if args.suite == "quick" else (1.0, "left to GPUs")
+    )
     if device.type == "cpu" and (planned.flops > share * CPU_FLOPS or planned.nbytes > share * CPU_BYTES):
-        reason = f"{planned.flops / 1e9:.1f} GFLOP and {planned.nbytes / 1e9:.2f} GB are left to {others}"
+        reason = f"{planned.flops / 1e9:.1f} GFLOP and {planned.nbytes / 1e9:.2f} GB are {others}"
         return [absent(*where, "owl_fast", "time", "us", reason)]
     torch.manual_seed(0)
     work = case.make(device)

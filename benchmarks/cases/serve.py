@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> list[Row]:
     size = sized(CPU_SIZES if device.type == "cpu" else SIZES, args)
     model = models.shapes(args.model, device, args.quant)
     kinds = [kind for kind in KINDS if args.only in kind]
+    if not kinds:
+        raise OwlError(f"--only {args.only}: no such kind of requests; there are {', '.join(KINDS)}")
     with _folder(args, device) as folder:
         points = _measured(_starts(args, device, folder, size), kinds, folder, size, device)
     title = models.title(args.model, model)

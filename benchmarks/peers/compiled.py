@@ -37,9 +37,9 @@ def compiled(run: Callable[[], Tensor], device: torch.device) -> Run:
     return captured(with_blocks)[0] if device.type == "cuda" else with_blocks
 
 
-def contender(run: Callable[[], Tensor], device: torch.device, left_out: bool) -> Contender:
-    """What a race takes."""
-    return "left out by --no-compile" if left_out else lambda: wall_timer(compiled(run, device), device)
+def contender(run: Callable[[], Tensor], device: torch.device, left_out: str) -> Contender:
+    """What a race takes. left_out: why it takes no part, if so."""
+    return left_out or (lambda: wall_timer(compiled(run, device), device))
 
 
 @functools.cache

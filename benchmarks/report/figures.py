@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from benchmarks.documents import LARGEST
 from benchmarks.report import drawing
 from benchmarks.report.bars import Bars, bars_of
 from benchmarks.report.drawing import Axis, DotRow, Line
@@ -383,8 +384,12 @@ def _placed(entries: Sequence[Entry], shape: re.Pattern[str]) -> tuple[list[_Poi
         match = shape.fullmatch(entry.row.shape)
         parts = match.groupdict() if match else {}
         place = parts.get("x") or parts.get("rows")
-        if place and float(place) > 0 and entry.median > 0:  # axes are logarithmic
-            placed.append(_Point(entry, float(place)))
+        try:
+            x = float(place or 0)
+        except ValueError:
+            x = 0.0
+        if 0 < x < LARGEST and entry.median > 0:  # axes are logarithmic
+            placed.append(_Point(entry, x))
         else:
             others.append(entry)
     return placed, others

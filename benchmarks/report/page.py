@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.compare import BETTER, GONE, MOVED, NEW, WORSE, Change, counts, differences
 from benchmarks.documents import parse
+from benchmarks.harness import write_whole
 from benchmarks.report import formats
 from benchmarks.report.entries import Absent, Entry, absents, grouped, shown
 from benchmarks.report.styles import Style, styles
@@ -80,7 +81,7 @@ def write(
     path: Path, documents: Sequence[Mapping[str, Any]], changes: Sequence[Change] | None = None
 ) -> None:
     """The page as a file."""
-    path.write_text(page(documents, changes), encoding="utf-8")
+    write_whole(path, page(documents, changes))
 
 
 def check_packages() -> None:
@@ -89,7 +90,7 @@ def check_packages() -> None:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
         raise UnsupportedError(
-            "a report is drawn with matplotlib, which is missing here: pip install '.[bench]' in the checkout"
+            "a report is drawn with matplotlib, which is missing: pip install -e '.[report]' in the checkout"
         ) from None
 
 

@@ -57,7 +57,7 @@ def only(before: Row, after: Row) -> Change:
         ("x", WORSE),
         ("tok/s", BETTER),
         ("req/s", BETTER),
-        ("x tok/s", BETTER),
+        ("times as much", BETTER),
         ("share", BETTER),
         ("requests", MOVED),
         ("registers", MOVED),

@@ -379,7 +379,7 @@ def test_without_matplotlib_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     out = tmp_path / "report.html"
     for refused in (check_packages, lambda: write(out, [document(some())])):
-        with pytest.raises(OwlError, match=r"matplotlib.*pip install '\.\[bench\]'"):
+        with pytest.raises(OwlError, match=r"matplotlib.*pip install -e '\.\[report\]'"):
             refused()
     assert not out.exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_quick_is_small_and_starts_with_what_forks() -> None:
         *("train", "contention"),
     ]
     assert {part.model for part in parts[2:]} == {"nano"}
-    assert all(part.no_compile for part in parts)
+    assert {part.no_compile for part in parts} == {"left out of the quick suite"}
 
 
 def test_a_suite_runs_the_cases_that_are_named() -> None:
@@ -54,6 +55,11 @@ def test_a_suite_runs_the_cases_that_are_named() -> None:
         ([], "name a CASE or a --suite"),
         (["load", "--model", "no-such-folder"], "no-such-folder: neither one of 7b-random, nano, tiny"),
         (["load", "--json", "no-such-folder/out.json"], "its folder does not exist"),
+        (["load", "--json", "tests"], "tests: not a file that can be written"),
+        (["load", "--json", "same", "--html", "same"], "same would be overwritten"),
+        (["data", "--suite", "quick"], "data: not in the suite quick"),
+        (["load", "--compare", "a.json", "b.json"], "--compare runs nothing"),
+        (["ops", "--only", "zzz", "--device", "cpu"], "--only zzz: no such operation"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_runs(
@@ -98,6 +104,33 @@ def test_what_was_measured_before_an_interruption_is_kept(
     out = tmp_path / "out.json"
     assert run.main(["load", "memory", "--suite", "quick", "--device", "cpu", "--json", str(out)]) == 130
     assert [row["case"] for row in json.loads(out.read_text())["rows"]] == ["load"]
+
+
+def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "out.html"
+    harness.write_whole(kept, "before")
+    with monkeypatch.context() as broken:
+        broken.setattr("os.replace", _full)
+        with pytest.raises(OwlError, match="cannot be written"):
+            harness.write_whole(kept, "after")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.html"]
+    assert kept.read_text() == "before"
+    harness.write_whole(kept, "a lone surrogate: \ud800")
+    assert kept.read_text() == "a lone surrogate: \\ud800"
+
+
+def _full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_case_whose_package_is_missing_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.cases.kernel_resources", raising=False)
+    monkeypatch.delitem(sys.modules, "benchmarks.aot", raising=False)
+    out = tmp_path / "out.json"
+    assert run.main(["kernel-resources", "--suite", "quick", "--device", "cpu", "--json", str(out)]) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["note"].startswith("absent: kernel-resources needs triton, which is not installed")
 
 
 def test_peers_that_are_left_out_say_so() -> None:

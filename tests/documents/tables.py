@@ -48,7 +48,7 @@ OTHERS = (
 
 # What a document says about the output of a command: (document, command, a line of output). The document has
 # both in one line.
-SAID = (("README.md", "owl-fast chat runs/brief/final -i examples/scene.png", "blue"),)
+SAID = (("README.md", "owl-fast chat runs/brief/final -i examples/scene.png", "red"),)
 
 # Flags that make a command small enough, where it does not have them itself.
 SMALLER = {

@@ -147,7 +147,10 @@ async def _parts(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
 def main() -> None:
     plan = Plan(**json.load(sys.stdin))
     before = time.process_time()
-    outcomes = asyncio.run(Client(plan).run())
+    try:
+        outcomes = asyncio.run(Client(plan).run())
+    except KeyboardInterrupt:  # whoever started it ends, too
+        sys.exit(130)
     found = {"outcomes": [asdict(o) for o in outcomes], "processor": time.process_time() - before}
     json.dump(found, sys.stdout)
 

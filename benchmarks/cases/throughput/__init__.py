@@ -15,9 +15,12 @@ import argparse
 
 from benchmarks.cases.throughput import guesses, pictures, texts
 from benchmarks.harness import Row
+from owl_fast.errors import OwlError
 
 PARTS = {"texts": texts.run, "pictures": pictures.run, "guesses": guesses.run}
 
 
 def run(args: argparse.Namespace) -> list[Row]:
+    if not any(args.only in name for name in PARTS):
+        raise OwlError(f"--only {args.only}: no such part; there are {', '.join(PARTS)}")
     return [row for name, part in PARTS.items() if args.only in name for row in part(args)]

@@ -156,5 +156,5 @@ def _against_one(title: str, taken: Mapping[Load, Taken]) -> list[Row]:
             for metric, many, single in rates:
                 gain = statistics.median(many) / statistics.median(single)
                 where = "throughput", f"{title} C{load.context}", name
-                rows.append(row(*where, metric, "x tok/s", [gain]))
+                rows.append(row(*where, metric, "times as much", [gain]))
     return rows
