@@ -82,5 +82,15 @@ PRINTED_BY_PYTHON = {"README.md": ("The star is red.", 2), "docs/python.md": ("T
 
 # Documents whose Python needs what their commands leave.
 AFTER_COMMANDS = ("docs/exports.md",)
-# Documents whose commands take a few seconds together, and are run by the default tests.
-SHORT = ("CONTRIBUTING.md", "docs/data.md")
+# Documents whose commands the default tests run; those of the others take ten seconds each, and are slow ones.
+SHORT = (
+    *(
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/benchmarks.md",
+        "docs/chat.md",
+        "docs/data.md",
+        "docs/quantization.md",
+    ),
+    *("docs/serving.md", "recipes/owl_nano/README.md"),
+)
