@@ -82,7 +82,7 @@ PRINTED_BY_PYTHON = {"README.md": ("The star is red.", 2), "docs/python.md": ("T
 
 # Documents whose Python needs what their commands leave.
 AFTER_COMMANDS = ("docs/exports.md",)
-# Documents whose commands the default tests run; those of the others take ten seconds each and are slow tests.
+# Documents whose commands the default tests run; those of the others take longer and are slow tests.
 SHORT = (
     *(
         "README.md",
