@@ -202,16 +202,14 @@ def _check_outputs(args: argparse.Namespace) -> None:
     """What could only fail at the end of a long run fails before it."""
     if not args.work_dir.is_dir():
         raise OwlError(f"--work-dir {args.work_dir}: no such folder")
-    for path in (args.json, args.html):
-        if path is not None and not path.absolute().parent.is_dir():
+    outputs = [path for path in (args.json, args.html) if path is not None]
+    files = [path.resolve() for path in (*outputs, *args.beside, *(args.compare or ()))]
+    for path in outputs:
+        if not path.absolute().parent.is_dir():
             raise OwlError(f"{path}: its folder does not exist; make it first")
-    for path in filter(None, (args.json, args.html)):
-        place = path if path.exists() else path.absolute().parent
-        if path.is_dir() or not os.access(place, os.W_OK):
+        if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
             raise OwlError(f"{path}: not a file that can be written")
-    files = [path.resolve() for path in (args.json, args.html, *args.beside, *(args.compare or ())) if path]
-    for path in (args.json, args.html):
-        if path is not None and files.count(path.resolve()) > 1:
+        if files.count(path.resolve()) > 1:
             raise OwlError(f"{path} would be overwritten; --json and --html take names of their own")
     if args.html is not None:
         report.check_packages()
@@ -244,8 +242,11 @@ def _measured(
     What is measured is written case by case."""
     rows: list[harness.Row] = []
     failed: list[str] = []
+    weights = None
     for part in tqdm(parts, "suite", leave=False, disable=None if args.suite else True):
-        models.random_model.cache_clear()  # the next may hold its weights in another way
+        if weights != (part.model, part.quant):
+            models.random_model.cache_clear()  # else one model serves all cases
+            weights = part.model, part.quant
         run = functools.partial(_run, part)
         start = time.monotonic()
         found = run() if args.suite is None else timing.attempt(run)

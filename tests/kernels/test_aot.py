@@ -58,7 +58,7 @@ def test_the_document_lists_what_is_launched() -> None:
 def test_each_fault_is_found(tmp_path: Path) -> None:
     document = tmp_path / "table.md"
     done = python(RUN.format(document=str(document), targets=(90,), more=UNFIT))
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 2, done.stderr
     assert not document.exists()
     for said in (
         "spilling_kernel (BLOCK=8192 num_warps=1; spilling_kernel N8192) on sm_90 spills ",
