@@ -78,7 +78,8 @@ def _get(port: int, path: str) -> bytes:
 
 def _last_words(said: IO[str]) -> str:
     said.seek(0)
-    return " ".join(said.read()[-LAST_WORDS:].split())
+    *_, last = said.read().strip().splitlines() or ["it said nothing"]
+    return f"{last:.{LAST_WORDS}}"
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
