@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from benchmarks.compare import BETTER, GONE, MOVED, NEW, WORSE, Change, counts, differences
 from benchmarks.documents import parse
 from benchmarks.harness import write_whole
@@ -18,6 +16,7 @@ from benchmarks.report.styles import Style, styles
 from benchmarks.report.tables import Grid, grids
 from benchmarks.steps import OURS
 from owl_fast.errors import UnsupportedError
+from owl_fast.evaluation.pages import templates
 
 if TYPE_CHECKING:
     from benchmarks.report.figures import Figure
@@ -51,13 +50,7 @@ def page(documents: Sequence[Mapping[str, Any]], changes: Sequence[Change] | Non
     parsed = [parse(raw, f"document {place}") for place, raw in enumerate(documents, 1)]
     entries = [Entry(row, document) for document in parsed for row in document.rows]
     looks = styles(entry.row.contender for entry in entries)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(TEMPLATES)
     environment.filters.update(
         numbers=formats.numbers,
         percent=formats.percent,

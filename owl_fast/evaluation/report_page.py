@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from owl_fast.evaluation.owleval import ABILITIES, PICTURES
+from owl_fast.evaluation.pages import SHARED, templates
 from owl_fast.evaluation.ratings import GRADES, Rating
 from owl_fast.evaluation.study import Study
-
-TEMPLATES = Path(__file__).parent / "page"
 
 
 def report_page(report: Mapping[str, Any], study: Study, ratings: Sequence[Rating], texts: bool) -> str:
     """report: what tables.report made, with title and note. texts: whether to show questions and answers."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(SHARED)
     environment.filters.update(ids=_ids, percent=_percent, plain=_plain)
     grades: dict[tuple[str, int], list[Rating]] = defaultdict(list)
     for rating in sorted(ratings, key=lambda rating: (rating.model is not None, rating.rater)):
