@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.documents import parse
-from benchmarks.harness import Row, aligned, more_is_better, number
+from benchmarks.harness import Row, aligned, more_is_better, number, quantiles
+from benchmarks.steps import OURS
 
 BETTER, WORSE, MOVED = "better", "worse", "moved"  # beyond the noise
+MOVES = WORSE, BETTER, MOVED
 STEADY, UNJUDGED = "within the noise", "not judged"
 GONE, NEW = "before only", "after only"
+FEW = 5  # peers; fewer say little of a case
 FAR = 1.5  # times; what was measured once and is so far apart is told, though not judged
 VERDICTS = (WORSE, BETTER, MOVED, STEADY, UNJUDGED, GONE, NEW)
 
@@ -50,7 +53,8 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
 
     A row has moved when its intervals from p20 to p80 do not overlap: of either run's repeated measurements
     four in five lie on its own side of a value between the two. That is what the noise within each run
-    allows to be said; that both ran on a machine equally quiet is for the reader to know. A row of a single
+    allows to be said. Between the runs the machine moves, too: peers show by how much, as their code is the
+    same in both, and a row has not moved by less than four in five peers of its case have. A row of a single
     measurement says nothing of its noise and is not judged, however far apart the two are. Whether more is
     better is the unit's: of rates and shares it is, of times, memory and errors less is, and of counts
     neither. Fractions of the limit are not compared: the limit is another one on another day or machine.
@@ -64,9 +68,13 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
         one, other = old.get(key), new.get(key)
         if (one and one.median is not None) or (other and other.median is not None):
             changes.append(Change(one, other, _verdict(one, other)))
-    moved = (WORSE, BETTER, MOVED)
+    drift = _drift(changes)
+    changes = [
+        replace(c, verdict=STEADY) if c.verdict in MOVES and c.size <= drift(c.row.case) else c
+        for c in changes
+    ]
     return sorted(
-        changes, key=lambda c: (0, -c.size) if c.verdict in moved else (VERDICTS.index(c.verdict), 0)
+        changes, key=lambda c: (0, -c.size) if c.verdict in MOVES else (VERDICTS.index(c.verdict), 0)
     )
 
 
@@ -81,6 +89,18 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
             if old.get(key) != new.get(key)
         ]
     return said
+
+
+def _drift(changes: Sequence[Change]) -> Callable[[str], float]:
+    """case -> how many times as much or as little four in five of its peers became; of all peers where it has
+    few, and 1 where there are none."""
+    sizes: dict[str, list[float]] = defaultdict(list)
+    for change in changes:
+        if change.verdict in (*MOVES, STEADY) and not change.row.contender.startswith(OURS):
+            sizes[change.row.case].append(change.size)
+    every = [size for of_case in sizes.values() for size in of_case]
+    enough = {case: of_case for case, of_case in sizes.items() if len(of_case) >= FEW}
+    return lambda case: quantiles(enough.get(case, every))[2] if every else 1.0
 
 
 def counts(changes: Sequence[Change]) -> dict[str, int]:

@@ -269,9 +269,9 @@ def _measured(
 def _compare(args: argparse.Namespace) -> int:
     before, after = (report.read(path) for path in args.compare)
     changes = compare.compare(before, after)
-    print(compare.table(before, after, changes))
     if args.html is not None:
         report.write(args.html, [before, after], changes)
+    print(compare.table(before, after, changes))
     return 0
 
 

@@ -75,6 +75,25 @@ def test_intervals_that_touch_overlap() -> None:
     assert only(measured(9, 10, 11), measured(11.001, 12, 13)).verdict == WORSE
 
 
+def test_what_peers_moved_by_is_the_machine_s() -> None:
+    """Their code is the same in both runs: ours has moved if it did so by more."""
+
+    def ran(ours: float, slower: float) -> dict[str, Any]:
+        peers = [timed(10.0 * slower, f"peer {place}") for place in range(5)]
+        return document(timed(ours, "owl_fast"), *peers)
+
+    def timed(took: float, contender: str) -> Row:
+        return measured(0.99 * took, took, 1.01 * took, contender=contender)
+
+    def verdict(ours: float, slower: float) -> str:
+        changes = compare(ran(10.0, 1.0), ran(ours, slower))
+        return next(change.verdict for change in changes if change.row.contender == "owl_fast")
+
+    assert verdict(12.0, 1.0) == WORSE
+    assert verdict(12.0, 1.3) == STEADY
+    assert verdict(14.0, 1.3) == WORSE
+
+
 def test_one_interval_within_the_other_has_not_moved() -> None:
     assert only(measured(1, 10, 100), measured(49, 50, 51)).verdict == STEADY
 
@@ -87,15 +106,15 @@ def test_a_single_measurement_is_never_judged(unit: str) -> None:
 
 
 def test_the_largest_move_comes_first_whichever_way() -> None:
-    before = [measured(9, 10, 11, contender=name) for name in "abcd"]
+    before = [measured(9, 10, 11, contender=f"owl_fast {name}") for name in "abcd"]
     after = [
-        measured(p20, median, p80, contender=name)
+        measured(p20, median, p80, contender=f"owl_fast {name}")
         for name, (p20, median, p80) in zip(
             "abcd", [(14, 15, 16), (2.4, 2.5, 2.6), (19, 20, 21), (9, 10, 12)], strict=True
         )
     ]
     changes = compare(document(*before), document(*after))
-    assert [change.row.contender for change in changes] == ["b", "c", "a", "d"]
+    assert [change.row.contender for change in changes] == [f"owl_fast {name}" for name in "bcad"]
     assert [change.factor for change in changes] == [0.25, 2.0, 1.5, 1.0]
     assert changes[0].size == 4.0
 
